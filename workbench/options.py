@@ -1,0 +1,162 @@
+"""Options of every stage, each setting declared once, and the two errors and one report that all stages share.
+
+Forms and command-line flags are generated from these fields: default, bounds, step and help live here alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+ACT_BITS = (3, 4, 6, 8, 16)
+WEIGHT_BITS = (2, 3, 4, 6, 8, 16)
+GROUP_SIZES = (32, 64, 128)
+
+
+class BadInput(ValueError):
+    """Something from outside is wrong. The message is one line: what is wrong, and what would be right."""
+
+
+class Cancelled(Exception):
+    """Raised by a progress callback to stop a stage; the stage leaves nothing half-written behind."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """One report of a running stage. `detail` carries a stage's partial result for whoever draws it."""
+
+    stage: str
+    done: int
+    total: int
+    message: str = ""
+    detail: Any = None
+
+
+OnProgress = Callable[[Progress], None]
+
+
+def ignore_progress(_: Progress) -> None:
+    """The default listener."""
+
+
+def explain(error: ValidationError) -> str:
+    """A pydantic error as one line for people: the first problem and where it is."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message
+
+
+class Frozen(BaseModel):
+    """Base of options and of everything read from outside."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def parse(cls, values: dict | str, what: str = ""):
+        """Build from a dict or a JSON text; raises BadInput with one line instead of a traceback."""
+        label = what or cls.__name__
+        try:
+            return cls.model_validate_json(values) if isinstance(values, str) else cls.model_validate(values)
+        except ValidationError as error:
+            raise BadInput(f"{label}: {explain(error)}") from None
+
+
+def setting(default, help_text: str, *, step: float | None = None, **bounds):
+    """One declaration of a setting: default, bounds, step and help. Forms and command-line flags are made from it."""
+    extra = {"step": step} if step is not None else None
+    return Field(default=default, description=help_text, json_schema_extra=extra, **bounds)
+
+
+class ModelSpec(Frozen):
+    """Where a model comes from: an embedded name, a local diffusers folder, or a hub id."""
+
+    source: str = setting("emoji-flux", "embedded model, folder of a diffusers pipeline, or hub id", min_length=1)
+    device: str = setting("auto", "auto, cpu or cuda", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+
+
+class TraceConfig(Frozen):
+    """What to record: prompts, one seed each (seed, seed + 1, ...), steps."""
+
+    prompts: tuple[str, ...] = setting((), "calibration prompts; empty: the model's own set", max_length=256)
+    steps: int = setting(20, "denoising steps", ge=1, le=100, step=1)
+    seed: int = setting(0, "seed of the first prompt", ge=0, le=2**31 - 1, step=1)
+
+    @field_validator("prompts")
+    @classmethod
+    def _prompts_are_texts(cls, prompts):
+        for number, prompt in enumerate(prompts, 1):
+            if not prompt.strip():
+                raise ValueError(f"prompt {number} is empty; remove the line or write a caption")
+            if len(prompt) > 500:
+                raise ValueError(f"prompt {number} has {len(prompt)} characters; at most 500 are allowed")
+        return prompts
+
+
+class SensitivityConfig(Frozen):
+    """How Fisher information is estimated and turned into calibration weights."""
+
+    estimator: str = setting("adjoint", "adjoint: effect on the final latent; local: on this step's output",
+                             pattern="^(adjoint|local)$")
+    probes: int = setting(2, "random probes per sample", ge=1, le=16, step=1)
+    weighting: str = setting("softmax", "how Fisher becomes alpha", pattern="^(softmax|linear|sqrt|uniform)$")
+    tau: float = setting(1.0, "softmax temperature on mean-normalised Fisher", gt=0, le=100, step=0.1)
+    cap: float = setting(10.0, "largest allowed max/min of alpha over time", ge=1, le=1000, step=1)
+    distortion: str = setting("directional", "form of the distortion table", pattern="^(directional|white)$")
+    seed: int = setting(0, "seed of the probes", ge=0, le=2**31 - 1, step=1)
+
+
+class QuantConfig(Frozen):
+    """How weights are solved. Weight bits per layer come from the plan."""
+
+    transform: str = setting("hadamard", "applied to a layer's input, inverted in its weight", pattern="^(none|hadamard)$")
+    solver: str = setting("gptq", "gptq or nearest rounding", pattern="^(gptq|nearest)$")
+    hessian: str = setting("fisher", "calibration weighting of the Hessian", pattern="^(fisher|uniform)$")
+    group_size: int | None = setting(64, "weights that share a scale; none: one scale per output channel")
+    damping: float = setting(0.01, "added to the Hessian's diagonal, as a fraction of its mean", gt=0, le=1, step=0.01)
+    modulation_bits: int = setting(8, "weight bits of the adaLN linears (activations stay float)")
+    seed: int = setting(0, "seed of the Hadamard signs", ge=0, le=2**31 - 1, step=1)
+
+    @field_validator("group_size")
+    @classmethod
+    def _known_group(cls, group_size):
+        if group_size is not None and group_size not in GROUP_SIZES:
+            raise ValueError(f"group size {group_size} is not supported; use one of {GROUP_SIZES} or none")
+        return group_size
+
+    @field_validator("modulation_bits")
+    @classmethod
+    def _known_width(cls, bits):
+        if bits not in WEIGHT_BITS:
+            raise ValueError(f"{bits} bits are not supported; use one of {WEIGHT_BITS}")
+        return bits
+
+
+class SearchConfig(Frozen):
+    """The beam search of AdaTSQ (arXiv 2602.09883), section 4 of the design."""
+
+    beam: int = setting(8, "surviving paths per step", ge=1, le=64, step=1)
+    configs: int = setting(4, "configurations tried from each path (at least low, mid, high)", ge=3, le=16, step=1)
+    samples: int = setting(4, "calibration prompts that score a path", ge=1, le=64, step=1)
+    scoring: str = setting("adjoint", "adjoint: predicted effect on the final latent; raw: deviation of this step (the paper)",
+                           pattern="^(adjoint|raw)$")
+    rollout: str = setting("quantized", "score along the quantized rollout, or additively at the float latents",
+                           pattern="^(quantized|float)$")
+    finalists: int = setting(4, "plans judged by full generations on held-out prompts", ge=1, le=16, step=1)
+    seed: int = setting(0, "seed", ge=0, le=2**31 - 1, step=1)
+
+
+class Budget(Frozen):
+    """What a plan may spend. None means no limit; at least one limit must be set."""
+
+    max_weight_bytes: int | None = Field(default=None, gt=0, description="resident bytes of the transformer")
+    max_mean_act_bits: float | None = Field(default=None, ge=min(ACT_BITS), le=16, description="plain mean over steps and layers")
+
+    @model_validator(mode="after")
+    def _one_is_set(self):
+        if self.max_weight_bytes is None and self.max_mean_act_bits is None:
+            raise ValueError("no limit is set; give a memory budget, a mean of activation bits, or both")
+        return self

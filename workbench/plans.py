@@ -1,0 +1,144 @@
+"""What a search decides (BitPlan) and what it costs, to the byte and the bit operation.
+
+Dimension letters as in `types.py`: T steps, L layers, C choices.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+
+import torch
+from pydantic import Field, field_validator, model_validator
+from torch import Tensor
+
+from workbench.options import ACT_BITS, WEIGHT_BITS, Frozen, QuantConfig
+
+
+class BitChoice(Frozen):
+    """Storage of one layer's weight."""
+
+    weight_bits: int
+    group_size: int | None = 64
+    symmetric: bool = True
+
+    @field_validator("weight_bits")
+    @classmethod
+    def _known_width(cls, bits):
+        if bits not in WEIGHT_BITS:
+            raise ValueError(f"{bits} weight bits are not supported; use one of {WEIGHT_BITS}")
+        return bits
+
+    @property
+    def is_float(self) -> bool:
+        return self.weight_bits == 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostTable:
+    """Exact bytes of each layer's weight per width, and of everything that is not chosen by a plan."""
+
+    weight_bits_C: tuple[int, ...]
+    weight_bytes_LC: Tensor  # int64
+    fixed_bytes: int
+    macs_L: Tensor  # int64, per image and step
+
+    def total_bytes(self, weight_bits_L) -> int:
+        """Resident bytes of the transformer for one width per layer."""
+        columns = torch.tensor([self.weight_bits_C.index(bits) for bits in weight_bits_L])
+        return self.fixed_bytes + int(self.weight_bytes_LC.gather(1, columns[:, None]).sum())
+
+
+def mean_act_bits(act_bits_TL) -> float:
+    """Plain mean over steps and layers (the paper's)."""
+    return float(torch.as_tensor(act_bits_TL, dtype=torch.float64).mean())
+
+
+def mean_act_bits_macs(act_bits_TL, macs_L) -> float:
+    """Mean over steps and layers, weighted by multiply-accumulates."""
+    bits_TL = torch.as_tensor(act_bits_TL, dtype=torch.float64)
+    weight_L = torch.as_tensor(macs_L, dtype=torch.float64)
+    return float((bits_TL * weight_L).sum() / (weight_L.sum() * len(bits_TL)))
+
+
+def bit_operations(weight_bits_L, act_bits_TL, macs_L) -> float:
+    """Bit operations of one image: sum over steps and layers of MACs x weight bits x activation bits (modelled)."""
+    per_layer_L = torch.as_tensor(weight_bits_L, dtype=torch.float64) * torch.as_tensor(macs_L, dtype=torch.float64)
+    return float((torch.as_tensor(act_bits_TL, dtype=torch.float64) * per_layer_L).sum())
+
+
+class BitPlan(Frozen):
+    """What a search decides: one stored weight per layer, activation bits per step and layer, keyed by sigma."""
+
+    format: str = Field(default="adatsq-plan-1", pattern="^adatsq-plan-1$")
+    model_hash: str = Field(min_length=8, max_length=64)
+    method: str = Field(default="adatsq", max_length=64)
+    layer_names: tuple[str, ...] = Field(min_length=1, max_length=4096)
+    sigma_T: tuple[float, ...] = Field(min_length=1, max_length=1000)
+    weight_choice_L: tuple[BitChoice, ...]
+    act_bits_TL: tuple[tuple[int, ...], ...]
+    quant: QuantConfig = QuantConfig()
+    weight_bytes: int = Field(ge=0)
+    act_bits_mean: float
+    act_bits_macs: float
+    bit_ops: float
+    predicted_error: float | None = None
+
+    @model_validator(mode="after")
+    def _sizes_agree(self):
+        layers, steps = len(self.layer_names), len(self.sigma_T)
+        if len(set(self.layer_names)) != layers:
+            raise ValueError("a layer is named twice")
+        if any(not 0 < s <= 1e6 for s in self.sigma_T) or any(a <= b for a, b in zip(self.sigma_T, self.sigma_T[1:])):
+            raise ValueError("sigma_T must be positive and strictly decreasing")
+        if len(self.weight_choice_L) != layers:
+            raise ValueError(f"{len(self.weight_choice_L)} weight choices for {layers} layers")
+        if len(self.act_bits_TL) != steps or any(len(row) != layers for row in self.act_bits_TL):
+            raise ValueError(f"act_bits_TL must have {steps} rows (steps) of {layers} columns (layers)")
+        for step, row in enumerate(self.act_bits_TL):
+            for layer, bits in enumerate(row):
+                if bits not in ACT_BITS:
+                    raise ValueError(f"act_bits_TL[{step}][{layer}] is {bits}; use one of {ACT_BITS}")
+        if not math.isclose(self.act_bits_mean, mean_act_bits(self.act_bits_TL), rel_tol=1e-6):
+            raise ValueError("act_bits_mean is not the mean of act_bits_TL")
+        return self
+
+    @property
+    def weight_bits_L(self) -> tuple[int, ...]:
+        return tuple(choice.weight_bits for choice in self.weight_choice_L)
+
+    @property
+    def plan_id(self) -> str:
+        """Short content hash of what the plan decides."""
+        decided = self.model_dump(include={"model_hash", "layer_names", "sigma_T", "weight_choice_L", "act_bits_TL", "quant"})
+        return hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()[:12]
+
+    def act_bits_at(self, sigma: float) -> tuple[int, ...]:
+        """Activation bits of every layer at the plan's step nearest to `sigma`."""
+        nearest = min(range(len(self.sigma_T)), key=lambda t: abs(self.sigma_T[t] - sigma))
+        return self.act_bits_TL[nearest]
+
+
+def make_plan(*, layers, sigma_T, weight_choice_L, act_bits_TL, costs: CostTable, quant: QuantConfig,
+              model_hash: str, method: str = "adatsq", predicted_error: float | None = None) -> BitPlan:
+    """A plan with its costs computed from the table; sigma_T are the noise levels of its steps (without the final 0)."""
+    weight_bits_L = [choice.weight_bits for choice in weight_choice_L]
+    rows = tuple(tuple(int(b) for b in row) for row in act_bits_TL)
+    return BitPlan(
+        model_hash=model_hash, method=method, layer_names=tuple(layer.name for layer in layers),
+        sigma_T=tuple(float(s) for s in sigma_T), weight_choice_L=tuple(weight_choice_L), act_bits_TL=rows,
+        quant=quant, weight_bytes=costs.total_bytes(weight_bits_L), act_bits_mean=mean_act_bits(rows),
+        act_bits_macs=mean_act_bits_macs(rows, costs.macs_L), bit_ops=bit_operations(weight_bits_L, rows, costs.macs_L),
+        predicted_error=predicted_error)
+
+
+class ScoredPlan(Frozen):
+    """A plan with its measured error: normalised MSE of the final latent against float, over `samples` prompts."""
+
+    plan: BitPlan
+    error: float = Field(ge=0)
+    samples: int = Field(ge=1)
+    held_out: bool = False
+    origin: str = Field(default="beam", description="beam, lagrangian, uniform, ...")

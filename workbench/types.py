@@ -1,0 +1,254 @@
+"""Every type that crosses a stage boundary, with the invariant it guarantees.
+
+Dimension letters, used at the end of tensor names everywhere:
+    T  denoising steps, index 0 = noisiest     S  samples (prompt and seed)
+    L  quantizable linear layers, forward order M  tokens (rows of a matrix product)
+    C  candidate choices                        N  out features    K  in features
+    G  groups along K                           P  packed bytes along K
+    D  channels of a latent token               R  probes
+Scalars end in their unit: _bytes, _us, _ms, _macs, _bits.
+
+Results are frozen dataclasses; what comes from outside (budgets, plans) is a frozen pydantic model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from workbench.options import BadInput, SensitivityConfig
+from workbench.plans import BitPlan, ScoredPlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerInfo:
+    """One quantizable linear layer. `shares_input_with` is the first layer that reads the same tensor (or itself)."""
+
+    index: int
+    name: str
+    block: str
+    role: str
+    n_out: int
+    k_in: int
+    tokens: int
+    has_bias: bool
+    shares_input_with: int
+
+    @property
+    def macs_per_step(self) -> int:
+        """Multiply-accumulates of one image's step."""
+        return self.tokens * self.n_out * self.k_in
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """sigma_T1 (T+1,) decreasing to 0; timestep_T (T,) as the scheduler counts (1000 sigma for flow matching)."""
+
+    sigma_T1: Tensor
+    timestep_T: Tensor
+
+    def __post_init__(self):
+        if not bool((self.sigma_T1[1:] < self.sigma_T1[:-1]).all()) or float(self.sigma_T1[-1]) != 0.0:
+            raise ValueError("sigma must decrease strictly and end at 0")
+
+    @property
+    def steps(self) -> int:
+        return len(self.timestep_T)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditioning:
+    """Encoded prompts. Per-sample tensors have S rows; shared ones (position ids) are in `shared`."""
+
+    per_sample: dict[str, Tensor]
+    shared: dict[str, Tensor]
+
+    def rows(self, index) -> Conditioning:
+        """The conditioning of some samples; `index` is anything that indexes a tensor's first axis."""
+        return Conditioning(per_sample={k: v[index] for k, v in self.per_sample.items()}, shared=self.shared)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """Float trajectories: latent_STMD (S, T+1, M, D), entry 0 pure noise, entry T the image; target_STMD the
+    model's output at each step. float32 on the CPU."""
+
+    schedule: Schedule
+    latent_STMD: Tensor
+    target_STMD: Tensor
+    conditioning: Conditioning
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    model_hash: str
+
+    def __post_init__(self):
+        samples, points = self.latent_STMD.shape[:2]
+        if points != self.schedule.steps + 1 or self.target_STMD.shape[:2] != (samples, points - 1):
+            raise ValueError(f"latents {tuple(self.latent_STMD.shape)} and targets {tuple(self.target_STMD.shape)} disagree")
+        if not (len(self.prompts) == len(self.seeds) == samples):
+            raise ValueError(f"{len(self.prompts)} prompts and {len(self.seeds)} seeds for {samples} samples")
+        if not bool(torch.isfinite(self.latent_STMD).all() and torch.isfinite(self.target_STMD).all()):
+            raise ValueError("the float model produced NaN or infinity")
+
+    @property
+    def samples(self) -> int:
+        return len(self.prompts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SensitivityMap:
+    """Temporal Fisher information. All (T, L) float32 on the CPU; alpha has mean 1 over T for every layer.
+
+    adjoint_RSTMD, kept for the search: lambda_{t+1} per probe, sample and step, the gradient of <r, x_0> with
+    respect to the latent *after* step t (None for the local estimator)."""
+
+    layers: tuple[LayerInfo, ...]
+    schedule: Schedule
+    fisher_TL: Tensor
+    stderr_TL: Tensor
+    alpha_TL: Tensor
+    act_absmax_TL: Tensor
+    config: SensitivityConfig
+    samples: int
+    model_hash: str
+    adjoint_RSTMD: Tensor | None = None
+
+    def __post_init__(self):
+        for name in ("fisher_TL", "stderr_TL", "alpha_TL", "act_absmax_TL"):
+            value = getattr(self, name)
+            if value.shape != (self.schedule.steps, len(self.layers)) or not bool(torch.isfinite(value).all()):
+                raise ValueError(f"{name} must be finite and (T, L) = ({self.schedule.steps}, {len(self.layers)})")
+        if bool((self.fisher_TL < 0).any()):
+            raise ValueError("Fisher information cannot be negative")
+        if not torch.allclose(self.alpha_TL.mean(0), torch.ones(len(self.layers)), atol=1e-4):
+            raise ValueError("alpha must have mean 1 over the steps of every layer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistortionTable:
+    """Predicted increase of the end-to-end error (mean squared error of the final latent, summed over its elements).
+
+    error_TLC for activation bits `act_bits_C` (the 16-bit column is 0); weight_error_LC for `weight_bits_C`."""
+
+    act_bits_C: tuple[int, ...]
+    error_TLC: Tensor
+    weight_bits_C: tuple[int, ...]
+    weight_error_LC: Tensor
+
+    def __post_init__(self):
+        if bool((self.error_TLC[..., self.act_bits_C.index(16)] != 0).any()):
+            raise ValueError("the float column of a distortion table must be 0")
+        for value in (self.error_TLC, self.weight_error_LC):
+            if not bool(torch.isfinite(value).all()):
+                raise ValueError("a distortion table must be finite")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchEvent:
+    """What the search just did; logged, drawn live and replayed. Points are (mean act bits so far, score)."""
+
+    step: int
+    steps: int
+    candidates: tuple[tuple[float, float], ...]
+    survivors: tuple[tuple[float, float], ...]
+    evaluations: int
+    seconds: float
+    front: tuple[tuple[int, float, float], ...] = ()  # (weight_bytes, mean act bits, measured error)
+    message: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchResult:
+    """front: non-dominated in (weight bytes, mean act bits, error); references: uniform and other rivals, as points."""
+
+    front: tuple[ScoredPlan, ...]
+    references: tuple[ScoredPlan, ...]
+    chosen: ScoredPlan
+    evaluations: int
+    seconds: float
+    events: tuple[SearchEvent, ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantWeight:
+    """Packed weight: packed_NP uint8, scale_NG float16 > 0, zero_NG uint8 or None, perm_K int32 or None."""
+
+    packed_NP: Tensor
+    scale_NG: Tensor
+    zero_NG: Tensor | None
+    bits: int
+    group_size: int | None
+    k_in: int
+    perm_K: Tensor | None = None
+
+    def __post_init__(self):
+        n_out, packed = self.packed_NP.shape
+        groups = 1 if self.group_size is None else -(-self.k_in // self.group_size)
+        if self.packed_NP.dtype != torch.uint8 or packed != -(-self.k_in * self.bits // 8):
+            raise BadInput(f"packed weight has {packed} bytes a row; {self.k_in} codes of {self.bits} bits need "
+                           f"{-(-self.k_in * self.bits // 8)}")
+        if self.scale_NG.shape != (n_out, groups):
+            raise BadInput(f"scales are {tuple(self.scale_NG.shape)}; expected {(n_out, groups)}")
+        if not bool((torch.isfinite(self.scale_NG) & (self.scale_NG > 0)).all()):
+            raise BadInput("a weight scale is not finite and positive")
+
+    @property
+    def weight_bytes(self) -> int:
+        parts = (self.packed_NP, self.scale_NG, self.zero_NG, self.perm_K)
+        return sum(p.numel() * p.element_size() for p in parts if p is not None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SolveReport:
+    """What solving one layer achieved, in the Hessian's norm."""
+
+    layer: str
+    loss_rtn: float
+    loss_solved: float
+    damping: float
+    dead_channels: int
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """Mean with a 95 % interval over n prompts. `higher_is_better` is None where neither is."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+    unit: str = ""
+    higher_is_better: bool | None = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """One prompt and seed through both models; images uint8 (H, W, 3)."""
+
+    prompt: str
+    seed: int
+    image_float: Any
+    image_quantized: Any
+    psnr_db: float
+    ssim: float
+    latent_nmse: float
+    latent_nmse_T: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Float against quantized over the same prompts, seeds and steps."""
+
+    pairs: tuple[Pair, ...]
+    metrics: dict[str, Interval]
+    float_seconds_per_image: float
+    quantized_seconds_per_image: float
+    float_bytes: int
+    quantized_bytes: int
+    compute: str
+    reason: str
+    plan: BitPlan
