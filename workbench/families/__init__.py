@@ -1,0 +1,101 @@
+"""Model families: one file each. `load` turns an embedded name, a local diffusers folder or a hub id into a Bundle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import torch
+
+from workbench.families.base import ASSETS, Bundle, StepCursor
+from workbench.families.flux import FluxBundle
+from workbench.options import BadInput, ModelSpec
+
+__all__ = ["EMBEDDED", "FAMILIES", "Bundle", "StepCursor", "check_folder", "load"]
+
+FAMILIES = {"FluxPipeline": FluxBundle}
+EMBEDDED = {path.parent.name: path.parent for path in sorted((ASSETS / "models").glob("*/model_index.json"))}
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+def load(spec: ModelSpec) -> Bundle:
+    """The pipeline of `spec`, ready to run. Raises BadInput for anything that is not a safetensors pipeline of a known family."""
+    folder = _find(spec.source)
+    family = check_folder(folder)
+    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if spec.device == "auto" else spec.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise BadInput(f"device {spec.device} is not available here; use cpu or auto")
+    import diffusers
+
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    try:
+        pipeline = getattr(diffusers, family).from_pretrained(folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True)
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+        raise BadInput(f"{spec.source}: the pipeline cannot be loaded ({_first_line(error)}); "
+                       "a complete folder saved by save_pretrained is needed") from error
+    pipeline.to(device)
+    pipeline.set_progress_bar_config(disable=True)
+    name = spec.source if spec.source in EMBEDDED else folder.name
+    return FAMILIES[family](name=name, source=spec.source, pipeline=pipeline, device=device,
+                            model_hash=_hash_weights(folder / "transformer"))
+
+
+def check_folder(folder: Path) -> str:
+    """The pipeline class of a folder; BadInput when it is no pipeline, of an unknown family, or made of pickles."""
+    index = folder / "model_index.json"
+    pickles = sorted(p for p in folder.rglob("*") if p.suffix in PICKLES)
+    if pickles and not list((folder / "transformer").glob("*.safetensors")):
+        raise BadInput(f"{folder.name}: {pickles[0].name} is a pickle, which is never opened; convert it to safetensors")
+    if not index.exists():
+        raise BadInput(f"{folder.name} is no diffusers pipeline (model_index.json is missing); use a folder saved by save_pretrained")
+    try:
+        family = json.loads(index.read_text())["_class_name"]
+    except (ValueError, KeyError, TypeError):
+        raise BadInput(f"{folder.name}: model_index.json cannot be read; save the pipeline again") from None
+    if family not in FAMILIES:
+        raise BadInput(f"{folder.name} is a {family}; supported are {', '.join(FAMILIES)}")
+    return family
+
+
+def _find(source: str) -> Path:
+    if source in EMBEDDED:
+        return EMBEDDED[source]
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_file():
+        if folder.suffix in PICKLES:
+            raise BadInput(f"{folder.name} is a pickle, which is never opened; convert it to a safetensors pipeline folder")
+        raise BadInput(f"{folder.name} is a file; give the folder of a diffusers pipeline")
+    if _HUB_ID.fullmatch(source):
+        return _download(source)
+    embedded = ", ".join(EMBEDDED) or "the embedded models"
+    raise BadInput(f"unknown model {source!r}; use {embedded}, the folder of a diffusers pipeline, or a hub id owner/name")
+
+
+def _download(source: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(source, allow_patterns=["*.json", "*.txt", "*.safetensors", "*.model"]))
+    except Exception as error:  # the hub library raises many kinds, offline as well as for a wrong name
+        raise BadInput(f"{source} is neither a folder here nor reachable on the hub ({_first_line(error)}); "
+                       f"embedded models work offline: {', '.join(EMBEDDED)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+
+
+def _hash_weights(folder: Path) -> str:
+    """Content hash of the transformer's configuration and weights, 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for path in sorted([*folder.glob("*.safetensors"), folder / "config.json"]):
+        digest.update(path.name.encode())
+        with path.open("rb") as stream:
+            while chunk := stream.read(1 << 22):
+                digest.update(chunk)
+    return digest.hexdigest()[:16]
