@@ -1,0 +1,133 @@
+"""The same prompts and seeds through float and quantized, and how far apart they come out.
+
+Letters: S samples, T steps, M tokens, D channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from workbench import metrics
+from workbench.options import BadInput, OnProgress, Progress, TraceConfig, ignore_progress
+from workbench.types import Comparison, Pair, Schedule
+
+# Both models see the same batches: a matrix product may round differently at another batch size.
+BATCH = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generated:
+    """latent_STMD (S, T+1, M, D) float32 on the CPU; images uint8 (S, H, W, 3); seconds_per_image is of the transformer
+    calls of all steps, without prompt encoding and image decoding."""
+
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    latent_STMD: Tensor
+    images: Any
+    seconds_per_image: float
+
+
+def run(bundle, prompts: Sequence[str], seeds: Sequence[int], schedule: Schedule, *, quantized=None,
+        on_progress: OnProgress = ignore_progress) -> Generated:
+    """Generate one image per (prompt, seed); `quantized` None means the float model."""
+    prompts, seeds = tuple(prompts), tuple(seeds)
+    if len(prompts) != len(seeds) or not prompts:
+        raise BadInput(f"{len(prompts)} prompts and {len(seeds)} seeds; give at least one prompt and one seed for each")
+    stage = "generate float" if quantized is None else "generate quantized"
+    chunks = [slice(start, start + BATCH) for start in range(0, len(prompts), BATCH)]
+    total = len(chunks) * schedule.steps
+    latents, images, seconds = [], [], 0.0
+    for number, rows in enumerate(chunks):
+        def report(step: int, number=number):
+            on_progress(Progress(stage=stage, done=number * schedule.steps + step, total=total,
+                                 message=f"step {step} of {schedule.steps}, batch {number + 1} of {len(chunks)}"))
+
+        latent_STMD, pictures, spent = _batch(bundle, prompts[rows], seeds[rows], schedule, quantized, report,
+                                              warm_up=number == 0)
+        latents.append(latent_STMD)
+        images.append(pictures)
+        seconds += spent
+    return Generated(prompts=prompts, seeds=seeds, latent_STMD=torch.cat(latents), images=np.concatenate(images),
+                     seconds_per_image=seconds / len(prompts))
+
+
+@torch.no_grad()
+def _batch(bundle, prompts, seeds, schedule: Schedule, quantized, report: Callable[[int], None], *, warm_up: bool):
+    """(latent_STMD, images, seconds of transformer calls) of one batch."""
+    # The lock is held for the whole batch, because the quantized layers sit in a transformer that others use too.
+    with bundle.lock, quantized.attached(bundle) if quantized is not None else nullcontext():
+        conditioning = bundle.encode(prompts)
+        latent_SMD = bundle.initial_latents(seeds)
+        if warm_up:  # The first call pays for caches; it is not what a step costs.
+            bundle.velocity(latent_SMD[:1], schedule, 0, conditioning.rows(slice(0, 1)))
+        trajectory, seconds = [latent_SMD.float().cpu()], 0.0
+        report(0)
+        for step in range(schedule.steps):
+            started = _now(bundle.device)
+            velocity_SMD = bundle.velocity(latent_SMD, schedule, step, conditioning)
+            seconds += _now(bundle.device) - started
+            latent_SMD = bundle.advance(latent_SMD, velocity_SMD, schedule, step)
+            trajectory.append(latent_SMD.float().cpu())
+            report(step + 1)
+        return torch.stack(trajectory, dim=1), np.asarray(bundle.decode(latent_SMD)), seconds
+
+
+def _now(device) -> float:
+    """Seconds of a clock, after the device has done what it was given."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def compare(bundle, quantized, prompts: Sequence[str], seed: int, steps: int, *,
+            on_progress: OnProgress = ignore_progress, float_run: Generated | None = None) -> Comparison:
+    """Prompt i with seed + i through both models. Pass `float_run` (an earlier float run of the same prompts, seed and
+    steps) to compare several methods with one float generation."""
+    prompts, seeds = sample(prompts, seed, steps)
+    schedule = bundle.schedule(steps)
+    if float_run is None:
+        float_run = run(bundle, prompts, seeds, schedule, on_progress=on_progress)
+    if (float_run.prompts, float_run.seeds, float_run.latent_STMD.shape[1]) != (prompts, seeds, steps + 1):
+        raise ValueError("the float run is of other prompts, seeds or steps")
+    quantized_run = run(bundle, prompts, seeds, schedule, quantized=quantized, on_progress=on_progress)
+    return _comparison(bundle, quantized, float_run, quantized_run)
+
+
+def sample(prompts: Sequence[str], seed: int, steps: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """(prompts, one seed for each), validated like a trace's."""
+    config = TraceConfig.parse({"prompts": tuple(prompts), "seed": seed, "steps": steps}, "generation")
+    if not config.prompts:
+        raise BadInput("no prompt is given; give at least one")
+    return config.prompts, tuple(range(config.seed, config.seed + len(config.prompts)))
+
+
+def _comparison(bundle, quantized, float_run: Generated, quantized_run: Generated) -> Comparison:
+    pairs = tuple(_pair(index, float_run, quantized_run) for index in range(len(float_run.prompts)))
+    compute, reason = quantized.backend
+    return Comparison(
+        pairs=pairs, metrics=summary(pairs), float_seconds_per_image=float_run.seconds_per_image,
+        quantized_seconds_per_image=quantized_run.seconds_per_image, float_bytes=bundle.float_bytes,
+        quantized_bytes=quantized.weight_bytes, compute=compute, reason=reason, plan=quantized.plan)
+
+
+def summary(pairs: Sequence[Pair]) -> dict[str, metrics.Interval]:
+    """Mean and interval of every metric over the pairs."""
+    return {name: metrics.interval([getattr(pair, name) for pair in pairs], unit=unit, higher_is_better=higher)
+            for name, (unit, higher) in metrics.METRICS.items()}
+
+
+def _pair(index: int, float_run: Generated, quantized_run: Generated) -> Pair:
+    latent_TMD, reference_TMD = quantized_run.latent_STMD[index], float_run.latent_STMD[index]
+    nmse_T = tuple(metrics.latent_nmse(latent_TMD[t], reference_TMD[t]) for t in range(1, len(reference_TMD)))
+    image, reference = quantized_run.images[index], float_run.images[index]
+    return Pair(prompt=float_run.prompts[index], seed=float_run.seeds[index], image_float=reference, image_quantized=image,
+                psnr_db=metrics.psnr_db(image, reference), ssim=metrics.ssim(image, reference),
+                latent_nmse=nmse_T[-1], latent_nmse_T=nmse_T)

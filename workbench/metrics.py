@@ -1,0 +1,74 @@
+"""How far apart two images or latents are, and how sure we are: every mean comes with its 95 % interval over prompts."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from workbench.types import Interval
+
+# Identical images have an infinite PSNR, which no mean and no JSON can hold. One value off by one in a 1024 x 1024 image
+# is 113 dB, so this ceiling is reached by identical images alone.
+PSNR_CEILING_DB = 120.0
+
+# Unit and direction of each metric.
+METRICS: dict[str, tuple[str, bool]] = {"psnr_db": ("dB", True), "ssim": ("", True), "latent_nmse": ("", False)}
+
+
+def psnr_db(image, reference) -> float:
+    """Peak signal-to-noise ratio of two uint8 images (H, W, 3)."""
+    _check_images(image, reference)
+    difference = np.asarray(image, dtype=np.float64) - np.asarray(reference, dtype=np.float64)
+    mse = float(np.mean(difference * difference))
+    return PSNR_CEILING_DB if mse == 0 else min(PSNR_CEILING_DB, 10 * math.log10(255.0**2 / mse))
+
+
+def ssim(image, reference) -> float:
+    """Structural similarity of two uint8 images (H, W, 3): Gaussian window of 11, sigma 1.5, mean over channels."""
+    # torchmetrics takes a second to import, and most callers of this module need only intervals.
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    _check_images(image, reference)
+    first, second = (torch.from_numpy(np.array(i)).permute(2, 0, 1)[None].double() / 255 for i in (image, reference))
+    return float(structural_similarity_index_measure(first, second, data_range=1.0))
+
+
+def latent_nmse(latent: Tensor, reference: Tensor) -> float:
+    """Squared error of a latent over the squared norm of the float one."""
+    error = (latent.double() - reference.double()).square().sum()
+    return float(error / reference.double().square().sum())
+
+
+def interval(values, *, unit: str = "", higher_is_better: bool | None = True) -> Interval:
+    """Mean with a 95 % interval (Student's t). One value says nothing about spread: its interval is unbounded."""
+    from scipy.stats import t as student
+
+    values = np.asarray(list(values), dtype=np.float64)
+    if values.size == 0:
+        raise ValueError("an interval needs at least one value")
+    mean = float(values.mean())
+    half = math.inf
+    if values.size > 1:
+        half = float(student.ppf(0.975, values.size - 1) * values.std(ddof=1) / math.sqrt(values.size))
+    return Interval(mean=mean, low=mean - half, high=mean + half, n=int(values.size), unit=unit,
+                    higher_is_better=higher_is_better)
+
+
+def paired(first, second, *, unit: str = "", higher_is_better: bool | None = True) -> Interval:
+    """Interval of first - second, prompt by prompt. Prompts differ more than methods do, so this one is much tighter
+    than two intervals side by side."""
+    first, second = np.asarray(list(first), dtype=np.float64), np.asarray(list(second), dtype=np.float64)
+    if first.shape != second.shape:
+        raise ValueError(f"{first.size} values cannot be paired with {second.size}")
+    return interval(first - second, unit=unit, higher_is_better=higher_is_better)
+
+
+def _check_images(image, reference) -> None:
+    if np.shape(image) != np.shape(reference) or np.ndim(image) != 3:
+        raise ValueError(f"images of shape {np.shape(image)} and {np.shape(reference)} cannot be compared")
+    for each in (image, reference):
+        if np.asarray(each).dtype != np.uint8:
+            raise ValueError(f"images must be uint8, not {np.asarray(each).dtype}")
