@@ -100,10 +100,14 @@ class Trace:
 
 @dataclass(frozen=True, kw_only=True)
 class SensitivityMap:
-    """Temporal Fisher information. All (T, L) float32 on the CPU; alpha has mean 1 over T for every layer.
+    """Temporal Fisher information and what activation quantization would do, all float32 on the CPU.
 
-    adjoint_RSTMD, kept for the search: lambda_{t+1} per probe, sample and step, the gradient of <r, x_0> with
-    respect to the latent *after* step t (None for the local estimator)."""
+    fisher_TL, stderr_TL: squared gradient per token at a layer's output, and its standard error over samples and probes.
+    alpha_TL: calibration weights, mean 1 over T for every layer. act_absmax_TL: largest |input| seen.
+    directional_TLC: mean of (g . delta)^2; squared_error_TLC: mean |delta|^2 per token; delta is the change of a layer's
+    output when its input is quantized to `act_bits_C` (the 16-bit column is 0).
+    adjoint_RSTMD, kept for the search: the gradient of <r, x_0> with respect to the latent *after* step t, per probe
+    and sample (None for the local estimator)."""
 
     layers: tuple[LayerInfo, ...]
     schedule: Schedule
@@ -111,19 +115,26 @@ class SensitivityMap:
     stderr_TL: Tensor
     alpha_TL: Tensor
     act_absmax_TL: Tensor
+    act_bits_C: tuple[int, ...]
+    directional_TLC: Tensor
+    squared_error_TLC: Tensor
     config: SensitivityConfig
     samples: int
     model_hash: str
     adjoint_RSTMD: Tensor | None = None
 
     def __post_init__(self):
-        for name in ("fisher_TL", "stderr_TL", "alpha_TL", "act_absmax_TL"):
+        steps, layers, choices = self.schedule.steps, len(self.layers), len(self.act_bits_C)
+        shapes = {"fisher_TL": (steps, layers), "stderr_TL": (steps, layers), "alpha_TL": (steps, layers),
+                  "act_absmax_TL": (steps, layers), "directional_TLC": (steps, layers, choices),
+                  "squared_error_TLC": (steps, layers, choices)}
+        for name, shape in shapes.items():
             value = getattr(self, name)
-            if value.shape != (self.schedule.steps, len(self.layers)) or not bool(torch.isfinite(value).all()):
-                raise ValueError(f"{name} must be finite and (T, L) = ({self.schedule.steps}, {len(self.layers)})")
+            if tuple(value.shape) != shape or not bool(torch.isfinite(value).all()):
+                raise ValueError(f"{name} must be finite and of shape {shape}, not {tuple(value.shape)}")
         if bool((self.fisher_TL < 0).any()):
             raise ValueError("Fisher information cannot be negative")
-        if not torch.allclose(self.alpha_TL.mean(0), torch.ones(len(self.layers)), atol=1e-4):
+        if not torch.allclose(self.alpha_TL.mean(0), torch.ones(layers), atol=1e-4):
             raise ValueError("alpha must have mean 1 over the steps of every layer")
 
 

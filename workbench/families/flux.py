@@ -110,7 +110,7 @@ class FluxBundle(Bundle):
         condition = {key: value.to(self.dtype) for key, value in conditioning.per_sample.items()}
         output = self.transformer(hidden_states=latent_SMD.to(self.dtype), timestep=timestep, **condition,
                                   **conditioning.shared, return_dict=False)[0]
-        return output.float() if self.dtype in (torch.float16, torch.bfloat16) else output
+        return output if output.dtype == torch.float64 else output.float()
 
     @torch.no_grad()
     def decode(self, latent_SMD: Tensor) -> np.ndarray:
