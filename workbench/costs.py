@@ -14,7 +14,8 @@ def tabulate(bundle: Bundle, quant: QuantConfig) -> CostTable:
     """Bytes of each layer at every weight width, and of all that no plan chooses: modulation at its own width, the rest in 16 bits."""
     rows = [[predicted_bytes(layer.n_out, layer.k_in, choice_of(bits, quant), layer.has_bias) for bits in WEIGHT_BITS]
             for layer in bundle.layers]
-    chosen = sum(predicted_bytes(layer.n_out, layer.k_in, choice_of(16, quant), layer.has_bias) for layer in (*bundle.layers, *bundle.modulation))
+    chosen = sum(predicted_bytes(layer.n_out, layer.k_in, choice_of(16, quant), layer.has_bias)
+                 for layer in (*bundle.layers, *bundle.modulation))
     modulation = sum(predicted_bytes(layer.n_out, layer.k_in, choice_of(quant.modulation_bits, quant, modulation=True), layer.has_bias)
                      for layer in bundle.modulation)
     return CostTable(weight_bits_C=WEIGHT_BITS, weight_bytes_LC=torch.tensor(rows, dtype=torch.int64),
