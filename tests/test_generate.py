@@ -1,0 +1,178 @@
+"""Float and quantized generation: same noise, same batches, honest clocks, and a cancel that leaves nothing behind."""
+
+import threading
+import time
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from workbench import generate, metrics
+from workbench.options import ACT_BITS, BadInput, Cancelled
+from workbench.plans import BitChoice, BitPlan
+from workbench.types import Conditioning, Schedule
+
+STEPS = 4
+ENCODING_SECONDS = 0.2
+
+
+def _plan():
+    return BitPlan(model_hash="0123456789abcdef", layer_names=("a",), sigma_T=(1.0,), weight_choice_L=(BitChoice(weight_bits=4),),
+                   act_bits_TL=((ACT_BITS[1],),), weight_bytes=5, act_bits_mean=4, act_bits_macs=4, bit_ops=1)
+
+
+class LinearFlow:
+    """A bundle whose velocity is known: v = shift + x * 0, so x_0 = noise - shift, and `shift` is what quantization disturbs."""
+
+    device, float_bytes = torch.device("cpu"), 40
+
+    def __init__(self):
+        self.lock, self.shift, self.batches, self.locked = threading.RLock(), 1.0, [], []
+
+    def schedule(self, steps):
+        sigma = torch.linspace(1, 0, steps + 1)
+        return Schedule(sigma_T1=sigma, timestep_T=sigma[:-1] * 1000)
+
+    def encode(self, prompts):
+        time.sleep(ENCODING_SECONDS)  # must not be counted as transformer time
+        return Conditioning(per_sample={"length": torch.tensor([float(len(p)) for p in prompts])}, shared={})
+
+    def initial_latents(self, seeds):
+        return torch.stack([torch.randn(3, 2, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+    def velocity(self, latent_SMD, schedule, step, conditioning):
+        assert not torch.is_grad_enabled()
+        self.batches.append(len(latent_SMD))
+        return torch.zeros_like(latent_SMD) + self.shift + conditioning.per_sample["length"][:, None, None]
+
+    def advance(self, latent_SMD, velocity_SMD, schedule, step):
+        return latent_SMD + (schedule.sigma_T1[step + 1] - schedule.sigma_T1[step]) * velocity_SMD
+
+    def decode(self, latent_SMD):
+        grey = (latent_SMD.mean((1, 2)) * 8 + 128).clamp(0, 255).round()
+        return grey.numpy().astype(np.uint8)[:, None, None, None] * np.ones((1, 16, 16, 3), np.uint8)
+
+
+class Disturbed(SimpleNamespace):
+    """A quantized model that adds `error` to the velocity while it is attached."""
+
+    plan, weight_bytes = _plan(), 5
+
+    @contextmanager
+    def attached(self, bundle):
+        bundle.shift += self.error
+        try:
+            yield
+        finally:
+            bundle.shift -= self.error
+
+
+def test_latents_follow_the_flow_and_seeds_give_the_noise():
+    flow = LinearFlow()
+    made = generate.run(flow, ["ab", "c"], [7, 8], flow.schedule(STEPS))
+    noise = flow.initial_latents([7, 8])
+    assert torch.equal(made.latent_STMD[:, 0], noise)
+    expected = noise - torch.tensor([3.0, 2.0])[:, None, None]
+    assert torch.allclose(made.latent_STMD[:, -1], expected, atol=1e-6)
+    assert made.latent_STMD.shape == (2, STEPS + 1, 3, 2) and made.images.shape == (2, 16, 16, 3)
+
+
+def test_both_models_see_the_same_batches_of_at_most_eight():
+    flow = LinearFlow()
+    generate.compare(flow, Disturbed(error=0.1), [f"p{i}" for i in range(19)], 0, STEPS)
+    half = [1] + [8] * STEPS + [8] * STEPS + [3] * STEPS  # the warm-up call, then three batches
+    assert flow.batches == half + half
+
+
+def test_seconds_are_of_transformer_calls_alone():
+    flow = LinearFlow()
+    made = generate.run(flow, ["a"], [0], flow.schedule(STEPS))
+    assert 0 < made.seconds_per_image < ENCODING_SECONDS
+
+
+def test_the_first_call_is_not_timed():
+    class SlowStart(LinearFlow):
+        def velocity(self, *args):
+            if not self.batches:
+                time.sleep(ENCODING_SECONDS)
+            return super().velocity(*args)
+
+    flow = SlowStart()
+    assert generate.run(flow, ["a"], [0], flow.schedule(STEPS)).seconds_per_image < ENCODING_SECONDS
+
+
+def test_errors_are_measured_step_by_step():
+    flow, error = LinearFlow(), 0.3
+    compared = generate.compare(flow, Disturbed(error=error), ["a", "b"], 5, STEPS)
+    reference = generate.run(flow, ["a", "b"], [5, 6], flow.schedule(STEPS))
+    for index, pair in enumerate(compared.pairs):
+        assert (pair.prompt, pair.seed) == ("ab"[index], 5 + index)
+        for step in range(STEPS):
+            reference_MD = reference.latent_STMD[index, step + 1]
+            off = error * (step + 1) / STEPS  # each step of length 1/T adds its share of the constant disturbance
+            expected = off**2 * reference_MD.numel() / float(reference_MD.square().sum())
+            assert pair.latent_nmse_T[step] == pytest.approx(expected, rel=1e-4)
+        assert pair.latent_nmse == pair.latent_nmse_T[-1]
+        assert pair.psnr_db == metrics.psnr_db(pair.image_quantized, pair.image_float) < 60
+    found = compared.metrics["latent_nmse"]
+    assert found.mean == pytest.approx(np.mean([p.latent_nmse for p in compared.pairs])) and found.n == 2
+    assert (compared.float_bytes, compared.quantized_bytes, compared.compute) == (40, 5, "emulated") and compared.reason
+
+
+def test_an_undisturbed_model_reproduces_the_float_images():
+    compared = generate.compare(LinearFlow(), Disturbed(error=0.0), ["a", "b", "c"], 0, STEPS)
+    assert all(pair.psnr_db == metrics.PSNR_CEILING_DB and pair.latent_nmse == 0 for pair in compared.pairs)
+    assert compared.metrics["ssim"].mean == pytest.approx(1.0)
+
+
+def test_a_float_run_is_reused_and_must_match():
+    flow = LinearFlow()
+    prompts, seeds = ("a", "b"), (3, 4)
+    float_run = generate.run(flow, prompts, seeds, flow.schedule(STEPS))
+    flow.batches.clear()
+    again = generate.compare(flow, Disturbed(error=0.3), prompts, 3, STEPS, float_run=float_run)
+    assert flow.batches == [1] + [2] * STEPS
+    fresh = generate.compare(flow, Disturbed(error=0.3), prompts, 3, STEPS)
+    assert [p.latent_nmse_T for p in again.pairs] == [p.latent_nmse_T for p in fresh.pairs]
+    for other in (dict(seed=4, steps=STEPS), dict(seed=3, steps=STEPS + 1)):
+        with pytest.raises(ValueError, match="other prompts, seeds or steps"):
+            generate.compare(flow, Disturbed(error=0.3), prompts, **other, float_run=float_run)
+
+
+def test_progress_covers_every_step_and_ends_at_the_total():
+    seen = []
+    flow = LinearFlow()
+    generate.run(flow, ["a"] * 9, range(9), flow.schedule(STEPS), on_progress=seen.append)
+    done = [p.done for p in seen]
+    assert done == sorted(done) and set(done) == set(range(2 * STEPS + 1)) and {p.total for p in seen} == {2 * STEPS}
+
+
+def test_cancel_within_a_step_restores_the_float_model():
+    flow = LinearFlow()
+
+    def stop(progress):
+        if progress.stage == "generate quantized" and progress.done == 2:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        generate.compare(flow, Disturbed(error=0.3), ["a"], 0, STEPS, on_progress=stop)
+    assert flow.shift == 1.0
+    assert len(flow.batches) == (1 + STEPS) + (1 + 2)
+    taken = []
+    other = threading.Thread(target=lambda: taken.append(flow.lock.acquire(timeout=1)))
+    other.start()
+    other.join()
+    assert taken == [True], "the lock was not given back"
+
+
+@pytest.mark.parametrize("prompts, seed, steps, message", [
+    ([], 0, 4, "no prompt"), (["a", " "], 0, 4, "prompt 2 is empty"), (["a" * 501], 0, 4, "501 characters"),
+    (["a"], -1, 4, "seed"), (["a"], 0, 0, "steps"), (["a"], 0, 101, "steps"), (["a"] * 257, 0, 4, "256"),
+])
+def test_bad_input_is_refused_before_anything_runs(prompts, seed, steps, message):
+    flow = LinearFlow()
+    with pytest.raises(BadInput, match=message) as error:
+        generate.compare(flow, Disturbed(error=0.3), prompts, seed, steps)
+    assert "\n" not in str(error.value) and flow.batches == []
