@@ -1,0 +1,155 @@
+"""Fetch the emoji packages and build the captioned image set.
+
+`python assets/build/images.py` writes to the cache folder
+- `images.npy`: uint8 (images, 128, 128, 3), transparent pixels composited on white
+- `captions.json`: one record per image: caption, style, name, held_out.
+
+Names come in all three styles or not at all, so every emoji can be asked for in every style.
+"""
+
+import json
+import re
+import subprocess
+import tarfile
+from dataclasses import dataclass
+
+import numpy as np
+from common import CACHE_FOLDER, IMAGE_PX, STYLES, write_json
+from PIL import Image
+
+PACKAGES = {
+    "noto": ("emoji-datasource-google", "16.0.0", "img/google/64/{}.png"),
+    "twemoji": ("emoji-datasource-twitter", "16.0.0", "img/twitter/64/{}.png"),
+    "fluent": ("@lobehub/fluent-emoji-3d", "1.1.0", "assets/{}.webp"),
+}
+HELD_OUT_PAIRS = 100
+HELD_OUT_SEED = 7
+
+# People and flags need more samples than a CPU build has; component is skin-tone swatches.
+DROPPED_CATEGORIES = {"People & Body", "Flags", "Component"}
+# Signs that differ by a glyph of a few pixels, which no 16 x 16 latent of this budget separates.
+DROPPED_SUBCATEGORIES = {"keycap", "alphanum", "arrow", "av-symbol", "zodiac", "math", "gender", "currency", "warning"}
+DROPPED_NAMES = re.compile(
+    r"clock face|small (square|blue diamond|orange diamond)|medium (white|black)|square button|radio button"
+    r"|moon symbol|japanese symbol|(white|black) (medium|large) square|ideograph|speaker with|heavy large circle"
+    r"|registered sign|copyright sign|trade mark sign|squared"
+)
+RENAMED = {
+    "heavy black heart": "red heart",
+    "slice of pizza": "pizza",
+    "electric light bulb": "light bulb",
+    "aubergine": "eggplant",
+    "hocho": "kitchen knife",
+    "black heart suit": "heart suit",
+    "black spade suit": "spade suit",
+    "black club suit": "club suit",
+    "black diamond suit": "diamond suit",
+    "white medium star": "star",
+    "high voltage sign": "lightning bolt",
+    "black sun with rays": "sun with rays",
+    "extraterrestrial alien": "alien",
+    "robot face": "robot",
+    "personal computer": "laptop",
+    "black telephone": "telephone",
+    "fork and knife with plate": "plate with fork and knife",
+    "ear of maize": "corn",
+    "black scissors": "scissors",
+    "white heavy check mark": "check mark button",
+    "heavy check mark": "check mark",
+}
+
+
+@dataclass(frozen=True)
+class Emoji:
+    """One drawable thing: its name as captions say it and its code points without variation selectors."""
+
+    name: str
+    unified: str
+
+
+def fetch(style: str) -> None:
+    """Fetch and unpack the package of `style` unless it is there."""
+    name, version, pattern = PACKAGES[style]
+    target = CACHE_FOLDER / style
+    if target.exists():
+        return
+    CACHE_FOLDER.mkdir(parents=True, exist_ok=True)
+    archive = CACHE_FOLDER / f"{name.strip('@').replace('/', '-')}-{version}.tgz"
+    if not archive.exists():
+        subprocess.run(["npm", "pack", "--silent", f"{name}@{version}"], cwd=CACHE_FOLDER, check=True)
+    wanted = "package/" + pattern.rsplit("/", 1)[0] + "/"
+    with tarfile.open(archive) as tar:
+        members = [m for m in tar.getmembers() if m.name.startswith(wanted) or m.name.endswith("/emoji.json")]
+        tar.extractall(target.with_suffix(".part"), members=members, filter="data")
+    target.with_suffix(".part").rename(target)
+
+
+def spoken_name(name: str) -> str:
+    """The caption's words for a Unicode name: lower case, letters and digits only."""
+    name = RENAMED.get(name.lower(), name.lower())
+    return " ".join(re.sub(r"[^a-z0-9]+", " ", name.replace("’", "").replace("ñ", "n")).split())
+
+
+def bare(code: str) -> str:
+    """Code points without variation selectors, which the packages use differently."""
+    return code.lower().replace("-fe0f", "")
+
+
+def choose() -> list[Emoji]:
+    """The emoji that all three styles draw, in Unicode's order, without look-alikes."""
+    listing = json.loads((CACHE_FOLDER / "noto" / "package" / "emoji.json").read_text(encoding="utf-8"))
+    drawn = set.intersection(*(set(drawings(style)) for style in STYLES))
+    chosen: dict[str, Emoji] = {}
+    for entry in sorted(listing, key=lambda e: e["sort_order"]):
+        name = (entry["name"] or "").lower()
+        if entry["category"] in DROPPED_CATEGORIES or entry["subcategory"] in DROPPED_SUBCATEGORIES:
+            continue
+        if DROPPED_NAMES.search(name) or bare(entry["unified"]) not in drawn:
+            continue
+        spoken = spoken_name(name)
+        chosen.setdefault(spoken, Emoji(name=spoken, unified=bare(entry["unified"])))
+    return list(chosen.values())
+
+
+def drawings(style: str) -> dict:
+    """Code points -> image file of one style."""
+    pattern = PACKAGES[style][2]
+    folder = (CACHE_FOLDER / style / "package" / pattern).parent
+    return {bare(path.stem): path for path in sorted(folder.glob("*" + pattern[-4:].lstrip("}")))}
+
+
+def load_image(path) -> np.ndarray:
+    """uint8 (128, 128, 3), on white; `path` is a square image with transparency."""
+    image = Image.open(path).convert("RGBA")
+    white = Image.new("RGBA", image.size, "white")
+    rgb = Image.alpha_composite(white, image).convert("RGB")
+    return np.asarray(rgb.resize((IMAGE_PX, IMAGE_PX), Image.Resampling.LANCZOS))
+
+
+def hold_out(count: int) -> set[tuple[int, str]]:
+    """`HELD_OUT_PAIRS` (emoji index, style) pairs, each of another emoji: its other styles stay in training."""
+    rng = np.random.default_rng(HELD_OUT_SEED)
+    emoji = rng.choice(count, HELD_OUT_PAIRS, replace=False)
+    styles = rng.integers(len(STYLES), size=HELD_OUT_PAIRS)
+    return {(int(e), STYLES[int(s)]) for e, s in zip(emoji, styles, strict=True)}
+
+
+def main() -> None:
+    for style in STYLES:
+        fetch(style)
+    emoji = choose()
+    held_out = hold_out(len(emoji))
+    records, images = [], []
+    for style in STYLES:
+        files = drawings(style)
+        for index, item in enumerate(emoji):
+            images.append(load_image(files[item.unified]))
+            record = {"caption": f"{style} {item.name}", "style": style, "name": item.name}
+            records.append(record | {"held_out": (index, style) in held_out})
+    np.save(CACHE_FOLDER / "images.npy", np.stack(images))
+    write_json(CACHE_FOLDER / "captions.json", records)
+    print(f"{len(emoji)} emoji, {len(images)} images, {sum(r['held_out'] for r in records)} held out")
+
+
+if __name__ == "__main__":
+    main()
