@@ -1,0 +1,111 @@
+"""What a search has measured so far, and everyone who wants to hear of it: progress, events, checkpoints."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from workbench.options import BadInput, OnProgress, Progress
+from workbench.plans import CostTable, mean_act_bits
+from workbench.search.beam import BeamStep
+from workbench.search.ledger import Evaluator, Ledger, Path, Row
+from workbench.search.pareto import non_dominated
+from workbench.types import SearchEvent
+
+Checkpoint = Callable[[dict, dict[str, bytes]], None]
+FORMAT = "adatsq-search-1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A whole plan and its measured error; `origin` is who proposed it first."""
+
+    weight_bits_L: Row
+    act_bits_TL: tuple[Row, ...]
+    weight_bytes: int
+    act_bits_mean: float
+    error: float
+    origin: str
+
+    @property
+    def point(self) -> tuple[int, float, float]:
+        return self.weight_bytes, self.act_bits_mean, self.error
+
+
+class Log:
+    """Owns the ledger, keeps every measured plan, and reports. Progress counts model steps of a total known at the start."""
+
+    def __init__(self, evaluator: Evaluator, costs: CostTable, *, steps: int, summed: bool, question: str, on_progress: OnProgress,
+                 checkpoint: Checkpoint | None, resume: tuple[dict, dict[str, bytes]] | None):
+        saved, blobs = resume or (None, {})
+        if saved is not None and (saved.get("format"), saved.get("question")) != (FORMAT, question):
+            raise BadInput("the checkpoint belongs to another search; repeat its settings or start anew")
+        self.ledger = Ledger(evaluator, summed=summed, on_extend=self._tick, saved=saved and saved["ledger"], blobs=blobs)
+        self.measured: dict[tuple, Measured] = {}
+        self.events: list[SearchEvent] = []
+        self.total = 0
+        self._costs, self._steps, self._question = costs, steps, question
+        self._on_progress, self._checkpoint = on_progress, checkpoint
+        self._started = time.monotonic()
+        self._message, self._phase_end, self._done = "", 0, 0
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._started
+
+    def phase(self, planned: int, message: str) -> None:
+        """The next `planned` model steps belong to one kind of work; what an earlier phase saved counts as done."""
+        self._done, self._phase_end = self._phase_end, self._phase_end + planned
+        self._message = message
+
+    def measure(self, paths: Iterable[Path], origins: Iterable[str], what: str) -> None:
+        """Take the end-to-end error of complete paths and report them together."""
+        new = [self._measured(path, origin) for path, origin in zip(paths, origins)]
+        for plan in new:
+            self.measured.setdefault((plan.weight_bits_L, plan.act_bits_TL), plan)
+        points = _finite((plan.act_bits_mean, plan.error) for plan in new)
+        text = f"error {points[0][1]:.3g} at {points[0][0]:.2f} bits" if len(points) == 1 else f"{len(points)} plans measured"
+        self._report(self._steps, points, points, f"{what}: {text}" if points else f"{what}: no finite error")
+
+    def beam_step(self, step: BeamStep) -> None:
+        """Report one step of the beam; only what can still be extended keeps its state."""
+        self.ledger.keep([*step.survivors, *step.anchors] if step.step + 1 < self._steps else step.candidates)
+        self._report(step.step + 1, self._so_far(step.candidates), self._so_far(step.survivors),
+                     f"step {step.step + 1} of {self._steps}: {len(step.candidates)} candidates, {len(step.survivors)} kept")
+
+    def front(self) -> list[Measured]:
+        """The non-dominated measured plans, fewest bytes first."""
+        plans = list(self.measured.values())
+        return [plans[i] for i in non_dominated([plan.point for plan in plans])]
+
+    def save(self) -> None:
+        """Hand a checkpoint to whoever keeps it."""
+        if self._checkpoint is not None:
+            saved = {"format": FORMAT, "question": self._question, "ledger": self.ledger.to_json()}
+            self._checkpoint(saved, self.ledger.blobs())
+
+    def _measured(self, path: Path, origin: str) -> Measured:
+        weight_bits_L, act_bits_TL = self.ledger.weights[path.weights], self.ledger.bits_TL(path)
+        return Measured(weight_bits_L=weight_bits_L, act_bits_TL=act_bits_TL, weight_bytes=self._costs.total_bytes(weight_bits_L),
+                        act_bits_mean=mean_act_bits(act_bits_TL), error=self.ledger.error(path), origin=origin)
+
+    def _so_far(self, paths: Iterable[Path]) -> tuple[tuple[float, float], ...]:
+        return _finite((path.bits / (path.step * len(self.ledger.rows[0])), path.score) for path in paths)
+
+    def _tick(self) -> None:
+        self._on_progress(Progress(stage="search", done=min(self._done, self._phase_end), total=self.total, message=self._message))
+        self._done += 1
+
+    def _report(self, step: int, candidates, survivors, message: str) -> None:
+        event = SearchEvent(step=step, steps=self._steps, candidates=candidates, survivors=survivors,
+                            evaluations=self.ledger.evaluations, seconds=self.seconds,
+                            front=tuple(plan.point for plan in self.front()), message=message)
+        self.events.append(event)
+        self.save()
+        self._on_progress(Progress(stage="search", done=min(self._done, self._phase_end), total=self.total, message=message, detail=event))
+
+
+def _finite(points) -> tuple[tuple[float, float], ...]:
+    return tuple(point for point in points if math.isfinite(point[1]))
