@@ -78,8 +78,9 @@ class _Totals:
     def columns(self, probes: int) -> dict[str, Tensor]:
         values_LV = torch.stack([torch.cat(parts) for parts in self.fisher])
         spread_L = values_LV.std(1) if values_LV.shape[1] > 1 else torch.zeros(self.layers)
-        return {"fisher": values_LV.mean(1).float(), "stderr": (spread_L / values_LV.shape[1] ** 0.5).float(), "absmax": self.absmax_L,
-                "directional": (self.directional_LC / (self.samples * probes)).float(), "squared": (self.squared_LC / self.samples).float()}
+        means = {"fisher": values_LV.mean(1), "stderr": spread_L / values_LV.shape[1] ** 0.5, "absmax": self.absmax_L,
+                 "directional": self.directional_LC / (self.samples * probes), "squared": self.squared_LC / self.samples}
+        return {name: value.to(torch.float32) for name, value in means.items()}
 
 
 def profile(bundle: Bundle, trace: Trace, config: SensitivityConfig, quant: QuantConfig, *,
@@ -169,7 +170,7 @@ class _RotatedWeights:
         dtype = torch.float64 if bundle.dtype == torch.float64 else torch.float32
         self._transforms, self._weights = {}, {}
         for layer in bundle.layers:
-            transform = make(quant.transform, layer.k_in, quant.seed).to(bundle.device)
+            transform = make(quant.transform, layer.k_in, quant.seed)
             self._transforms[layer.index] = transform
             self._weights[layer.index] = transform.weight(bundle.linear(layer.name).weight.to(dtype))
 

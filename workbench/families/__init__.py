@@ -29,10 +29,13 @@ def load(spec: ModelSpec) -> Bundle:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise BadInput(f"device {spec.device} is not available here; use cpu or auto")
     import diffusers
+    import transformers
 
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     try:
-        pipeline = getattr(diffusers, family).from_pretrained(folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True)
+        pipeline = getattr(diffusers, family).from_pretrained(str(folder), dtype=dtype, use_safetensors=True, local_files_only=True)
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         raise BadInput(f"{spec.source}: the pipeline cannot be loaded ({_first_line(error)}); "
                        "a complete folder saved by save_pretrained is needed") from error
