@@ -1,0 +1,1 @@
+"""Weights: grids, transforms, solvers, the quantized layer, and the stage that quantizes a model."""

@@ -1,0 +1,173 @@
+"""The two modules that stand in for an nn.Linear: a packed weight, or the float weight with quantized activations.
+
+Dimension letters: N out features, K in features, G groups along K, P packed bytes along K.
+
+Both read the activation bits of their layer from the step cursor, which the transformer's root hook moves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from lowbit import ops
+from lowbit.formats import PACKED_BITS, packed_bytes
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+
+from workbench.families.base import StepCursor
+from workbench.options import BadInput, Frozen
+from workbench.quant import grids, transforms
+from workbench.quant.transforms import Transform
+from workbench.types import QuantWeight
+
+
+class LayerFormat(Frozen):
+    """Everything about a stored layer that is not a tensor. `layer_index` None: activations stay float."""
+
+    n_out: int = Field(ge=1, le=1 << 20)
+    k_in: int = Field(ge=1, le=1 << 20)
+    bits: int
+    group_size: int | None = Field(default=None, ge=1)
+    symmetric: bool = True
+    has_bias: bool = False
+    transform: str = Field(default="none", pattern="^(none|hadamard)$")
+    seed: int = Field(default=0, ge=0)
+    layer_index: int | None = Field(default=None, ge=0)
+
+    @field_validator("bits")
+    @classmethod
+    def _packable(cls, bits):
+        if bits not in PACKED_BITS:
+            raise ValueError(f"{bits} bits cannot be packed; use one of {PACKED_BITS}")
+        return bits
+
+    def shapes(self) -> dict[str, tuple[torch.dtype | None, tuple[int, ...]]]:
+        """(type, shape) of every tensor the layer is stored as; type None: any 16-bit float."""
+        groups = len(grids.groups(self.k_in, self.group_size))
+        shapes = {"packed_NP": (torch.uint8, (self.n_out, packed_bytes(self.k_in, self.bits))),
+                  "scale_NG": (torch.float16, (self.n_out, groups))}
+        if not self.symmetric:
+            shapes["zero_NG"] = (torch.uint8, (self.n_out, groups))
+        if self.has_bias:
+            shapes["bias"] = (None, (self.n_out,))
+        return shapes
+
+
+def current_bits(cursor: StepCursor | None, layer_index: int | None) -> int:
+    """Activation bits of a layer in the running forward; 16 where nothing sets them."""
+    return 16 if layer_index is None or cursor is None or cursor.row is None else cursor.row[layer_index]
+
+
+class QuantLinear(nn.Module):
+    """y = Q_a(T(x)) W^T + b with W packed. No gradient flows through it: rounding has none.
+
+    `scratch` keeps the dequantized weight of the emulated product between calls. It may be shared by every module
+    made of the same weight, is not part of the state, and does not count as resident: `drop_cache` empties it."""
+
+    def __init__(self, weight: QuantWeight, bias: Tensor | None, transform: Transform, *, cursor: StepCursor | None = None,
+                 layer_index: int | None = None, scratch: dict | None = None):
+        super().__init__()
+        if weight.perm_K is not None:
+            raise BadInput("a weight with permuted columns is not supported")
+        self.register_buffer("packed_NP", weight.packed_NP)
+        self.register_buffer("scale_NG", weight.scale_NG)
+        self.register_buffer("zero_NG", weight.zero_NG)
+        self.register_buffer("bias", None if bias is None else _as_16_bits(bias))
+        self.bits, self.group_size, self.k_in = weight.bits, weight.group_size, weight.k_in
+        self.in_features, self.out_features = weight.k_in, len(weight.packed_NP)
+        self.transform, self.cursor, self.layer_index = transform, cursor, layer_index
+        self._scratch = {} if scratch is None else scratch
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.linear_wnan(self.transform.forward(x), self.packed_NP, self.scale_NG, self.zero_NG, self.bits,
+                               self.group_size, self.k_in, current_bits(self.cursor, self.layer_index), self.bias,
+                               self._scratch)
+
+    def _apply(self, fn, recurse=True):
+        # a cached weight would stay behind on the old device; float16 scales and codes never change type with the model
+        self.drop_cache()
+        moved = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
+        super()._apply(fn, recurse)
+        for name, before in moved.items():
+            if self._buffers[name].dtype != before.dtype:
+                self._buffers[name] = before.to(self._buffers[name].device)
+        return self
+
+    def drop_cache(self) -> None:
+        """Give the memory of the dequantized weight back."""
+        self._scratch.clear()
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the tensors it is stored as."""
+        return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers())
+
+    @property
+    def format(self) -> LayerFormat:
+        return LayerFormat(n_out=self.out_features, k_in=self.k_in, bits=self.bits, group_size=self.group_size,
+                           symmetric=self.zero_NG is None, has_bias=self.bias is not None, transform=self.transform.name,
+                           seed=self.transform.seed, layer_index=self.layer_index)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors to store, by the names of `LayerFormat.shapes`."""
+        return {name: buffer.contiguous() for name, buffer in self.named_buffers()}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], form: LayerFormat, *, cursor: StepCursor | None = None) -> QuantLinear:
+        """The inverse of `tensors` and `format`. Anything that does not fit the format is refused."""
+        expected = form.shapes()
+        if set(tensors) != set(expected):
+            raise BadInput(f"a stored layer has the tensors {sorted(tensors)}; expected {sorted(expected)}")
+        for name, (dtype, shape) in expected.items():
+            found = tensors[name]
+            if tuple(found.shape) != shape or found.dtype not in ((dtype,) if dtype else (torch.float16, torch.bfloat16)):
+                raise BadInput(f"{name} is {found.dtype} {tuple(found.shape)}; expected {dtype or '16-bit float'} {shape}")
+        zero_NG, bias = tensors.get("zero_NG"), tensors.get("bias")
+        if zero_NG is not None and int(zero_NG.max()) >= 1 << form.bits:
+            raise BadInput(f"zero point {int(zero_NG.max())} does not fit in {form.bits} bits")
+        if bias is not None and not bool(torch.isfinite(bias).all()):
+            raise BadInput("a stored bias holds NaN or infinity")
+        weight = QuantWeight(packed_NP=tensors["packed_NP"], scale_NG=tensors["scale_NG"], zero_NG=zero_NG,
+                             bits=form.bits, group_size=form.group_size, k_in=form.k_in)
+        return cls(weight, bias, transforms.make(form.transform, form.k_in, form.seed), cursor=cursor,
+                   layer_index=form.layer_index)
+
+
+class FloatLinear(nn.Linear):
+    """A layer whose plan keeps the weight in float. At 16 activation bits it is the original layer, bit for bit."""
+
+    def __init__(self, linear: nn.Linear, transform: Transform, *, cursor: StepCursor | None, layer_index: int,
+                 scratch: dict | None = None):
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias = linear.weight, linear.bias
+        self.transform, self.cursor, self.layer_index = transform, cursor, layer_index
+        self._scratch = {} if scratch is None else scratch
+
+    def forward(self, x: Tensor) -> Tensor:
+        bits = current_bits(self.cursor, self.layer_index)
+        if bits == 16:
+            return nn.functional.linear(x, self.weight, self.bias)
+        with torch.no_grad():
+            if x.dtype not in self._scratch:
+                self._scratch[x.dtype] = self.transform.weight(self.weight.to(x.dtype))
+            return nn.functional.linear(ops.fake_quantize(self.transform.forward(x), bits), self._scratch[x.dtype], self.bias)
+
+    def drop_cache(self) -> None:
+        """Give the memory of the transformed weight back."""
+        self._scratch.clear()
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the layer stored in a 16-bit float type."""
+        return 2 * sum(parameter.numel() for parameter in self.parameters())
+
+
+def _as_16_bits(bias: Tensor) -> Tensor:
+    """The bias in the 16-bit type that keeps it: bfloat16 where exact, else float16."""
+    bias = bias.detach()
+    if bias.dtype in (torch.float16, torch.bfloat16):
+        return bias
+    return bias.bfloat16() if bool((bias.bfloat16() == bias).all()) else bias.half()
