@@ -58,7 +58,7 @@ class LinearFlow:
 class Disturbed(SimpleNamespace):
     """A quantized model that adds `error` to the velocity while it is attached."""
 
-    plan, weight_bytes = _plan(), 5
+    plan, weight_bytes, compute = _plan(), 5, ("emulated", "why")
 
     @contextmanager
     def attached(self, bundle):
@@ -118,7 +118,7 @@ def test_errors_are_measured_step_by_step():
         assert pair.psnr_db == metrics.psnr_db(pair.image_quantized, pair.image_float) < 60
     found = compared.metrics["latent_nmse"]
     assert found.mean == pytest.approx(np.mean([p.latent_nmse for p in compared.pairs])) and found.n == 2
-    assert (compared.float_bytes, compared.quantized_bytes, compared.compute) == (40, 5, "emulated") and compared.reason
+    assert (compared.float_bytes, compared.quantized_bytes, compared.compute, compared.reason) == (40, 5, "emulated", "why")
 
 
 def test_an_undisturbed_model_reproduces_the_float_images():

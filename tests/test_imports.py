@@ -9,8 +9,19 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Lowest first. A module may import strictly lower ranks and its own package.
 RANKS = (
-    ("options",), ("plans",), ("types",), ("lowbit", "runs", "metrics", "prompts", "flags"), ("families",), ("trace", "quant"),
-    ("methods",), ("sensitivity", "costs", "generate", "rollout", "search"), ("export",), ("pipeline",), ("jobs",), ("cli", "ui"),
+    ("options",),
+    ("plans",),
+    ("types",),
+    ("lowbit", "runs", "metrics", "prompts", "flags", "allocator", "modelcard"),
+    ("families",),
+    ("trace", "quant", "terminal"),
+    ("methods",),
+    ("sensitivity", "costs", "generate", "rollout", "search"),
+    ("export",),
+    ("pipeline",),
+    ("jobs",),
+    ("verbs",),
+    ("cli", "ui"),
     ("__main__", "app"),
 )
 RANK_OF = {part: rank for rank, parts in enumerate(RANKS) for part in parts}

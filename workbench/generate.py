@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from lowbit import ops
 from torch import Tensor
 
 from workbench import metrics
@@ -112,7 +111,7 @@ def sample(prompts: Sequence[str], seed: int, steps: int) -> tuple[tuple[str, ..
 
 def _comparison(bundle, quantized, float_run: Generated, quantized_run: Generated) -> Comparison:
     pairs = tuple(_pair(index, float_run, quantized_run) for index in range(len(float_run.prompts)))
-    compute, reason = ops.backend(bundle.device)
+    compute, reason = quantized.compute
     return Comparison(
         pairs=pairs, metrics=summary(pairs), float_seconds_per_image=float_run.seconds_per_image,
         quantized_seconds_per_image=quantized_run.seconds_per_image, float_bytes=bundle.float_bytes,

@@ -31,7 +31,7 @@ def read(path: str | Path) -> tuple[str, ...]:
         raise BadInput(f"{path.name} is not UTF-8 text") from None
     try:
         return check(PARSERS[path.suffix.lower()](text), path.name)
-    except (csv.Error, ValueError) as error:
+    except (csv.Error, ValueError, RecursionError) as error:
         if isinstance(error, BadInput):
             raise
         raise BadInput(f"{path.name} cannot be read: {error}") from None

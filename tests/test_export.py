@@ -1,0 +1,161 @@
+"""A checkpoint folder: what is reopened draws the same images, bit for bit; what is damaged or foreign is refused."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from workbench import costs, export, generate, trace
+from workbench.options import WEIGHT_BITS, BadInput, Cancelled, QuantConfig, TraceConfig
+from workbench.plans import make_plan
+from workbench.quant import quantize
+
+STEPS = 2
+PROMPTS, SEEDS = ("fluent pizza", "noto grinning face", "twemoji red heart"), (0, 1, 2)
+ACT_CYCLE = (4, 8, 16, 3, 6)
+
+
+def _plan(bundle, quant):
+    """Every width and every activation width somewhere, float layers included."""
+    schedule = bundle.schedule(STEPS)
+    rows = [[ACT_CYCLE[(step + layer.index) % 5] for layer in bundle.layers] for step in range(STEPS)]
+    widths = [WEIGHT_BITS[layer.index % 6] for layer in bundle.layers]
+    return make_plan(layers=bundle.layers, sigma_T=schedule.sigma_T1[:-1].tolist(), act_bits_TL=rows, quant=quant,
+                     weight_choice_L=[costs.choice_of(bits, quant) for bits in widths], costs=costs.tabulate(bundle, quant),
+                     model_hash=bundle.model_hash)
+
+
+@pytest.fixture(scope="module")
+def quantized(bundle):
+    quant = QuantConfig(solver="nearest", group_size=None)
+    recorded = trace.record(bundle, TraceConfig(prompts=PROMPTS[:1], steps=STEPS))
+    return quantize.quantize(bundle, recorded, None, _plan(bundle, quant))
+
+
+@pytest.fixture(scope="module")
+def exported(bundle, quantized, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export") / "checkpoint"
+    manifest = export.write(bundle, quantized, folder, profile_summary={"PSNR": "30 dB"})
+    return folder, manifest
+
+
+@pytest.fixture
+def copy(exported, tmp_path):
+    return shutil.copytree(exported[0], tmp_path / "copy")
+
+
+def test_reopened_images_are_bit_identical(bundle, quantized, exported):
+    schedule = bundle.schedule(STEPS)
+    before = generate.run(bundle, PROMPTS, SEEDS, schedule, quantized=quantized)
+    reopened, again = export.load_quantized(exported[0])
+    after = generate.run(reopened, PROMPTS, SEEDS, reopened.schedule(STEPS), quantized=again)
+    assert torch.equal(before.latent_STMD, after.latent_STMD)
+    assert np.array_equal(before.images, after.images)
+    as_float = generate.run(bundle, PROMPTS, SEEDS, schedule)
+    assert not torch.equal(as_float.latent_STMD, before.latent_STMD), "the plan changes nothing, so the test shows nothing"
+    assert (again.plan, again.weight_bytes, reopened.model_hash) == (quantized.plan, quantized.weight_bytes, bundle.model_hash)
+    assert (reopened.float_bytes, reopened.name) == (bundle.float_bytes, bundle.name)
+
+
+def test_stored_tensors_are_the_stated_bytes_to_the_byte(quantized, exported):
+    total = 0
+    for path in (exported[0] / "transformer").glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            tensors = [file.get_tensor(name) for name in file.keys()]
+            total += sum(t.numel() * t.element_size() for t in tensors)
+    assert total == quantized.weight_bytes == exported[1].weight_bytes
+
+
+def test_no_file_is_too_large_and_the_manifest_lists_all(exported):
+    folder, manifest = exported
+    files = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
+    assert set(files) == set(manifest.files) | {"manifest.json"}
+    assert max(p.stat().st_size for p in files.values()) <= export.MAX_SHARD_BYTES
+    assert manifest.disk_bytes == sum(p.stat().st_size for p in files.values())
+    assert {p.suffix for p in files.values()} <= {".json", ".txt", ".safetensors", ".md", ".model", ""}
+    assert "PSNR: 30 dB" in files["README.md"].read_text()
+
+
+def test_small_shards_reopen_too(bundle, quantized, exported, tmp_path):
+    limit = 1_000_000
+    export.write(bundle, quantized, tmp_path / "small", max_shard_bytes=limit)
+    shards = sorted((tmp_path / "small" / "transformer").glob("*.safetensors"))
+    assert len(shards) > len(list((exported[0] / "transformer").glob("*.safetensors")))
+    for shard in shards:
+        with safe_open(shard, framework="pt") as file:
+            assert shard.stat().st_size <= limit or len(list(file.keys())) == 1
+    reopened, again = export.load_quantized(tmp_path / "small")
+    expected = export.stored_tensors(bundle, quantized)
+    found = export.stored_tensors(reopened, again)
+    packed = {name: t for name, t in found.items() if name in expected}
+    assert set(expected) == set(packed) and all(torch.equal(expected[n], packed[n]) for n in expected)
+
+
+def test_a_reopened_checkpoint_refuses_to_pose_as_float(exported):
+    reopened, _ = export.load_quantized(exported[0])
+    with pytest.raises(BadInput, match="no float weights"):
+        generate.run(reopened, PROMPTS[:1], [0], reopened.schedule(STEPS))
+
+
+def test_writing_leaves_every_module_in_place(bundle, quantized, tmp_path):
+    before = {name: bundle.linear(name) for name in quantized.modules}
+    export.write(bundle, quantized, tmp_path / "x")
+    assert all(bundle.linear(name) is module for name, module in before.items())
+
+
+def test_an_earlier_export_is_replaced_and_anything_else_is_left(bundle, quantized, copy, tmp_path):
+    (copy / "extra.txt").write_text("of the earlier export")
+    export.write(bundle, quantized, copy)
+    assert not (copy / "extra.txt").exists() and export.is_export(copy)
+    foreign = tmp_path / "photos"
+    foreign.mkdir()
+    export.check_target(foreign)
+    (foreign / "a.png").write_bytes(b"x")
+    for target in (foreign, foreign / "a.png"):
+        with pytest.raises(BadInput):
+            export.write(bundle, quantized, target)
+    assert [p.name for p in foreign.iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize("stop_at", [0, 1, 2])
+def test_a_cancelled_or_failed_export_leaves_no_trace(bundle, quantized, tmp_path, stop_at):
+    def stop(progress):
+        if progress.done == stop_at:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        export.write(bundle, quantized, tmp_path / "x", on_progress=stop)
+    assert list(tmp_path.iterdir()) == []
+
+
+def _flip(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage, message", [
+    (lambda f: _flip(next((f / "transformer").glob("*.safetensors"))), "missing or damaged"),
+    (lambda f: (f / "vae" / "config.json").unlink(), "missing or damaged"),
+    (lambda f: (f / "plan.json").write_text("{}"), "missing or damaged"),
+    (lambda f: (f / "manifest.json").unlink(), "not an exported checkpoint"),
+    (lambda f: (f / "manifest.json").write_text('{"format": "adatsq-'), "not an exported checkpoint"),
+    (lambda f: shutil.rmtree(f), "not an exported checkpoint"),
+])
+def test_damage_is_refused_with_one_line(copy, damage, message):
+    damage(copy)
+    with pytest.raises(BadInput, match=message) as error:
+        export.load_quantized(copy)
+    assert "\n" not in str(error.value)
+
+
+def test_a_manifest_may_not_point_outside(copy):
+    manifest = json.loads((copy / "manifest.json").read_text())
+    (copy.parent / "secret").write_text("x")
+    manifest["files"]["../secret"] = {"bytes": 1, "sha256": "0"}
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BadInput, match="outside the folder"):
+        export.load_quantized(copy)

@@ -1,0 +1,88 @@
+"""`python -m workbench VERB …`: the parser and the exit status. Flags are made from the option fields; the verbs are in `verbs.py`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from workbench import allocator, flags, terminal, verbs
+from workbench.options import BadInput, Cancelled, ModelSpec, QuantConfig, SearchConfig, SensitivityConfig, TraceConfig
+
+BAD_INPUT, INTERRUPTED = 2, 130
+PROFILE = (TraceConfig, SensitivityConfig)
+
+# verb: (function, MODEL needed, options that become flags, its own flags)
+VERBS = {
+    "models": (verbs.models, "?", (), ()),
+    "profile": (verbs.profile, None, (*PROFILE, QuantConfig), ("prompts",)),
+    "search": (verbs.search, None, (verbs.Limits, *PROFILE, QuantConfig, SearchConfig), ("prompts", "plan-out")),
+    "quantize": (verbs.quantize, None, PROFILE, ("plan", "prompts")),
+    "generate": (verbs.generate, None, PROFILE, ("to", "plan", "prompts")),
+    "compare": (verbs.compare, None, (verbs.Contest, TraceConfig), ("prompts",)),
+    "export": (verbs.export, None, PROFILE, ("plan", "to", "prompts")),
+    "serve": (verbs.serve, "", (), ("port", "host")),
+}
+OWN_FLAGS = {
+    "prompts": dict(metavar="FILE", help=".txt (one per line), .csv (column prompt) or .json (list of strings); default: the model's own"),
+    "plan": dict(metavar="FILE", help="a plan written by the search"),
+    "plan-out": dict(metavar="FILE", help="where to write the chosen plan; default: in the run folder or beside the JSON file"),
+    "to": dict(metavar="DIR", help="folder to write"),
+    "port": dict(type=int, metavar="N", help="port of the app; default 7860"),
+    "host": dict(metavar="ADDRESS", help="address to listen on; default 127.0.0.1"),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that refuses bad input with one line instead of a page of usage."""
+
+    def error(self, message):
+        raise BadInput(f"{message} (see {self.prog} --help)")
+
+
+def parser() -> argparse.ArgumentParser:
+    main_parser = Parser(prog="python -m workbench",
+                         description="See, search and prove mixed-precision quantization of diffusion transformers.")
+    sub = main_parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=Parser)
+    for name, (function, model, options, own) in VERBS.items():
+        line = function.__doc__.splitlines()[0]
+        each = sub.add_parser(name, help=line, description=line, allow_abbrev=False)
+        if model != "":
+            each.add_argument("model", metavar="MODEL", nargs=model, help=ModelSpec.model_fields["source"].description)
+            each.add_argument("--device", default=ModelSpec.model_fields["device"].default,
+                              help=ModelSpec.model_fields["device"].description)
+        each.add_argument("--json", metavar="PATH", help="write one JSON object there; - prints it instead of the table")
+        each.add_argument("--run", metavar="DIR", help="run folder: keeps what was computed, and resumes from it")
+        for flag in own:
+            each.add_argument(f"--{flag}", **OWN_FLAGS[flag])
+        flags.add(each, *options)
+        each.set_defaults(function=function)
+    return main_parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb; 0, 2 for bad input, 130 after Ctrl-C, 1 when the machine fails (disk, memory)."""
+    try:
+        args = parser().parse_args(argv)
+        terminal.check_output(args.json)
+        if args.verb == "serve":
+            verbs.serve(args, None)
+            return 0
+        terminal.quieten()
+        allocator.keep_large_blocks()
+        with terminal.listening() as listener:
+            result, shown = args.function(args, listener)
+        terminal.deliver(args.json, result, *shown)
+        return 0
+    except BadInput as error:
+        return _fail(f"error: {' '.join(str(error).split())}", BAD_INPUT)
+    except (Cancelled, KeyboardInterrupt):
+        return _fail("cancelled; nothing is half-written, and the same --run continues from here", INTERRUPTED)
+    except BrokenPipeError:
+        return 0  # whoever read our output has had enough
+    except OSError as error:
+        return _fail(f"error: {error}", 1)
+
+
+def _fail(line: str, status: int) -> int:
+    print(line, file=sys.stderr)
+    return status

@@ -1,0 +1,273 @@
+"""The stages as shell verbs: each takes parsed flags and a progress listener and returns (JSON object, what to print).
+
+Heavy imports happen inside the verbs, so that help is instant and bad flags are refused at once.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import runpy
+import sys
+from pathlib import Path
+
+from pydantic import field_validator
+
+from workbench import flags, prompts, terminal
+from workbench.options import (
+    ACT_BITS,
+    WEIGHT_BITS,
+    BadInput,
+    Budget,
+    Frozen,
+    QuantConfig,
+    SearchConfig,
+    SensitivityConfig,
+    TraceConfig,
+    setting,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+MEGABYTE = 1_000_000
+
+
+class Limits(Frozen):
+    """What a plan may spend."""
+
+    budget_mb: float | None = setting(None, "resident megabytes (10^6 bytes) of the transformer", gt=0)
+    act_bits: float | None = setting(None, "mean activation bits over steps and layers", ge=min(ACT_BITS), le=16)
+
+
+class Contest(Frozen):
+    """What each method may spend."""
+
+    methods: str = setting("rtn,gptq,adatsq_uniform,adatsq", "names, separated by commas", min_length=1)
+    weight_bits: int = setting(4, f"width of every weight, one of {WEIGHT_BITS}")
+    act_bits: float = setting(4.0, "mean activation bits a method may spend", ge=min(ACT_BITS), le=16)
+
+    @field_validator("weight_bits")
+    @classmethod
+    def _known_width(cls, bits):
+        if bits not in WEIGHT_BITS:
+            raise ValueError(f"not supported; use one of {WEIGHT_BITS}")
+        return bits
+
+
+# The verbs.
+
+def models(args, _listener):
+    """List the embedded models, or one model's layers."""
+    from workbench import families
+
+    if args.model:
+        from workbench import pipeline
+
+        bundle = pipeline.load(args.model, args.device)
+        rows = [(layer.name, layer.n_out, layer.k_in, layer.tokens, layer.macs_per_step) for layer in bundle.layers]
+        result = {"name": bundle.name, "model_hash": bundle.model_hash, "parameters": bundle.parameters,
+                  "float_bytes": bundle.float_bytes, "protected": bundle.protected,
+                  "modulation": [layer.name for layer in bundle.modulation],
+                  "layers": [dict(zip(("name", "n_out", "k_in", "tokens", "macs_per_step"), row)) for row in rows]}
+        return result, [terminal.table(f"{bundle.name}: {len(rows)} quantizable layers",
+                                       ("layer", "out", "in", "tokens", "MACs per step"), rows)]
+    found = [{"name": name, "family": families.check_folder(folder),
+              "disk_bytes": sum(p.stat().st_size for p in folder.rglob("*.safetensors"))}
+             for name, folder in families.EMBEDDED.items()]
+    rows = [(m["name"], m["family"], _megabytes(m["disk_bytes"])) for m in found]
+    return {"models": found}, [terminal.table("embedded models", ("name", "family", "weights on disk"), rows)]
+
+
+def profile(args, listener):
+    """Record the float model and measure how sensitive each step and layer is."""
+    _, found = _profiled(args, listener, flags.read(args, QuantConfig))
+    smap = found.sensitivity
+    names = [layer.name for layer in smap.layers]
+    result = {"layers": names, "sigma": smap.schedule.sigma_T1[:-1].tolist(), "fisher": smap.fisher_TL.tolist(),
+              "alpha": smap.alpha_TL.tolist(), "seconds": found.seconds, "stderr": smap.stderr_TL.tolist(),
+              "samples": smap.samples, "estimator": smap.config.estimator, "model_hash": smap.model_hash}
+    mean_L, worst_L = smap.fisher_TL.mean(0).tolist(), smap.fisher_TL.argmax(0).tolist()
+    rows = [(name, f"{mean:.3e}", worst + 1) for name, mean, worst in zip(names, mean_L, worst_L)]
+    title = f"temporal Fisher ({smap.config.estimator}), {smap.schedule.steps} steps, {found.seconds:.1f} s"
+    return result, [terminal.table(title, ("layer", "mean over steps", "most sensitive step"), rows)]
+
+
+def search(args, listener):
+    """Find the plans that trade bits for error best, and choose one within a budget."""
+    limits = flags.read(args, Limits)
+    budget = Budget.parse({"max_mean_act_bits": limits.act_bits,
+                           "max_weight_bytes": None if limits.budget_mb is None else int(limits.budget_mb * MEGABYTE)}, "budget")
+    config, quant = flags.read(args, SearchConfig), flags.read(args, QuantConfig)
+    from workbench import pipeline, runs
+
+    bundle, found = _profiled(args, listener, quant)
+    result = pipeline.search(bundle, found, budget, config, run=_run(args), on_progress=listener)
+    path = _plan_path(args, result.chosen.plan)
+    runs.write_json(path, result.chosen.plan.model_dump(mode="json"))
+    front = [_point(scored) for scored in sorted(result.front, key=lambda s: (s.plan.weight_bytes, s.plan.act_bits_mean))]
+    chosen = {**_point(result.chosen), "act_bits_macs": result.chosen.plan.act_bits_macs, "plan": str(path)}
+    rows = [(_megabytes(p["weight_bytes"]), f"{p['act_bits_mean']:.2f}", f"{p['error']:.3e}",
+             "chosen" if p == _point(result.chosen) else "") for p in front]
+    title = f"front of {len(front)} plans, {result.evaluations} evaluations, {result.seconds:.1f} s"
+    return ({"front": front, "chosen": chosen, "evaluations": result.evaluations, "seconds": result.seconds,
+             "references": [{**_point(s), "origin": s.origin} for s in result.references]},
+            [terminal.table(title, ("weights", "mean act bits", "error (NMSE)", ""), rows), f"plan: {path}"])
+
+
+def quantize(args, listener):
+    """Solve the weights of a plan and report what solving achieved, layer by layer."""
+    _, _, plan, quantized, found = _quantized(args, listener)
+    reports = [found.bank.reports[name][bits] for name, bits in zip(plan.layer_names, plan.weight_bits_L) if bits != 16]
+    layers = [{"layer": r.layer, "loss_rtn": r.loss_rtn, "loss_solved": r.loss_solved, "damping": r.damping,
+               "dead_channels": r.dead_channels, "note": r.note} for r in reports]
+    rows = [(r.layer, f"{r.loss_rtn:.3e}", f"{r.loss_solved:.3e}", r.note) for r in reports]
+    return ({"plan_id": plan.plan_id, "weight_bytes": quantized.weight_bytes, "act_bits_mean": plan.act_bits_mean, "layers": layers},
+            [terminal.table(f"{_megabytes(quantized.weight_bytes)} of weights", ("layer", "loss rounded", "loss solved", "note"), rows)])
+
+
+def generate(args, listener):
+    """Generate images with the float model, with a plan (--plan), or with an exported checkpoint."""
+    options = flags.read(args, TraceConfig, prompts=_prompts(args))
+    folder = _image_folder(args.to)
+    from PIL import Image
+
+    from workbench import export, pipeline
+    from workbench import generate as stage
+
+    if export.is_export(args.model):
+        bundle, quantized = pipeline.load_quantized(args.model)
+    elif args.plan:
+        _, bundle, _, quantized, _ = _quantized(args, listener)
+    else:
+        bundle, quantized = pipeline.load(args.model, args.device, on_progress=listener), None
+    texts, seeds = stage.sample(options.prompts or bundle.prompts("showcase")[:stage.BATCH], options.seed, options.steps)
+    made = stage.run(bundle, texts, seeds, bundle.schedule(options.steps), quantized=quantized, on_progress=listener)
+    folder.mkdir(parents=True, exist_ok=True)
+    images = []
+    for index, (text, seed) in enumerate(zip(texts, seeds)):
+        path = folder / f"{index:03d}-{re.sub(r'[^a-z0-9]+', '-', text.lower())[:40].strip('-')}-{seed}.png"
+        Image.fromarray(made.images[index]).save(path)
+        images.append({"prompt": text, "seed": seed, "image": str(path)})
+    result = {"model": bundle.name, "quantized": quantized is not None, "steps": options.steps, "images": images,
+              "seconds_per_image": made.seconds_per_image, "device": str(bundle.device)}
+    rows = [(image["prompt"], image["seed"], image["image"]) for image in images]
+    return result, [terminal.table(f"{made.seconds_per_image:.3f} s per image", ("prompt", "seed", "image"), rows)]
+
+
+def compare(args, listener):
+    """Judge methods by the same prompts and seeds against the float model."""
+    contest, images = flags.read(args, Contest), flags.read(args, TraceConfig, prompts=_prompts(args))
+    names = tuple(name.strip() for name in contest.methods.split(",") if name.strip())
+    from workbench import pipeline
+
+    bundle = pipeline.load(args.model, args.device, on_progress=listener)
+    result = pipeline.compare_methods(bundle, names, weight_bits=contest.weight_bits, act_bits=contest.act_bits,
+                                      prompts=images.prompts or bundle.prompts("held_out"), steps=images.steps, seed=images.seed,
+                                      run=_run(args), on_progress=listener)
+    rows = [(r["method"], _megabytes(r["weight_bytes"]), f"{r['weight_bits_quantized']:.2f} / {r['weight_bits_total']:.2f}",
+             f"{r['act_bits_mean']:.2f}", _mean(r["psnr_db"], 2), _mean(r["ssim"], 4), _mean(r["latent_nmse"], 5),
+             f"{r['seconds_per_image']:.3f}", r["compute"]) for r in result["results"]]
+    title = (f"{result['model']}, {result['steps']} steps, {rows and result['results'][0]['psnr_db']['n']} prompts; float: "
+             f"{_megabytes(result['float']['weight_bytes'])}, {result['float']['seconds_per_image']:.3f} s per image")
+    return result, [terminal.table(title, ("method", "weights", "bits quantized / total", "act bits", "PSNR dB", "SSIM",
+                                           "latent NMSE", "s per image", "compute"), rows)]
+
+
+def export(args, listener):
+    """Write a quantized checkpoint folder and verify it by reading it back."""
+    from workbench import export as stage
+    from workbench import pipeline
+
+    if not args.to:
+        raise BadInput("--to is missing; give the folder to write")
+    stage.check_target(args.to)
+    _, bundle, plan, quantized, _ = _quantized(args, listener)
+    written = pipeline.export(bundle, quantized, args.to)
+    result = {"folder": str(args.to), "plan_id": plan.plan_id, "weight_bytes": written.weight_bytes,
+              "disk_bytes": written.disk_bytes, "files": len(written.files), "verified": written.verified}
+    return result, [f"{args.to}: {len(written.files)} files, {_megabytes(written.disk_bytes)} on disk, "
+                    f"{_megabytes(written.weight_bytes)} of transformer weights, verified by reading back"]
+
+
+def serve(args, _listener):
+    """Start the app in the browser."""
+    if args.run:
+        os.environ["ADATSQ_RUNS"] = args.run
+    sys.argv = ["app.py", *(["--port", str(args.port)] if args.port else []), *(["--host", args.host] if args.host else [])]
+    runpy.run_path(str(ROOT / "app.py"), run_name="__main__")
+    return {}, []
+
+
+# What the verbs share.
+
+def _profiled(args, listener, quant: QuantConfig):
+    """(bundle, profile); options are read before the model is loaded."""
+    trace_config = flags.read(args, TraceConfig, prompts=_prompts(args))
+    sensitivity_config = flags.read(args, SensitivityConfig)
+    run = _run(args)
+    from workbench import pipeline
+
+    bundle = pipeline.load(args.model, args.device, on_progress=listener)
+    return bundle, pipeline.profile(bundle, trace_config, sensitivity_config, quant, run=run, on_progress=listener)
+
+
+def _quantized(args, listener):
+    """(run, bundle, plan, quantized model, profile) of --plan; the plan is checked before anything is measured."""
+    if not args.plan:
+        raise BadInput("--plan is missing; give a plan file written by the search")
+    text = _read_plan(args.plan)
+    from workbench import pipeline
+
+    plan = pipeline.validate_plan(pipeline.load(args.model, args.device, on_progress=listener), text)
+    bundle, found = _profiled(args, listener, plan.quant)
+    return _run(args), bundle, plan, pipeline.quantize(bundle, found, plan, on_progress=listener), found
+
+
+def _read_plan(path: str) -> str:
+    try:
+        if Path(path).stat().st_size > 64 * MEGABYTE:
+            raise BadInput(f"{path} is larger than 64 MB; no plan is")
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise BadInput(f"{path} is not a plan (a JSON file written by the search)") from None
+    except OSError as error:
+        raise BadInput(f"{path}: {error.strerror.lower()}; give a plan file written by the search") from None
+
+
+def _prompts(args) -> tuple[str, ...]:
+    return prompts.read(args.prompts) if args.prompts else ()
+
+
+def _run(args):
+    if not args.run:
+        return None
+    from workbench.runs import Run
+
+    return Run(args.run)
+
+
+def _plan_path(args, plan) -> Path:
+    """Where the chosen plan goes: --plan-out, the run folder, beside the JSON file, or the current folder."""
+    if args.plan_out:
+        return Path(args.plan_out)
+    folder = args.run or (Path(args.json).parent if args.json not in (None, "-") else ".")
+    return Path(folder) / f"plan-{plan.plan_id}.json"
+
+
+def _image_folder(path: str) -> Path:
+    if Path(path).exists() and not Path(path).is_dir():
+        raise BadInput(f"--to {path} is a file; give a folder for the images")
+    return Path(path)
+
+
+def _point(scored) -> dict:
+    return {"weight_bytes": scored.plan.weight_bytes, "act_bits_mean": scored.plan.act_bits_mean, "error": scored.error}
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / MEGABYTE:.2f} MB"
+
+
+def _mean(interval: dict, digits: int) -> str:
+    if interval["low"] is None or interval["low"] in (float("-inf"),):
+        return f"{interval['mean']:.{digits}f} (n = 1)"
+    return f"{interval['mean']:.{digits}f} [{interval['low']:.{digits}f}, {interval['high']:.{digits}f}]"
