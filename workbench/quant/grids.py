@@ -22,6 +22,7 @@ from workbench.plans import BitChoice
 from workbench.types import QuantWeight
 
 CLIP_RATIOS = tuple(round(1.0 - 0.04 * i, 2) for i in range(16))  # 1.00 ... 0.40
+CLIP_BITS = 4  # widest grid worth a search: at 6 bits the best ratio is 1 for nearly every group
 _SMALLEST = 2.0**-24  # smallest positive float16
 _LARGEST = 65504.0  # largest float16
 
@@ -44,24 +45,31 @@ class Widths:
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """One scale and zero point per row; scale_N1 float32 that float16 holds exactly, low/high the code range."""
+    """One scale and zero point (None: 0) per row; scale_N1 float32 that float16 holds exactly, low/high the code range."""
 
     scale_N1: Tensor
-    zero_N1: Tensor
+    zero_N1: Tensor | None
     low_N1: Tensor
     high_N1: Tensor
 
     def round(self, w_NJ: Tensor) -> Tensor:
         """Nearest integer codes q, float32."""
-        return (w_NJ / self.scale_N1).add_(self.zero_N1).round_().clamp_(self.low_N1, self.high_N1)
+        q_NJ = w_NJ / self.scale_N1
+        if self.zero_N1 is not None:
+            q_NJ += self.zero_N1
+        return q_NJ.round_().clamp_(self.low_N1, self.high_N1)
 
     def value(self, q_NJ: Tensor) -> Tensor:
         """What codes stand for."""
-        return (q_NJ - self.zero_N1) * self.scale_N1
+        return (q_NJ if self.zero_N1 is None else q_NJ - self.zero_N1) * self.scale_N1
 
-    def nearest(self, w_NJ: Tensor) -> Tensor:
-        """value(round(w))."""
-        return self.round(w_NJ).sub_(self.zero_N1).mul_(self.scale_N1)
+    def error(self, w_NJ: Tensor, importance_J: Tensor) -> Tensor:
+        """Importance-weighted squared error of each row, error_N."""
+        return self.value(self.round(w_NJ)).sub_(w_NJ).square_() @ importance_J
+
+    def transposed(self) -> Grid:
+        """The same grid for columns as rows of a (J, N) matrix."""
+        return Grid(**{name: value if value is None else value.T.contiguous() for name, value in vars(self).items()})
 
 
 def _as_stored(scale_N1: Tensor) -> Tensor:
@@ -70,12 +78,12 @@ def _as_stored(scale_N1: Tensor) -> Tensor:
     return torch.where(scale_N1 > 0, stored, torch.ones_like(stored))
 
 
-def fit(w_NJ: Tensor, widths: Widths, ratio: float = 1.0) -> Grid:
+def fit(w_NJ: Tensor, widths: Widths, ratio: float | Tensor = 1.0) -> Grid:
     """The grid of one group from its largest magnitude (or its range), shrunk by `ratio`."""
     low_N1, high_N1 = widths.low_N1, widths.high_N1
     if widths.symmetric:
         scale_N1 = _as_stored(w_NJ.abs().amax(1, keepdim=True) * ratio / high_N1)
-        return Grid(scale_N1=scale_N1, zero_N1=torch.zeros_like(scale_N1), low_N1=low_N1, high_N1=high_N1)
+        return Grid(scale_N1=scale_N1, zero_N1=None, low_N1=low_N1, high_N1=high_N1)
     bottom_N1 = w_NJ.amin(1, keepdim=True).clamp(max=0) * ratio
     top_N1 = w_NJ.amax(1, keepdim=True).clamp(min=0) * ratio
     scale_N1 = _as_stored((top_N1 - bottom_N1) / high_N1)
@@ -85,17 +93,18 @@ def fit(w_NJ: Tensor, widths: Widths, ratio: float = 1.0) -> Grid:
 
 def search(w_NJ: Tensor, widths: Widths, importance_J: Tensor) -> Grid:
     """The grid of least importance-weighted squared error over CLIP_RATIOS, each row its own; ratio 1 wins ties."""
-    best = fit(w_NJ, widths)
-    best_error_N = (best.nearest(w_NJ).sub_(w_NJ)).square_() @ importance_J
-    scale_N1, zero_N1 = best.scale_N1.clone(), best.zero_N1.clone()
+    whole = fit(w_NJ, widths)
+    rows = (widths.bits_N1[:, 0] <= CLIP_BITS).nonzero()[:, 0]
+    narrow_NJ, narrow = w_NJ[rows], Widths(bits_N1=widths.bits_N1[rows], symmetric=widths.symmetric)
+    ratio_N1 = torch.ones_like(narrow.bits_N1)
+    best_N = fit(narrow_NJ, narrow).error(narrow_NJ, importance_J)
     for ratio in CLIP_RATIOS[1:]:
-        grid = fit(w_NJ, widths, ratio)
-        error_N = (grid.nearest(w_NJ).sub_(w_NJ)).square_() @ importance_J
-        better_N1 = (error_N < best_error_N)[:, None]
-        scale_N1 = torch.where(better_N1, grid.scale_N1, scale_N1)
-        zero_N1 = torch.where(better_N1, grid.zero_N1, zero_N1)
-        best_error_N = torch.minimum(best_error_N, error_N)
-    return Grid(scale_N1=scale_N1, zero_N1=zero_N1, low_N1=best.low_N1, high_N1=best.high_N1)
+        error_N = fit(narrow_NJ, narrow, ratio).error(narrow_NJ, importance_J)
+        ratio_N1[error_N < best_N] = ratio
+        best_N = torch.minimum(best_N, error_N)
+    found = fit(narrow_NJ, narrow, ratio_N1)
+    return Grid(scale_N1=whole.scale_N1.index_copy(0, rows, found.scale_N1), low_N1=whole.low_N1, high_N1=whole.high_N1,
+                zero_N1=None if found.zero_N1 is None else whole.zero_N1.index_copy(0, rows, found.zero_N1))
 
 
 def groups(k_in: int, group_size: int | None) -> list[slice]:
@@ -104,11 +113,17 @@ def groups(k_in: int, group_size: int | None) -> list[slice]:
     return [slice(start, min(start + width, k_in)) for start in range(0, k_in, width)]
 
 
-def store(q_NK: Tensor, scale_NG: Tensor, zero_NG: Tensor, choice: BitChoice) -> QuantWeight:
+def join(fitted: list[Grid]) -> tuple[Tensor, Tensor | None]:
+    """(scale_NG, zero_NG) of a row's groups."""
+    zeros = None if fitted[0].zero_N1 is None else torch.cat([grid.zero_N1 for grid in fitted], 1)
+    return torch.cat([grid.scale_N1 for grid in fitted], 1), zeros
+
+
+def store(q_NK: Tensor, scale_NG: Tensor, zero_NG: Tensor | None, choice: BitChoice) -> QuantWeight:
     """Pack integer codes (float32 or integer tensor) and their grid."""
     offset = 1 << choice.weight_bits - 1 if choice.symmetric else 0
     return QuantWeight(packed_NP=pack((q_NK + offset).to(torch.uint8), choice.weight_bits), scale_NG=scale_NG.half(),
-                       zero_NG=None if choice.symmetric else zero_NG.to(torch.uint8),
+                       zero_NG=None if zero_NG is None else zero_NG.to(torch.uint8),
                        bits=choice.weight_bits, group_size=choice.group_size, k_in=q_NK.shape[1])
 
 
@@ -120,7 +135,7 @@ def quantize_nearest(w_NK: Tensor, choice: BitChoice) -> QuantWeight:
     parts = groups(w_NK.shape[1], choice.group_size)
     fitted = [fit(w_NK[:, part], widths) for part in parts]
     q_NK = torch.cat([grid.round(w_NK[:, part]) for grid, part in zip(fitted, parts)], 1)
-    return store(q_NK, torch.cat([g.scale_N1 for g in fitted], 1), torch.cat([g.zero_N1 for g in fitted], 1), choice)
+    return store(q_NK, *join(fitted), choice)
 
 
 def dequantize(weight: QuantWeight) -> Tensor:

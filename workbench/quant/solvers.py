@@ -100,24 +100,26 @@ class _Codes:
 
     q_NK: Tensor
     scale_NG: Tensor
-    zero_NG: Tensor
+    zero_NG: Tensor | None
     loss_N: Tensor
 
     def where(self, take_N: Tensor, other: _Codes) -> _Codes:
         """Row by row: self where `take_N`, else other."""
-        return _Codes(**{name: torch.where(take_N if mine.dim() == 1 else take_N[:, None], mine, getattr(other, name))
-                         for name, mine in vars(self).items()})
+        def pick(mine, theirs):
+            return None if mine is None else torch.where(take_N.view(-1, *[1] * (mine.dim() - 1)), mine, theirs)
+        return _Codes(**{name: pick(mine, getattr(other, name)) for name, mine in vars(self).items()})
 
     @staticmethod
     def cat(parts: Sequence[_Codes]) -> _Codes:
-        return _Codes(**{name: torch.cat([getattr(part, name) for part in parts]) for name in vars(parts[0])})
+        """The rows of all parts."""
+        columns = {name: [getattr(part, name) for part in parts] for name in vars(parts[0])}
+        return _Codes(**{name: None if values[0] is None else torch.cat(values) for name, values in columns.items()})
 
 
 def _finish(w_NK: Tensor, q_NK: Tensor, fitted: list[grids.Grid], parts: list[slice], factor: Factor) -> _Codes:
     delta_NK = torch.cat([grid.value(q_NK[:, part]) for grid, part in zip(fitted, parts)], 1).sub_(w_NK)
-    return _Codes(q_NK=q_NK, scale_NG=torch.cat([grid.scale_N1 for grid in fitted], 1),
-                  zero_NG=torch.cat([grid.zero_N1 for grid in fitted], 1),
-                  loss_N=(delta_NK @ factor.unit_KK).mul_(delta_NK).sum(1))
+    scale_NG, zero_NG = grids.join(fitted)
+    return _Codes(q_NK=q_NK, scale_NG=scale_NG, zero_NG=zero_NG, loss_N=(delta_NK @ factor.unit_KK).mul_(delta_NK).sum(1))
 
 
 def _nearest(w_NK: Tensor, factor: Factor, widths: Widths, group_size: int | None) -> _Codes:
@@ -141,7 +143,7 @@ def _gptq(w_NK: Tensor, factor: Factor, widths: Widths, group_size: int | None, 
                 grid = (grids.search(group_NJ, widths, factor.importance_K[starts[i]]) if clip
                         else grids.fit(group_NJ, widths))
                 fitted.append(grid)
-                row_grid = grids.Grid(**{name: value.T.contiguous() for name, value in vars(grid).items()})
+                row_grid = grid.transposed()
             column_1N = free_KN[i : i + 1]
             q_KN[i : i + 1] = row_grid.round(column_1N)
             error_N = torch.sub(column_1N, row_grid.value(q_KN[i : i + 1]), out=error_KN[i - left : i - left + 1])[0]
@@ -209,7 +211,8 @@ def _checked(name: str, w_NK: Tensor) -> Tensor:
 
 
 def _result(name: str, codes: _Codes, rtn_N: Tensor, rows: slice, choice: BitChoice, factor: Factor) -> Solved:
-    weight = grids.store(codes.q_NK[rows], codes.scale_NG[rows], codes.zero_NG[rows], choice)
+    zero_NG = None if codes.zero_NG is None else codes.zero_NG[rows]
+    weight = grids.store(codes.q_NK[rows], codes.scale_NG[rows], zero_NG, choice)
     solved, rtn = (float(loss_N[rows].double().sum()) * factor.mean for loss_N in (codes.loss_N, rtn_N))
     note = factor.note
     if not math.isfinite(solved) or solved > rtn:
