@@ -1,0 +1,36 @@
+"""Start the workbench: `python app.py [--port N] [--host ADDRESS]`.
+
+The port is bound before gradio and torch are imported; the embedded model loads in the background and needs no click.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # nothing leaves this machine
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin on a shared core cost more than they save
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--port", type=int, default=int(os.environ.get("GRADIO_SERVER_PORT", 7860)))
+    parser.add_argument("--host", default=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"))
+    args = parser.parse_args()
+    from workbench import allocator
+    from workbench.ui.splash import Splash
+
+    allocator.keep_large_blocks()
+    try:
+        splash = Splash(args.host, args.port)
+    except OSError as error:
+        sys.exit(f"error: cannot listen on {args.host}:{args.port} ({error.strerror}); choose another port with --port")
+    from workbench.ui import page
+
+    page.launch(args.host, args.port, when_built=splash.close)
+
+
+if __name__ == "__main__":
+    main()

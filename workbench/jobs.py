@@ -1,0 +1,182 @@
+"""Heavy work off the request: a job runs in one worker thread, reports progress, can be cancelled and found again by id.
+
+A stage only knows the `on_progress` callback it was given; cancelling makes that callback raise `Cancelled`, so a stage
+stops at its next report. One job runs at a time, the others wait in line and know their place.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from workbench.options import BadInput, Cancelled, OnProgress, Progress
+
+log = logging.getLogger("workbench.jobs")
+FINISHED = ("done", "cancelled", "failed")
+KEPT_JOBS = 256  # finished jobs are forgotten beyond this many, oldest first
+OnFinish = Callable[[str, str], None]
+SHARED = ""  # owner of a job that every session may see
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """What a job is doing now. `eta_s` is for the present stage; `version` grows with every change."""
+
+    id: str
+    kind: str
+    state: str  # queued, running, done, cancelled, failed
+    ahead: int  # jobs that come first
+    stage: str
+    done: int
+    total: int
+    message: str
+    seconds: float
+    eta_s: float | None
+    error: str
+    version: int
+
+    @property
+    def active(self) -> bool:
+        return self.state not in FINISHED
+
+
+class Job:
+    """One piece of heavy work. `events` holds (stage, detail) of every report that carried a detail."""
+
+    def __init__(self, kind: str, owner: str, work: Callable[[OnProgress], Any], on_finish: OnFinish | None):
+        self.id = secrets.token_urlsafe(12)
+        self.kind, self.owner = kind, owner
+        self.state, self.error, self.result = "queued", "", None
+        self.events: list[tuple[str, Any]] = []
+        self._work, self._on_finish = work, on_finish
+        self._cancel = threading.Event()
+        self._finished = threading.Event()
+        self._last = Progress(stage="", done=0, total=0)
+        self._started_s = self._stage_started_s = self._ended_s = 0.0
+        self._version = 0
+
+    @property
+    def active(self) -> bool:
+        return self.state not in FINISHED
+
+    def cancel(self) -> None:
+        """Ask the job to stop; a running stage stops at its next report."""
+        self._cancel.set()
+        self._version += 1
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        return self._finished.wait(timeout_s)
+
+    def report(self, progress: Progress) -> None:
+        """The callback that stages call."""
+        if self._cancel.is_set():
+            raise Cancelled(f"{self.kind} was cancelled")
+        if progress.stage != self._last.stage:
+            self._stage_started_s = time.monotonic()
+        self._last = progress
+        if progress.detail is not None:
+            self.events.append((progress.stage, progress.detail))
+        self._version += 1
+
+    def run(self) -> None:
+        """Do the work in the calling thread; every ending is recorded, none escapes."""
+        if self._cancel.is_set():
+            return self._end("cancelled")
+        self._started_s = self._stage_started_s = time.monotonic()
+        self.state, self._version = "running", self._version + 1
+        try:
+            self.result = self._work(self.report)
+        except Cancelled:
+            self._end("cancelled")
+        except BadInput as error:
+            self._end("failed", str(error))
+        except Exception as error:
+            log.exception("job %s failed", self.kind)
+            first_line = (str(error).strip() or "no message").splitlines()[0]
+            self._end("failed", f"{self.kind} failed: {type(error).__name__}: {first_line}")
+        else:
+            self._end("done")
+
+    def _end(self, state: str, error: str = "") -> None:
+        self._ended_s = time.monotonic()
+        if self._on_finish is not None:
+            self._on_finish(state, error)
+        self.state, self.error = state, error
+        self._work = self._on_finish = None  # what they captured may be large
+        self._version += 1
+        self._finished.set()
+
+    def snapshot(self, ahead: int = 0) -> Snapshot:
+        last, now = self._last, self._ended_s or time.monotonic()
+        eta_s = None
+        if self.state == "running" and 0 < last.done <= last.total:
+            eta_s = (now - self._stage_started_s) / last.done * (last.total - last.done)
+        message = "stopping" if self._cancel.is_set() and self.active else last.message
+        return Snapshot(id=self.id, kind=self.kind, state=self.state, ahead=ahead, stage=last.stage, done=last.done,
+                        total=last.total, message=message, seconds=now - self._started_s if self._started_s else 0.0,
+                        eta_s=eta_s, error=self.error, version=self._version)
+
+
+class Board:
+    """All jobs of the process: one worker takes them in order of submission."""
+
+    def __init__(self):
+        self._jobs: dict[str, Job] = {}
+        self._waiting: deque[Job] = deque()
+        self._running: Job | None = None
+        self._change = threading.Condition()
+        self._worker: threading.Thread | None = None
+
+    def submit(self, kind: str, owner: str, work: Callable[[OnProgress], Any],
+               on_finish: OnFinish | None = None) -> Job:
+        """Queue `work(on_progress)`. `on_finish(state, error)` runs in the worker thread, whatever the ending, before the
+        job counts as finished: whoever sees a finished job also sees what it left behind."""
+        job = Job(kind, owner, work, on_finish)
+        with self._change:
+            self._jobs[job.id] = job
+            self._forget_oldest()
+            self._waiting.append(job)
+            if self._worker is None:
+                self._worker = threading.Thread(target=self._drain, name="jobs", daemon=True)
+                self._worker.start()
+            self._change.notify()
+        return job
+
+    def get(self, job_id: str, owner: str) -> Job | None:
+        """The job, if it exists and belongs to `owner` or to everyone."""
+        job = self._jobs.get(job_id)
+        return job if job is not None and job.owner in (owner, SHARED) else None
+
+    def snapshot(self, job: Job) -> Snapshot:
+        with self._change:
+            ahead = self._waiting.index(job) + (self._running is not None) if job in self._waiting else 0
+        return job.snapshot(ahead)
+
+    def cancel(self, job: Job) -> None:
+        """Stop a job; one that still waits ends at once."""
+        job.cancel()
+        with self._change:
+            waiting = job in self._waiting
+            if waiting:
+                self._waiting.remove(job)
+        if waiting:
+            job.run()
+
+    def _forget_oldest(self) -> None:
+        finished = [job.id for job in self._jobs.values() if not job.active]
+        for job_id in finished[:max(0, len(self._jobs) - KEPT_JOBS)]:
+            del self._jobs[job_id]
+
+    def _drain(self) -> None:
+        while True:
+            with self._change:
+                self._change.wait_for(lambda: self._waiting)
+                self._running = self._waiting.popleft()
+            self._running.run()
+            self._running = None

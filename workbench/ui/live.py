@@ -1,0 +1,106 @@
+"""From events to actions to pictures: one way round for the whole page.
+
+An event calls an action, the action changes the session, and every component whose named values changed is drawn again.
+A component is registered once with `show`; what depends on the same values is thereby linked.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from workbench.options import BadInput
+from workbench.ui.session import Session, Store
+
+log = logging.getLogger("workbench.ui")
+TICK_S = 0.25
+
+
+@dataclass(frozen=True)
+class Live:
+    """A component drawn from the session whenever one of the named values changed."""
+
+    component: Any
+    depends: tuple[str, ...]
+    draw: Callable[[Session], Any]
+
+    def key(self, session: Session) -> tuple[int, ...]:
+        return tuple(session.rev[name] for name in self.depends)
+
+
+@dataclass(frozen=True)
+class Listener:
+    event: Callable
+    action: Callable
+    inputs: tuple
+    tab: str
+    with_payload: bool
+    options: dict
+
+
+class Page:
+    """Collects what is shown and what is listened to; `bind` connects them once all screens are laid out."""
+
+    def __init__(self, store: Store):
+        self.store = store
+        self.session_id = gr.State("")
+        self.seen = gr.State({})
+        self.timer = gr.Timer(TICK_S, active=True)
+        self.lives: list[Live] = []
+        self.listeners: list[Listener] = []
+
+    def show(self, component, depends: Sequence[str], draw: Callable[[Session], Any]):
+        self.lives.append(Live(component, tuple(depends), draw))
+        return component
+
+    def on(self, event: Callable, action: Callable, inputs: Sequence = (), *, tab: str, with_payload: bool = False, **options) -> None:
+        """Call action(session, *inputs), or action(session, payload, *inputs), and draw what changed. A BadInput becomes `tab`'s line."""
+        self.listeners.append(Listener(event, action, tuple(inputs), tab, with_payload, options))
+
+    def bind(self, demo: gr.Blocks, kept_id: gr.BrowserState) -> None:
+        outputs = [self.session_id, self.seen, *(live.component for live in self.lives)]
+        shared = {"api_visibility": "private", "show_progress": "hidden"}
+
+        def open_page(session_id):
+            session = self.store.open(session_id if isinstance(session_id, str) else "")
+            return [session.id, *self.refresh(session, {})]
+
+        def tick(session_id, seen):
+            if not session_id:  # the page is still loading and has no session yet
+                return [gr.skip()] * len(outputs)
+            return self.refresh(self.store.open(session_id), seen)
+
+        demo.load(open_page, [kept_id], [kept_id, *outputs], **shared)
+        self.timer.tick(tick, [self.session_id, self.seen], outputs, trigger_mode="once", concurrency_limit=None, **shared)
+        for listener in self.listeners:
+            listener.event(self._handler(listener), [self.session_id, self.seen, *listener.inputs], outputs,
+                           concurrency_limit=None, **shared, **listener.options)
+
+    def _handler(self, listener: Listener) -> Callable:
+        def act(session_id, seen, *values):
+            session = self.store.open(session_id)
+            session.say(listener.tab)
+            try:
+                listener.action(session, *values)
+            except BadInput as error:
+                session.say(listener.tab, str(error))
+            except Exception as error:
+                log.exception("%s failed", listener.action.__name__)
+                session.say(listener.tab, f"{type(error).__name__}: {(str(error) or 'no message').splitlines()[0]}")
+            return self.refresh(session, seen)
+
+        def act_on_payload(event: gr.EventData, session_id, seen, *values):
+            return act(session_id, seen, event._data, *values)
+
+        return act_on_payload if listener.with_payload else act
+
+    def refresh(self, session: Session, seen: dict) -> list:
+        """The session's id, the new `seen`, then one value per component: its picture if it changed, else nothing."""
+        session.sync()
+        keys = {number: (session.id, *live.key(session)) for number, live in enumerate(self.lives)}
+        values = [gr.skip() if seen.get(number) == keys[number] else live.draw(session) for number, live in enumerate(self.lives)]
+        return [session.id, keys if keys != seen else gr.skip(), *values]

@@ -1,0 +1,187 @@
+"""What one visitor has loaded, profiled, found and made. Pages keep only the session's id; the objects live here.
+
+A session is a set of named values. Setting one raises its revision, and every part of the page that depends on the name
+is drawn again (see `live.py`); jobs set values from their worker thread, the page finds out at its next tick.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import tempfile
+import threading
+from collections import Counter, OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from workbench.jobs import SHARED, Board, Job
+from workbench.options import BadInput, ModelSpec, Progress
+
+KEPT_SESSIONS = 64
+EMBEDDED = ModelSpec().source
+
+
+def stages():
+    """The pipeline, imported when first needed: it brings torch, and the port is bound before that."""
+    import importlib
+
+    return importlib.import_module("workbench.pipeline")
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A plan that came from a file: nothing about it has been measured here."""
+
+    plan: Any
+    error: float | None = None
+    samples: int = 0
+    held_out: bool = False
+    origin: str = "imported"
+
+
+# What depends on the profile is forgotten with a new profile; what depends on the model, when another one is loaded.
+OF_PROFILE = {"events": (), "result": None, "chosen": None, "comparison": None, "pair": 0, "exported": None}
+OF_MODEL = {"profile": None, "fisher_TL": (), "stderr_TL": None, "cell": (None, None), **OF_PROFILE}
+
+
+class Session:
+    """One visitor's state. Read attributes freely; write through `set`.
+
+    fisher_TL holds a row per step, None while a step is unknown; cell is the selected (layer index, step)."""
+
+    def __init__(self, board: Board, store: Store):
+        self.id = secrets.token_urlsafe(24)
+        self.rev: Counter[str] = Counter()
+        self.board, self.store = board, store
+        self.job: Job | None = None
+        self.source, self.bundle = EMBEDDED, None
+        self.notices: dict[str, tuple[str, str]] = {}
+        self.how, self.gain, self.prompts_text = "mean", 4.0, ""
+        self.budget_mb = self.budget_bits = None
+        self.quantized: tuple[str, Any] | None = None
+        self._drawn: tuple[str, int, bool] = ("", -1, False)
+        self._events_read = 0
+        for name, value in OF_MODEL.items():
+            setattr(self, name, value)
+
+    def set(self, **values) -> None:
+        for name, value in values.items():
+            setattr(self, name, value)
+            self.rev[name] += 1
+
+    def say(self, tab: str, text: str = "", kind: str = "error") -> None:
+        """The one line under a screen's buttons; empty takes it away."""
+        if self.notices.get(tab, ("", "")) != (text, kind if text else ""):
+            self.notices[tab] = (text, kind if text else "")
+            self.rev[f"notice-{tab}"] += 1
+
+    @property
+    def busy(self) -> bool:
+        return self.job is not None and self.job.active
+
+    @property
+    def folder(self) -> Path:
+        """Where this session's runs are kept; the id itself is a secret and stays out of file names."""
+        root = Path(os.environ.get("ADATSQ_RUNS", "runs"))
+        return root / "app" / hashlib.sha256(self.id.encode()).hexdigest()[:16]
+
+    @property
+    def downloads(self) -> Path:
+        """Where files are made for the browser to fetch."""
+        path = Path(tempfile.gettempdir()) / "adatsq" / self.folder.name
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def require_idle(self) -> None:
+        if self.busy:
+            raise BadInput(f"{self.job.kind} is still running; wait for it or cancel it")
+
+    def kept(self, *names: str) -> dict[str, Any]:
+        """Values to put back if what is about to start does not finish."""
+        return {name: getattr(self, name) for name in names}
+
+    def submit(self, kind: str, tab: str, work, undo: dict[str, Any] | None = None) -> None:
+        """Start a job; how it ends is said on `tab`, and `undo` is put back unless it ends well."""
+        self.require_idle()
+
+        def finish(state: str, error: str) -> None:
+            if state != "done":
+                self.set(**(undo or {}))
+                self.say(tab, error or f"{kind} was stopped; what was finished is kept", "error" if error else "info")
+
+        self._events_read = 0
+        self.set(job=self.board.submit(kind, self.id, work, finish))
+
+    def cancel(self) -> None:
+        if self.busy and self.job.owner != SHARED:
+            self.board.cancel(self.job)
+
+    def adopt(self, bundle) -> None:
+        """A model has been loaded: start afresh with it."""
+        self.set(bundle=bundle, source=bundle.source, quantized=None, prompts_text="\n".join(bundle.prompts("calibration")[:16]),
+                 **OF_MODEL)
+
+    def snapshot(self):
+        return self.board.snapshot(self.job) if self.job is not None else None
+
+    def sync(self) -> None:
+        """Take over what the job has reported since the last look."""
+        if self.job is None:
+            return
+        if self.bundle is None and self.job is self.store.preload and not self.job.active:
+            if self.job.error:
+                self.say("model", self.job.error)
+            else:
+                self.adopt(self.job.result)
+        seen = (self.job.id, self.job.snapshot().version, self.busy)
+        if seen != self._drawn:
+            self.rev["busy"] += seen[2] != self._drawn[2]
+            self.rev["job"] += 1
+            self._drawn = seen
+            self._take_events()
+
+    def _take_events(self) -> None:
+        news = self.job.events[self._events_read:]
+        self._events_read += len(news)
+        for stage, detail in news:
+            if stage == "sensitivity" and isinstance(detail, dict) and "fisher_L" in detail:
+                step = detail["step"]
+                rows = self.fisher_TL
+                if step < len(rows) and self.profile is None:
+                    self.set(fisher_TL=(*rows[:step], list(detail["fisher_L"]), *rows[step + 1:]))
+            elif stage == "search" and hasattr(detail, "survivors") and self.result is None:
+                self.set(events=(*self.events, detail))
+
+
+class Store:
+    """All sessions of the process; the least recently used are forgotten beyond a limit."""
+
+    def __init__(self, board: Board):
+        self.board = board
+        self.preload: Job | None = None
+        self._sessions: OrderedDict[str, Session] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def start_preload(self) -> None:
+        """Load the embedded model before anybody asks for it."""
+        def work(on_progress):
+            on_progress(Progress(stage="importing torch", done=0, total=0))
+            return stages().load(EMBEDDED, on_progress=on_progress)
+
+        self.preload = self.board.submit("load", SHARED, work)
+
+    def open(self, session_id: str) -> Session:
+        """The session of that id, or a new one under a new id: ids are never chosen by a browser."""
+        with self._lock:
+            session = self._sessions.get(session_id)
+            if session is None:
+                session = Session(self.board, self)
+                session.job = self.preload
+                self._sessions[session.id] = session
+            self._sessions.move_to_end(session.id)
+            idle = [key for key, old in self._sessions.items() if not old.busy and key != session.id]
+            for key in idle[:max(0, len(self._sessions) - KEPT_SESSIONS)]:
+                del self._sessions[key]
+        return session
