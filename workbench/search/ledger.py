@@ -76,6 +76,7 @@ class Ledger:
         self._blob, self._state = dict(blobs or {}), {}
         self._visited: set = set()
         self._current: int | None = None
+        self.fresh = 0  # measurements made now rather than read from a checkpoint
 
     @property
     def evaluations(self) -> int:
@@ -130,6 +131,9 @@ class Ledger:
         """Forget the states of all paths but these; a forgotten one is recomputed if it is asked for again."""
         keys = {(path.weights, *path.rows) for path in alive}
         self._state = {key: state for key, state in self._state.items() if key in keys}
+        if self.fresh:  # before that the search only repeats what a checkpoint knows, and its states are yet to be asked for
+            names = {_name(key) for key in keys}
+            self._blob = {name: blob for name, blob in self._blob.items() if name in names}
 
     def to_json(self) -> dict:
         """All measurements; `blobs` has the states."""
@@ -139,7 +143,7 @@ class Ledger:
 
     def blobs(self) -> dict[str, bytes]:
         """The states that are alive, by name."""
-        return {_name(key): self.evaluator.save(state) for key, state in self._state.items()}
+        return self._blob | {_name(key): self.evaluator.save(state) for key, state in self._state.items()}
 
     def _visit(self, key: tuple) -> None:
         if key not in self._visited:
@@ -173,6 +177,7 @@ class Ledger:
         return Path(weights=path.weights, rows=(*path.rows, row), bits=bits, score=path.score + score if summed else score)
 
     def _call(self, measure: Callable[[], Any], path: Path) -> Any:
+        self.fresh += 1
         try:
             return measure()
         except (Cancelled, BadInput):

@@ -49,7 +49,7 @@ class Log:
         self._costs, self._steps, self._question = costs, steps, question
         self._on_progress, self._checkpoint = on_progress, checkpoint
         self._started = time.monotonic()
-        self._message, self._phase_end, self._done = "", 0, 0
+        self._message, self._phase_end, self._done, self._saved = "", 0, 0, 0
 
     @property
     def seconds(self) -> float:
@@ -81,8 +81,9 @@ class Log:
         return [plans[i] for i in non_dominated([plan.point for plan in plans])]
 
     def save(self) -> None:
-        """Hand a checkpoint to whoever keeps it."""
-        if self._checkpoint is not None:
+        """Hand a checkpoint to whoever keeps it, unless the last one already has everything."""
+        if self._checkpoint is not None and self.ledger.fresh > self._saved:
+            self._saved = self.ledger.fresh
             saved = {"format": FORMAT, "question": self._question, "ledger": self.ledger.to_json()}
             self._checkpoint(saved, self.ledger.blobs())
 

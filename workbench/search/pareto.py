@@ -51,20 +51,6 @@ def knee(points: Sequence[Sequence[float]]) -> int:
     return front[int(np.argmin(distance_I))]
 
 
-def nearest_origin(points: Sequence[Sequence[float]], count: int) -> list[int]:
-    """At most `count` non-dominated points: the nearest to the origin, then the best of each axis, then the next nearest.
-
-    The result for `count` is a prefix of the result for `count + 1`."""
-    front = non_dominated(points)
-    if not front:
-        return []
-    front_ID = np.asarray([points[i] for i in front], dtype=np.float64)
-    by_distance = np.argsort(distance_to_origin(front_ID), kind="stable")
-    extremes = [int(np.argmin(front_ID[:, axis])) for axis in range(front_ID.shape[1])]
-    order = dict.fromkeys([int(by_distance[0]), *extremes, *map(int, by_distance)])
-    return [front[i] for i in list(order)[:count]]
-
-
 def plan_point(scored: ScoredPlan) -> tuple[int, float, float]:
     """A plan on the three axes: weight bytes, mean activation bits, measured error."""
     return scored.plan.weight_bytes, scored.plan.act_bits_mean, scored.error
