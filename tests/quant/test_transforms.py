@@ -1,0 +1,58 @@
+"""Transforms: exactly inverted in the weight, the same everywhere, and computed once for layers that share an input."""
+
+import pytest
+import torch
+
+from workbench.options import BadInput
+from workbench.quant import transforms
+
+FIRST_SIGNS = "++-++++---++++--"
+
+
+@pytest.mark.parametrize("name", ["none", "hadamard"])
+@pytest.mark.parametrize("k_in", [64, 160, 257, 1280])
+def test_a_transform_is_inverted_and_keeps_every_product(name, k_in):
+    transform = transforms.make(name, k_in, 3)
+    x_MK, w_NK = torch.randn(5, k_in, dtype=torch.float64), torch.randn(4, k_in, dtype=torch.float64)
+    torch.testing.assert_close(transform.inverse(transform.forward(x_MK)), x_MK, rtol=0, atol=1e-10)
+    torch.testing.assert_close(transform.inverse(transform.weight(w_NK)), w_NK, rtol=0, atol=1e-10)
+    torch.testing.assert_close(transform.forward(x_MK) @ transform.weight(w_NK).T, x_MK @ w_NK.T, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["none", "hadamard"])
+def test_the_hessian_is_that_of_the_transformed_input(name):
+    transform = transforms.make(name, 96, 0)
+    x_MK = torch.randn(50, 96, dtype=torch.float64)
+    y_MK = transform.forward(x_MK)
+    torch.testing.assert_close(transform.hessian(x_MK.T @ x_MK), y_MK.T @ y_MK, rtol=0, atol=1e-10)
+
+
+def test_hadamard_spreads_an_outlier_over_its_block_only():
+    x_MK = torch.zeros(1, 512)
+    x_MK[0, 300] = 16.0
+    y_MK = transforms.make("hadamard", 512, 0).forward(x_MK)
+    assert torch.equal(y_MK.abs(), torch.cat([torch.zeros(1, 256), torch.ones(1, 256)], 1))
+
+
+def test_signs_depend_on_the_seed_and_on_nothing_else():
+    first, same, other = (transforms.Hadamard(256, seed).signs_K for seed in (0, 0, 1))
+    assert torch.equal(first, same) and not torch.equal(first, other)
+    # stored checkpoints rely on these signs: the first 16 of seed 0, as they have always been
+    assert "".join("+" if s > 0 else "-" for s in first[:16]) == FIRST_SIGNS
+
+
+def test_layers_that_read_one_tensor_rotate_it_once(monkeypatch):
+    calls = []
+    real = transforms.ops.block_hadamard
+    monkeypatch.setattr(transforms.ops, "block_hadamard", lambda *a: calls.append(1) or real(*a))
+    x = torch.randn(2, 3, 64)
+    q, k = (transforms.make("hadamard", 64, 0).forward(x) for _ in range(2))
+    assert q is k and len(calls) == 1
+    x.mul_(2)
+    torch.testing.assert_close(transforms.make("hadamard", 64, 0).forward(x), 2 * q)
+    assert len(calls) == 2
+
+
+def test_an_unknown_transform_is_refused():
+    with pytest.raises(BadInput, match="use none or hadamard"):
+        transforms.make("rotate", 64, 0)
