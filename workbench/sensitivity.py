@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from lowbit.act_quant.naive import fake_quantize
+from lowbit.ops import fake_quantize
 from torch import Tensor
 
 from workbench.families import Bundle
@@ -128,7 +128,7 @@ def _replay_step(bundle, trace, step, rows, seed_RSMD, rotated, totals) -> Tenso
             last = number + 1 == len(seed_RSMD)
             g = torch.autograd.grad(output, [latent, *wanted], seed_SMD.to(output), retain_graph=not last, allow_unused=True)
             gradients.append([torch.zeros_like(w) if one is None else one for one, w in zip(g, [latent, *wanted])])
-        with torch.no_grad():
+        with torch.no_grad(), fast_arithmetic(bundle):
             _add_layers(bundle, tap, [g[1:] for g in gradients], rotated, totals)
     totals.samples += len(latent)
     return torch.stack([g[0] for g in gradients]).to(trace.latent_STMD)
@@ -136,31 +136,32 @@ def _replay_step(bundle, trace, step, rows, seed_RSMD, rotated, totals) -> Tenso
 
 def _add_layers(bundle, tap, gradients_RL, rotated, totals) -> None:
     """Fisher, directional and squared error of every layer for one chunk."""
-    errors: dict[int, tuple] = {}
+    absmax, delta_CSMK = 0.0, None
     for layer in bundle.layers:
         if layer.shares_input_with == layer.index:
-            errors = {layer.index: _input_errors(rotated.transform(layer), tap.inputs[layer.index])}
-        absmax, delta_C = errors[layer.shares_input_with]
-        weight_NK = rotated.weight(layer)
-        i = layer.index
+            absmax, delta_CSMK = _input_errors(rotated.transform(layer), tap.inputs[layer.index])
+        weight_NK, i = rotated.weight(layer), layer.index
         totals.absmax_L[i] = max(float(totals.absmax_L[i]), absmax)
-        for g_LSMN in gradients_RL:
-            g_SMN = g_LSMN[i].to(weight_NK.dtype)
-            totals.fisher[i].append(g_SMN.square().sum(-1).mean(-1).double().cpu())
-            pulled_SMK = g_SMN @ weight_NK  # g . (delta W^T) = (g W) . delta: one product serves every width
-            for c, delta_SMK in enumerate(delta_C):
-                totals.directional_LC[i, c] += float((pulled_SMK * delta_SMK).sum((1, 2)).double().square().sum())
-        for c, delta_SMK in enumerate(delta_C):
-            flat_MK = delta_SMK.flatten(0, 1)
-            few_MK = flat_MK[:: max(1, len(flat_MK) // TOKENS_FOR_ERROR)]
-            totals.squared_LC[i, c] += float((few_MK @ weight_NK.T).square().sum(-1).mean()) * len(delta_SMK)
+        g_RSMN = torch.stack([g_L[i] for g_L in gradients_RL])
+        totals.fisher[i].append(g_RSMN.to(weight_NK.dtype).square().sum(-1).mean(-1).flatten().cpu())
+        # g . (delta W^T) = (g W) . delta: one product of g serves every width
+        pulled_RSMK = g_RSMN @ weight_NK
+        samples, widths = len(g_RSMN[0]), len(delta_CSMK)
+        flat_delta = delta_CSMK.transpose(0, 1).reshape(samples, widths, -1)
+        flat_pulled = pulled_RSMK.transpose(0, 1).reshape(samples, len(g_RSMN), -1)
+        directional_SRC = flat_pulled @ flat_delta.transpose(1, 2)
+        totals.directional_LC[i, :widths] += directional_SRC.double().square().sum((0, 1)).cpu()
+        rows_CMK = delta_CSMK.flatten(1, 2)
+        few_CMK = rows_CMK[:, :: max(1, rows_CMK.shape[1] // TOKENS_FOR_ERROR)]
+        totals.squared_LC[i, :widths] += (few_CMK @ weight_NK.T).square().sum(-1).mean(-1).double().cpu() * samples
 
 
-def _input_errors(transform, x_SMK: Tensor) -> tuple[float, list[Tensor]]:
-    """Largest |input|, and the quantization error of the transformed input at every width but the last, float."""
+def _input_errors(transform, x_SMK: Tensor) -> tuple[float, Tensor]:
+    """Largest |input|, and the quantization error (C, S, M, K) of the transformed input at every width but the last, float."""
     dtype = torch.float64 if x_SMK.dtype == torch.float64 else torch.float32
     rotated_SMK = transform.forward(x_SMK.to(dtype))
-    return float(x_SMK.abs().max()), [fake_quantize(rotated_SMK, bits) - rotated_SMK for bits in ACT_BITS[:-1]]
+    delta_CSMK = torch.stack([fake_quantize(rotated_SMK, bits) for bits in ACT_BITS[:-1]])
+    return float(x_SMK.abs().max()), delta_CSMK.sub_(rotated_SMK)
 
 
 class _RotatedWeights:
