@@ -1,0 +1,162 @@
+"""The quantized layer: what it computes, what it stores, and what it refuses to be made of."""
+
+import pytest
+import torch
+from lowbit.act_quant.naive import fake_quantize
+from lowbit.linear_wnan import naive
+from torch import nn
+
+from workbench.families.base import StepCursor
+from workbench.options import BadInput
+from workbench.plans import BitChoice
+from workbench.quant import transforms
+from workbench.quant.grids import predicted_bytes, quantize_nearest
+from workbench.quant.qlinear import FloatLinear, LayerFormat, QuantLinear
+
+N_OUT, K_IN = 11, 160
+
+
+def layer(bits=4, group_size=64, symmetric=True, bias=True, transform="hadamard", **place):
+    generator = torch.Generator().manual_seed(0)
+    w_NK, b = torch.randn(N_OUT, K_IN, generator=generator), torch.randn(N_OUT, generator=generator)
+    mix = transforms.make(transform, K_IN, 0)
+    stored = quantize_nearest(mix.weight(w_NK), BitChoice(weight_bits=bits, group_size=group_size, symmetric=symmetric))
+    return QuantLinear(stored, b if bias else None, mix, **place)
+
+
+def tokens():
+    x = torch.randn(2, 5, K_IN, generator=torch.Generator().manual_seed(7))
+    x[0, 0] = 0
+    x[1, 4, 3] = -50.0
+    return x
+
+
+@pytest.mark.parametrize("act_bits", [3, 8, 16])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_it_computes_what_the_reference_does(act_bits, symmetric):
+    cursor = StepCursor()
+    cursor.row = (16, act_bits)
+    module, x = layer(symmetric=symmetric, cursor=cursor, layer_index=1), tokens()
+    expected = naive.linear_wnan(module.transform.forward(x), module.packed_NP, module.scale_NG, module.zero_NG, 4, 64, K_IN,
+                                 act_bits, module.bias)
+    torch.testing.assert_close(module(x), expected, rtol=1e-5, atol=1e-4)
+    if act_bits == 3:
+        cursor.row = (3, 16)
+        assert not torch.allclose(module(x), expected, atol=0.1), "a layer reads its own column of the row"
+
+
+def test_activations_stay_float_without_a_row_or_an_index():
+    cursor, x = StepCursor(), tokens()
+    alone, followed, weight_only = layer(), layer(cursor=cursor, layer_index=0), layer(cursor=cursor, layer_index=None)
+    assert torch.equal(followed(x), alone(x))
+    cursor.row = (3,)
+    assert torch.equal(weight_only(x), alone(x))
+    assert not torch.equal(followed(x), alone(x))
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
+@pytest.mark.parametrize("group_size", [32, 128, None])
+@pytest.mark.parametrize("bias", [True, False])
+def test_resident_bytes_equal_predicted_bytes(bits, group_size, bias):
+    module = layer(bits, group_size, bias=bias)
+    choice = BitChoice(weight_bits=bits, group_size=group_size)
+    real_bytes = sum(t.untyped_storage().nbytes() for t in module.state_dict().values())
+    assert real_bytes == module.weight_bytes == predicted_bytes(N_OUT, K_IN, choice, bias)
+    module(tokens())
+    assert sum(t.untyped_storage().nbytes() for t in module.state_dict().values()) == real_bytes, "a cache is no state"
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_stored_tensors_make_the_same_layer_again(symmetric, bias):
+    module = layer(3, 64, symmetric, bias, layer_index=0)
+    form = LayerFormat.parse(module.format.model_dump_json())
+    again = QuantLinear.from_tensors({name: t.clone() for name, t in module.tensors().items()}, form)
+    assert torch.equal(again(tokens()), module(tokens())) and again.format == module.format
+
+
+def broken(name, change):
+    def apply(tensors):
+        tensors[name] = change(tensors[name])
+    return apply
+
+
+@pytest.mark.parametrize(("damage", "message"), [
+    (broken("packed_NP", lambda t: t[:, :-1]), "packed_NP is"),
+    (broken("packed_NP", lambda t: t[:-1]), "packed_NP is"),
+    (broken("packed_NP", lambda t: t.to(torch.int32)), "packed_NP is torch.int32"),
+    (broken("packed_NP", lambda t: t.flatten()), "packed_NP is"),
+    (broken("scale_NG", lambda t: t[:, :1]), "scale_NG is"),
+    (broken("scale_NG", lambda t: t.float()), "scale_NG is torch.float32"),
+    (broken("scale_NG", lambda t: t * float("nan")), "not finite and positive"),
+    (broken("scale_NG", lambda t: -t), "not finite and positive"),
+    (broken("zero_NG", lambda t: t + 200), "does not fit in 4 bits"),
+    (broken("zero_NG", lambda t: t[:, :0]), "zero_NG is"),
+    (broken("bias", lambda t: t[:3]), "bias is"),
+    (broken("bias", lambda t: t.float()), "expected 16-bit float"),
+    (broken("bias", lambda t: t * float("inf")), "bias holds NaN or infinity"),
+    (lambda tensors: tensors.pop("zero_NG"), "expected"),
+    (lambda tensors: tensors.update(perm_K=torch.arange(K_IN)), "perm_K"),
+])
+def test_tensors_that_do_not_fit_are_refused(damage, message):
+    module = layer(symmetric=False)
+    tensors = module.tensors()
+    damage(tensors)
+    with pytest.raises(BadInput, match=message):
+        QuantLinear.from_tensors(tensors, module.format)
+
+
+@pytest.mark.parametrize(("field", "value"), [("bits", 5), ("k_in", 0), ("k_in", 1 << 40), ("group_size", 0), ("transform", "x"),
+                                              ("layer_index", -1), ("surprise", 1)])
+def test_a_format_out_of_range_is_refused(field, value):
+    with pytest.raises(BadInput, match=field):
+        LayerFormat.parse({**layer().format.model_dump(), field: value})
+
+
+def test_an_empty_or_longer_format_than_its_tensors_is_refused():
+    module = layer()
+    with pytest.raises(BadInput, match="packed_NP is"):
+        QuantLinear.from_tensors(module.tensors(), module.format.model_copy(update={"k_in": 1 << 20}))
+
+
+def test_the_bias_is_stored_in_the_16_bit_type_that_keeps_it():
+    coarse, fine = torch.tensor([1e-30, 3.0]), torch.tensor([1.0009765625])  # exact in bfloat16, exact in float16 only
+    stored = quantize_nearest(torch.ones(2, 8), BitChoice(weight_bits=4, group_size=None))
+    identity = transforms.make("none", 8, 0)
+    assert torch.equal(QuantLinear(stored, coarse.bfloat16().float(), identity).bias.float(), coarse.bfloat16().float())
+    assert torch.equal(QuantLinear(stored, fine, identity).bias.float(), fine)
+
+
+def test_changing_the_model_type_keeps_the_stored_types_and_drops_the_cache():
+    module, x = layer(), tokens()
+    before = module(x)
+    state = {name: t.clone() for name, t in module.state_dict().items()}
+    nn.Sequential(module).to(torch.float64)
+    assert all(torch.equal(t, state[name]) and t.dtype == state[name].dtype for name, t in module.state_dict().items())
+    assert not module._scratch
+    torch.testing.assert_close(module(x), before)
+    assert module(x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_three_layers_on_one_input_transform_and_quantize_it_once(monkeypatch):
+    calls = []
+    real = transforms.ops.block_hadamard
+    monkeypatch.setattr(transforms.ops, "block_hadamard", lambda *a: calls.append(1) or real(*a))
+    cursor, x = StepCursor(), tokens()
+    cursor.row = (4, 4, 8)
+    modules = [layer(cursor=cursor, layer_index=i) for i in range(3)]
+    shared = [module(x) for module in modules]
+    assert len(calls) == 1
+    assert all(torch.equal(module(x.clone()), y) for module, y in zip(modules, shared)) and len(calls) == 4
+
+
+def test_a_float_weight_is_the_original_layer_at_16_bits_and_quantizes_activations_below():
+    torch.manual_seed(0)
+    linear, cursor, x = nn.Linear(K_IN, N_OUT), StepCursor(), tokens()
+    module = FloatLinear(linear, transforms.make("hadamard", K_IN, 0), cursor=cursor, layer_index=0)
+    assert torch.equal(module(x), linear(x)) and module.weight is linear.weight
+    cursor.row = (4,)
+    mix = module.transform
+    expected = fake_quantize(mix.forward(x), 4) @ mix.weight(linear.weight).T + linear.bias
+    torch.testing.assert_close(module(x), expected, rtol=1e-5, atol=1e-5)
+    assert module.weight_bytes == predicted_bytes(N_OUT, K_IN, BitChoice(weight_bits=16), has_bias=True)
