@@ -14,6 +14,8 @@ from pathlib import Path
 
 from workbench.options import BadInput, Cancelled, Progress
 
+PIPE_COLUMNS = 160  # of a table that goes into a file or a pipe, which have no width of their own
+
 
 class Listener:
     """Draws one bar per stage on stderr if that is a terminal. After Ctrl-C the next report cancels the stage."""
@@ -98,7 +100,7 @@ def deliver(path: str | None, result: dict, *tables) -> None:
         return
     from rich.console import Console
 
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS)
     for each in tables:
         console.print(each)
     if path:

@@ -97,8 +97,13 @@ def search(args, listener):
     budget = Budget.parse({"max_mean_act_bits": limits.act_bits,
                            "max_weight_bytes": None if limits.budget_mb is None else int(limits.budget_mb * MEGABYTE)}, "budget")
     config, quant = flags.read(args, SearchConfig), flags.read(args, QuantConfig)
-    from workbench import pipeline, runs
+    from workbench import costs, pipeline, runs
 
+    costs_of_model = costs.tabulate(pipeline.load(args.model, args.device, on_progress=listener), quant)
+    smallest = costs_of_model.total_bytes([min(WEIGHT_BITS)] * len(costs_of_model.macs_L))
+    if limits.budget_mb is not None and budget.max_weight_bytes < smallest:  # before a minute is spent on a profile
+        raise BadInput(f"--budget-mb {limits.budget_mb:g} is below the smallest feasible, {smallest / MEGABYTE:.2f} "
+                       f"(every layer at {min(WEIGHT_BITS)} bits)")
     bundle, found = _profiled(args, listener, quant)
     result = pipeline.search(bundle, found, budget, config, run=_run(args), on_progress=listener)
     path = _plan_path(args, result.chosen.plan)
@@ -126,14 +131,15 @@ def quantize(args, listener):
 
 def generate(args, listener):
     """Generate images with the float model, with a plan (--plan), or with an exported checkpoint."""
-    options = flags.read(args, TraceConfig, prompts=_prompts(args))
-    folder = _image_folder(args.to)
+    options, folder = flags.read(args, TraceConfig, prompts=_prompts(args)), _image_folder(args.to)
     from PIL import Image
 
     from workbench import export, pipeline
     from workbench import generate as stage
 
     if export.is_export(args.model):
+        if args.plan:
+            raise BadInput(f"{args.model} is an exported checkpoint and brings its own plan; leave --plan out")
         bundle, quantized = pipeline.load_quantized(args.model)
     elif args.plan:
         _, bundle, _, quantized, _ = _quantized(args, listener)
@@ -164,9 +170,9 @@ def compare(args, listener):
                                       prompts=images.prompts or bundle.prompts("held_out"), steps=images.steps, seed=images.seed,
                                       run=_run(args), on_progress=listener)
     rows = [(r["method"], _megabytes(r["weight_bytes"]), f"{r['weight_bits_quantized']:.2f} / {r['weight_bits_total']:.2f}",
-             f"{r['act_bits_mean']:.2f}", _mean(r["psnr_db"], 2), _mean(r["ssim"], 4), _mean(r["latent_nmse"], 5),
+             f"{r['act_bits_mean']:.2f}", _mean(r["psnr_db"], ".2f"), _mean(r["ssim"], ".4f"), _mean(r["latent_nmse"], ".1e"),
              f"{r['seconds_per_image']:.3f}", r["compute"]) for r in result["results"]]
-    title = (f"{result['model']}, {result['steps']} steps, {rows and result['results'][0]['psnr_db']['n']} prompts; float: "
+    title = (f"{result['model']}, {result['steps']} steps, {result['results'][0]['psnr_db']['n']} prompts; float: "
              f"{_megabytes(result['float']['weight_bytes'])}, {result['float']['seconds_per_image']:.3f} s per image")
     return result, [terminal.table(title, ("method", "weights", "bits quantized / total", "act bits", "PSNR dB", "SSIM",
                                            "latent NMSE", "s per image", "compute"), rows)]
@@ -253,7 +259,9 @@ def _plan_path(args, plan) -> Path:
     return Path(folder) / f"plan-{plan.plan_id}.json"
 
 
-def _image_folder(path: str) -> Path:
+def _image_folder(path: str | None) -> Path:
+    if not path:
+        raise BadInput("--to is missing; give a folder for the images")
     if Path(path).exists() and not Path(path).is_dir():
         raise BadInput(f"--to {path} is a file; give a folder for the images")
     return Path(path)
@@ -267,7 +275,7 @@ def _megabytes(count: int) -> str:
     return f"{count / MEGABYTE:.2f} MB"
 
 
-def _mean(interval: dict, digits: int) -> str:
-    if interval["low"] is None or interval["low"] in (float("-inf"),):
-        return f"{interval['mean']:.{digits}f} (n = 1)"
-    return f"{interval['mean']:.{digits}f} [{interval['low']:.{digits}f}, {interval['high']:.{digits}f}]"
+def _mean(interval: dict, form: str) -> str:
+    """Mean and half-width of the 95 % interval."""
+    half = interval["high"] - interval["mean"]
+    return f"{interval['mean']:{form}} ± {half:{form}}" if interval["n"] > 1 else f"{interval['mean']:{form}} (n = 1)"

@@ -1,0 +1,259 @@
+"""The shell: a journey through every verb, stable JSON keys, and one clear line with status 2 for everything that is wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from workbench import cli, terminal
+from workbench.methods import METHODS
+from workbench.options import Progress
+
+ROOT = Path(__file__).resolve().parents[1]
+STEPS = "2"
+CAPTIONS = ("fluent pizza", "noto grinning face")
+FEW = ("--steps", STEPS, "--prompts", "prompts.txt")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("shell")
+    (made / "prompts.txt").write_text("\n".join(CAPTIONS))
+    (made / "empty.txt").write_text("")
+    (made / "huge.txt").write_text("x" * 2_000_000)
+    (made / "pickle.bin").write_bytes(b"\x80\x04N.")
+    (made / "photos").mkdir()
+    (made / "photos" / "a.png").write_bytes(b"x")
+    return made
+
+
+def shell(folder, *arguments, check=True):
+    """A verb in a process of its own, in `folder`."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+    done = subprocess.run([sys.executable, "-m", "workbench", *arguments], cwd=folder, capture_output=True, text=True,
+                          env=environment, timeout=600, check=False)
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+def read(path):
+    return json.loads(Path(path).read_text())
+
+
+@pytest.fixture(scope="module")
+def searched(folder):
+    """A search's JSON, its run folder `run` and its plan."""
+    done = shell(folder, "search", "emoji-flux", *FEW, "--budget-mb", "9", "--act-bits", "4", "--run", "run", "--json", "search.json",
+                 "--beam", "2", "--samples", "2", "--finalists", "1", "--probes", "1")
+    assert done.stderr == ""
+    return read(folder / "search.json")
+
+
+@pytest.fixture(scope="module")
+def exported(folder, searched):
+    shell(folder, "export", "emoji-flux", *FEW, "--probes", "1", "--plan", searched["chosen"]["plan"], "--run", "run", "--to", "checkpoint",
+          "--json", "export.json")
+    return read(folder / "export.json")
+
+
+def test_help_is_instant_and_complete():
+    code = ("import sys; from workbench import cli\n"
+            "for verb in (['--help'], ['search', '--help']):\n"
+            "    try: cli.main(verb)\n"
+            "    except SystemExit as stop: assert stop.code == 0\n"
+            "print(sorted({'torch', 'numpy', 'gradio', 'diffusers', 'rich'} & set(sys.modules)))")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.rstrip().endswith("[]")
+    assert all(f" {verb} " in done.stdout for verb in cli.VERBS)
+    assert "--max-mean-act-bits" not in done.stdout and "--act-bits" in done.stdout
+
+
+def test_search_writes_its_keys_and_a_plan_within_budget(folder, searched):
+    assert {"front", "chosen", "evaluations", "seconds"} <= set(searched)
+    assert all({"weight_bytes", "act_bits_mean", "error"} <= set(point) for point in searched["front"])
+    chosen = searched["chosen"]
+    assert chosen["weight_bytes"] <= 9_000_000 and chosen["act_bits_mean"] <= 4.0
+    plan = read(folder / chosen["plan"])
+    assert (plan["weight_bytes"], plan["act_bits_mean"]) == (chosen["weight_bytes"], chosen["act_bits_mean"])
+    assert searched["evaluations"] > 0 and searched["seconds"] > 0
+    assert min(p["error"] for p in searched["front"]) < chosen["error"], "the front reaches beyond the budget"
+
+
+def test_profile_writes_maps_of_one_size_and_resumes(folder, searched, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    before = {p.name: p.stat().st_mtime_ns for p in (folder / "run").glob("*.safetensors")}
+    assert cli.main(["profile", "emoji-flux", *FEW, "--probes", "1", "--run", "run", "--json", "profile.json"]) == 0
+    found = read(folder / "profile.json")
+    layers = len(found["layers"])
+    assert layers == len(set(found["layers"])) and len(found["sigma"]) == int(STEPS)
+    for name in ("fisher", "alpha"):
+        assert np.shape(found[name]) == (int(STEPS), layers)
+    assert np.allclose(np.mean(found["alpha"], axis=0), 1, atol=1e-4)
+    assert {p.name: p.stat().st_mtime_ns for p in (folder / "run").glob("*.safetensors")} == before, "the run was not resumed"
+
+
+def test_an_exported_checkpoint_draws_what_its_plan_draws(folder, searched, exported, capsys, monkeypatch):
+    assert exported["verified"] and exported["weight_bytes"] == searched["chosen"]["weight_bytes"]
+    shell(folder, "generate", "checkpoint", *FEW, "--to", "images-checkpoint", "--json", "images.json")
+    monkeypatch.chdir(folder)
+    plan = searched["chosen"]["plan"]
+    assert cli.main(["generate", "emoji-flux", *FEW, "--probes", "1", "--plan", plan, "--run", "run", "--to", "images-plan"]) == 0
+    assert cli.main(["generate", "emoji-flux", *FEW, "--to", "images-float"]) == 0
+    made = read(folder / "images.json")
+    assert [(image["prompt"], image["seed"]) for image in made["images"]] == [(CAPTIONS[0], 0), (CAPTIONS[1], 1)]
+    for image in made["images"]:
+        name = Path(image["image"]).name
+        pixels = {kind: np.asarray(Image.open(folder / f"images-{kind}" / name)) for kind in ("checkpoint", "plan", "float")}
+        assert np.array_equal(pixels["checkpoint"], pixels["plan"])
+        assert not np.array_equal(pixels["float"], pixels["plan"])
+
+
+def test_compare_writes_the_stable_keys(folder):
+    shell(folder, "compare", "emoji-flux", "--methods", "rtn,gptq", "--weight-bits", "4", "--act-bits", "8", *FEW, "--seed", "3",
+          "--json", "compare.json")
+    found = read(folder / "compare.json")
+    assert {"model", "steps", "seed", "device", "float", "results"} <= set(found)
+    assert (found["model"], found["steps"], found["seed"]) == ("emoji-flux", int(STEPS), 3)
+    assert found["float"]["weight_bytes"] > 0 and found["float"]["seconds_per_image"] > 0
+    assert [result["method"] for result in found["results"]] == ["rtn", "gptq"]
+    for result in found["results"]:
+        assert result["compute"] in ("emulated", "kernel") and result["act_bits_mean"] == result["act_bits_macs"] == 8
+        assert 4 < result["weight_bits_quantized"] < result["weight_bits_total"] < 16
+        assert result["weight_bytes"] < found["float"]["weight_bytes"] and result["seconds_per_image"] > 0
+        for metric in ("psnr_db", "ssim", "latent_nmse"):
+            assert result[metric]["low"] <= result[metric]["mean"] <= result[metric]["high"] and result[metric]["n"] == len(CAPTIONS)
+
+
+def test_quantize_reports_every_layer(folder, searched, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    plan = searched["chosen"]["plan"]
+    assert cli.main(["quantize", "emoji-flux", *FEW, "--probes", "1", "--plan", plan, "--run", "run", "--json", "-"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    packed = sum(choice["weight_bits"] != 16 for choice in read(folder / plan)["weight_choice_L"])
+    assert len(found["layers"]) == packed and found["weight_bytes"] == searched["chosen"]["weight_bytes"]
+    assert all(layer["loss_solved"] <= layer["loss_rtn"] or layer["note"] for layer in found["layers"])
+
+
+def test_models_lists_the_embedded_one_and_its_layers(capsys):
+    assert cli.main(["models", "--json", "-"]) == 0
+    assert "emoji-flux" in [model["name"] for model in json.loads(capsys.readouterr().out)["models"]]
+    assert cli.main(["models", "emoji-flux", "--json", "-"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["layers"]) > 10
+
+
+BAD = [
+    (["serach"], "search"),
+    ([], "VERB"),
+    (["profile", "no-such-model"], "emoji-flux"),
+    (["profile", "photos"], "model_index.json"),
+    (["profile", "pickle.bin"], "pickle"),
+    (["profile", "emoji-flux", "--prompts", "empty.txt"], "1 to 256"),
+    (["profile", "emoji-flux", "--prompts", "huge.txt"], "1 MB"),
+    (["profile", "emoji-flux", "--prompts", "none.txt"], "no such"),
+    (["profile", "emoji-flux", "--steps", "0"], "--steps 0"),
+    (["profile", "emoji-flux", "--steps", "nan"], "--steps nan"),
+    (["profile", "emoji-flux", "--tau", "nan"], "--tau nan"),
+    (["profile", "emoji-flux", "--estimator", "magic"], "adjoint, local"),
+    (["profile", "emoji-flux", "--group-size", "5"], "32, 64, 128"),
+    (["profile", "emoji-flux", "--run", "photos"], "not a run folder"),
+    (["profile", "emoji-flux", "--json", "nowhere/out.json"], "does not exist"),
+    (["profile", "emoji-flux", "--json", "photos"], "is a folder"),
+    (["profile", "emoji-flux", "--device", "tpu"], "cuda"),
+    (["search", "emoji-flux"], "no limit"),
+    (["search", "emoji-flux", "--act-bits", "nan"], "--act-bits nan"),
+    (["search", "emoji-flux", "--act-bits", "2"], "--act-bits 2"),
+    (["search", "emoji-flux", "--budget-mb", "inf"], "--budget-mb inf"),
+    (["search", "emoji-flux", "--budget-mb", "0.5"], "smallest feasible"),
+    (["quantize", "emoji-flux"], "--plan is missing"),
+    (["quantize", "emoji-flux", "--plan", "none.json"], "no such file"),
+    (["quantize", "emoji-flux", "--plan", "prompts.txt"], "plan"),
+    (["quantize", "emoji-flux", "--plan", "pickle.bin"], "not a plan"),
+    (["export", "emoji-flux", "--plan", "x.json"], "--to is missing"),
+    (["export", "emoji-flux", "--plan", "x.json", "--to", "photos"], "not an earlier export"),
+    (["generate", "emoji-flux"], "--to is missing"),
+    (["generate", "emoji-flux", "--to", "prompts.txt"], "is a file"),
+    (["compare", "emoji-flux", "--methods", "magic"], "rtn"),
+    (["compare", "emoji-flux", "--weight-bits", "5"], "--weight-bits 5"),
+    (["compare", "emoji-flux", "--methods", "rtn", "--act-bits", "3.5"], "3.5"),
+    (["compare", "emoji-flux", "--methods", "rtn", "--prompts", "empty.txt"], "1 to 256"),
+]
+
+
+@pytest.mark.parametrize("arguments, hint", BAD, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+def test_bad_input_is_one_line_with_status_2_and_writes_nothing(folder, capsys, monkeypatch, arguments, hint):
+    monkeypatch.chdir(folder)
+    before = sorted(folder.rglob("*"))
+    assert cli.main(arguments) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.count("\n") == 1 and shown.err.startswith("error: ")
+    assert hint in shown.err and len(shown.err) < 400
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_a_plan_for_another_model_or_with_bad_bits_is_refused(folder, searched, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    plan = read(folder / searched["chosen"]["plan"])
+    other_bits = [[5] * len(row) for row in plan["act_bits_TL"]]
+    for change, hint in (({"model_hash": "0" * 16}, "belongs to model"), ({"act_bits_TL": other_bits}, "use one of"),
+                         ({"act_bits_mean": "NaN"}, "finite"), ({"sigma_T": [0.5, 1.0]}, "decreasing"), ({"extra": 1}, "extra")):
+        Path("bad-plan.json").write_text(json.dumps({**plan, **change}))
+        assert cli.main(["quantize", "emoji-flux", "--plan", "bad-plan.json"]) == 2
+        assert hint in capsys.readouterr().err.lower()
+
+
+@pytest.mark.parametrize("arguments", [["profile", "no-such-model"], ["search", "emoji-flux", "--budget-mb", "0.5"],
+                                       ["profile", "pickle.bin"]])
+def test_a_real_process_says_one_line_only(folder, arguments):
+    done = shell(folder, *arguments, check=False)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+
+
+def test_ctrl_c_cancels_cleanly_and_the_run_goes_on(folder):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, "-m", "workbench", "profile", "emoji-flux", "--steps", "60", "--probes", "8",
+                                "--prompts", "prompts.txt", "--run", "cancelled", "--json", "cancelled.json"],
+                               cwd=folder, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    run = folder / "cancelled"
+    deadline = time.monotonic() + 300
+    while not list(run.glob("trace-*.safetensors")):
+        assert process.poll() is None and time.monotonic() < deadline, "no trace was recorded"
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130 and err.count("\n") == 1 and "cancelled" in err and out == ""
+    assert not (folder / "cancelled.json").exists() and not list(run.glob(".*.tmp"))
+    assert sorted(p.name.split("-")[0] for p in run.iterdir()) == ["run.json", "trace"]
+
+
+def test_the_method_names_in_the_help_are_all_there_are():
+    from workbench.verbs import Contest
+
+    assert set(Contest().methods.split(",")) == set(METHODS)
+
+
+def test_a_second_ctrl_c_stops_at_once():
+    class Bars:
+        add_task = staticmethod(lambda stage, total: 0)
+        update = staticmethod(lambda *args, **kwargs: None)
+
+    listener = terminal.Listener(Bars)
+    with pytest.raises(KeyboardInterrupt):
+        listener.interrupt(None, None)  # nothing has reported: nobody would hear a polite request
+    listener(Progress(stage="a", done=0, total=1))
+    listener.interrupt(None, None)
+    with pytest.raises(terminal.Cancelled):
+        listener(Progress(stage="a", done=1, total=1))
+    with pytest.raises(KeyboardInterrupt):
+        listener.interrupt(None, None)
+
+
+def test_intervals_without_bounds_become_null():
+    value = {"a": (float("inf"), [float("nan"), 1.5]), "b": float("-inf"), "c": 2}
+    assert json.loads(json.dumps(terminal.finite(value), allow_nan=False)) == {"a": [None, [None, 1.5]], "b": None, "c": 2}
