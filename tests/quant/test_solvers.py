@@ -88,7 +88,7 @@ def test_identity_hessian_with_searched_scales_rounds_to_the_nearest_level(group
 def test_the_units_of_the_hessian_do_not_matter(scale):
     x_MK = correlated()
     x_MK[:, [3, 40]] = 0
-    h_KK, w_NK = hessian_of(x_MK), weights()
+    h_KK, w_NK = hessian_of(x_MK).double(), weights()  # in float64, so that scaling rounds far below a code's width
     for (a, _), (b, report) in zip(solve(w_NK, h_KK, choices(*BITS)), solve(w_NK, scale * h_KK, choices(*BITS))):
         assert report.dead_channels == 2
         assert same(a, b)
@@ -121,11 +121,12 @@ def test_searched_scales_lower_the_loss_of_narrow_weights():
         assert after.loss_solved < 0.9 * before.loss_solved
 
 
-@settings(deadline=None, max_examples=25)
-@given(seed=st.integers(0, 2**31), rows=st.integers(1, 40), clip=st.booleans(), bits=st.sampled_from(BITS))
-def test_the_solved_loss_is_never_above_nearest_rounding(seed, rows, clip, bits):
-    x_MK = correlated(rows, 40, seed)  # fewer rows than features: the Hessian is singular
-    w_NK = weights(6, 40, seed)
+@settings(deadline=None, max_examples=60)
+@given(seed=st.integers(0, 2**31), rows=st.integers(1, 40), k_in=st.integers(4, 40), clip=st.booleans(),
+       bits=st.sampled_from(BITS))
+def test_the_solved_loss_is_never_above_nearest_rounding(seed, rows, k_in, clip, bits):
+    x_MK = correlated(rows, k_in, seed)  # with fewer rows than features the Hessian is singular
+    w_NK = weights(1, k_in, seed)  # one row: the greedy walk alone is worse for about one row in ten
     [(stored, report)] = solve(w_NK, hessian_of(x_MK), choices(bits), clip=clip)
     rtn = output_error(w_NK, quantize_nearest(w_NK, choices(bits)[0]), x_MK)
     assert output_error(w_NK, stored, x_MK) <= rtn * (1 + 1e-3)
@@ -144,7 +145,7 @@ def test_two_bit_solutions_never_beat_brute_force(seed, k_in):
 
 def test_constant_calibration_weights_equal_none():
     x_MK, w_NK = correlated(), weights()
-    for (a, _), (b, _) in zip(solve(w_NK, hessian_of(x_MK), choices(*BITS)), solve(w_NK, hessian_of(x_MK, 0.37), choices(*BITS))):
+    for (a, _), (b, _) in zip(solve(w_NK, hessian_of(x_MK), choices(*BITS)), solve(w_NK, hessian_of(x_MK, 0.25), choices(*BITS))):
         assert same(a, b)
 
 
