@@ -3,11 +3,10 @@
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from fakes import FakePipeline  # noqa: E402
-
-from workbench.ui import page  # noqa: E402
+from tests.ui.fakes import FakePipeline
+from workbench.ui import page
 
 if __name__ == "__main__":
     sys.modules["workbench.pipeline"] = FakePipeline(float(sys.argv[2]))

@@ -77,7 +77,7 @@ def bit_heatmap(bits_LT, *, rows, x, revision: str, weight_bits_L) -> dict:
     rank = {bits: i for i, bits in enumerate(levels)}
     scale = [[(i + edge) / len(levels), BIT_COLOURS[bits]] for i, bits in enumerate(levels) for edge in (0, 1)]
     shared = {"type": "heatmap", "y": list(rows), "colorscale": scale, "zmin": -0.5, "zmax": len(levels) - 0.5, "xgap": 1, "ygap": 1}
-    weights = shared | {"z": [[rank[b]] for b in weight_bits_L], "x": ["weight"], "xaxis": "x2", "showscale": False,
+    weights = shared | {"z": [[rank[b]] for b in weight_bits_L], "x": ["W"], "xaxis": "x2", "showscale": False,
                         "customdata": [[b] for b in weight_bits_L], "hovertemplate": "%{y}<br>weight %{customdata} bits<extra></extra>"}
     steps = shared | {"z": [[rank[b] for b in row] for row in bits_LT], "x": list(x), "customdata": [list(r) for r in bits_LT],
                       "hovertemplate": "%{y}<br>step %{x}: activations %{customdata} bits<extra></extra>",

@@ -41,6 +41,13 @@ def bounds(options: type[Frozen], name: str) -> tuple[float | None, float | None
 
 
 def component(options: type[Frozen], name: str, elem_id: str = "") -> gr.components.Component:
+    """The control of one field. Values pass as they are: the options check them, and say in one line what is wrong."""
+    control = _control(options, name, elem_id)
+    control.preprocess = lambda value: value
+    return control
+
+
+def _control(options: type[Frozen], name: str, elem_id: str) -> gr.components.Component:
     field = options.model_fields[name]
     label = name.replace("_", " ")
     shared = {"info": field.description, "elem_id": elem_id or f"form-{options.__name__}-{name}", "interactive": True}

@@ -24,15 +24,15 @@ def build(store: Store) -> gr.Blocks:
         gr.Markdown(f"# {TITLE}\nSee where a diffusion transformer is fragile, spend bits there, prove it, take it away.", elem_id="title")
         status = gr.HTML(elem_id="status", padding=False)
         with gr.Tabs():
-            with gr.Tab("1 · Model", id="model", render_children=True):
+            with gr.Tab("Model", id="model", render_children=True):
                 form = model.build(page)
-            with gr.Tab("2 · Sensitivity", id="sensitivity", render_children=True):
+            with gr.Tab("Sensitivity", id="sensitivity", render_children=True):
                 sensitivity.build(page, form)
-            with gr.Tab("3 · Search", id="search", render_children=True):
+            with gr.Tab("Search", id="search", render_children=True):
                 search.build(page)
-            with gr.Tab("4 · Compare", id="compare", render_children=True):
+            with gr.Tab("Compare", id="compare", render_children=True):
                 compare.build(page)
-            with gr.Tab("5 · Export", id="export", render_children=True):
+            with gr.Tab("Export", id="export", render_children=True):
                 export.build(page)
         page.show(status, ["job", "bundle", "source"], lambda s: views.status(_model_line(s), s.snapshot()))
         page.show(page.timer, ["busy"], lambda s: gr.Timer(active=s.busy))

@@ -58,7 +58,7 @@ class Session:
         self.job: Job | None = None
         self.source, self.bundle = EMBEDDED, None
         self.notices: dict[str, tuple[str, str]] = {}
-        self.how, self.gain, self.prompts_text = "mean", 4.0, ""
+        self.how, self.gain, self.prompts_text = "mean", 8.0, ""
         self.budget_mb = self.budget_bits = None
         self.quantized: tuple[str, Any] | None = None
         self._drawn: tuple[str, int, bool] = ("", -1, False)

@@ -18,6 +18,7 @@ def theme() -> gr.themes.Base:
 
 CSS = """
 .gradio-container {max-width: 1500px !important; padding: 12px 20px !important;}
+.gradio-container > .main {padding: 0 !important;}
 #title h1 {font-size: 1.25rem; margin: 0;}
 #title p {margin: 0; color: var(--body-text-color-subdued); font-size: .9rem;}
 .html-container {padding: 0 !important;}
@@ -48,6 +49,7 @@ table.numbers caption {text-align: left; font-weight: 600; padding: 4px 8px 6px;
 table.numbers th, table.numbers td {text-align: left; padding: 4px 8px !important; border: 0 !important;
   border-bottom: 1px solid var(--border-color-primary) !important;}
 table.numbers th {font-weight: 500; color: var(--body-text-color-subdued);}
+table.numbers td:nth-child(2) {white-space: nowrap;}
 table.numbers td:last-child {color: var(--body-text-color-subdued);}
 .badge {margin: 0 !important; padding: 6px 12px; border: 1px dashed var(--border-color-primary); border-radius: 6px; font-size: .9rem;}
 .badge b {padding-right: 8px;}
@@ -55,5 +57,9 @@ table.numbers td:last-child {color: var(--body-text-color-subdued);}
 .plot-title {font-size: .9rem; font-weight: 600; padding: 2px 4px 0;}
 .pixels img {image-rendering: pixelated; object-fit: contain;}
 .pixels .image-frame img, .pixels .image-container img {width: 100% !important; height: 100% !important;}
-@media (max-width: 640px) {.gradio-container {padding: 6px 8px !important;}}
+@media (max-width: 640px) {
+  .gradio-container {padding: 6px 8px !important;}
+  .tab-container button {padding: 0 7px !important; font-size: .86rem !important;}
+  table.numbers td:nth-child(2) {white-space: normal;}
+}
 """

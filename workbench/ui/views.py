@@ -237,8 +237,8 @@ def pareto(front, references, chosen, budget_mb, budget_bits) -> dict:
                            "marker": {"symbol": "circle-open", "size": 18, "color": GREEN, "line": {"width": 3}}})
     marks = [figures.limit(x, text, name) for x, text, name in (
         (budget_bits, "bits", "x"), (budget_mb, "MB", "x2")) if x is not None]
-    return figures.figure(traces, "pareto", xaxis=axis("mean activation bits", domain=[0, 0.48]),
-                          xaxis2=axis("weights, MB (exact)", domain=[0.54, 1], anchor="y"),
+    return figures.figure(traces, "pareto", xaxis=axis("mean act. bits", domain=[0, 0.48]),
+                          xaxis2=axis("weights, MB", domain=[0.54, 1], anchor="y"),
                           yaxis=log_axis(ERROR, [p[2] for p in (*front, *references)]), showlegend=True,
                           shapes=[shape for shape, _ in marks], annotations=[label for _, label in marks])
 

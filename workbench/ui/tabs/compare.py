@@ -33,7 +33,7 @@ def build(page: Page) -> None:
                 images = [gr.Image(format="png", label=label, interactive=False, height=230, min_width=140, elem_id=f"image-{name}",
                                    elem_classes=["pixels"], buttons=["download", "fullscreen"])
                           for name, label in (("float", "float"), ("quantized", "quantized"), ("difference", "|difference| × gain"))]
-            gain = gr.Slider(1, 64, value=4, step=1, label="gain of the difference", elem_id="gain")
+            gain = gr.Slider(1, 64, value=8, step=1, label="gain of the difference", elem_id="gain")
             curve = plot(elem_id="latent-curve", height=260, label="Latent error after each step")
     page.show(prompts, ["bundle"], lambda s: "\n".join(s.bundle.prompts("showcase")[:4]) if s.bundle else gr.skip())
     page.show(start, ["busy", "chosen", "profile"], lambda s: gr.Button(interactive=bool(s.chosen and s.profile) and not s.busy))

@@ -1,0 +1,45 @@
+"""Fixtures of the interface's tests: a fake pipeline, and sessions that use it."""
+
+import sys
+
+import pytest
+
+from tests.ui.fakes import FakePipeline
+from workbench.jobs import Board
+from workbench.ui.session import Store
+
+WAIT_S = 20
+
+
+@pytest.fixture
+def pipeline(monkeypatch):
+    fake = FakePipeline()
+    monkeypatch.setitem(sys.modules, "workbench.pipeline", fake)
+    return fake
+
+
+@pytest.fixture
+def store(pipeline, monkeypatch, tmp_path):
+    monkeypatch.setenv("ADATSQ_RUNS", str(tmp_path))
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    return Store(Board())
+
+
+@pytest.fixture
+def session(store):
+    """A session whose model is loaded."""
+    store.start_preload()
+    fresh = store.open("")
+    assert fresh.job.wait(WAIT_S)
+    fresh.sync()
+    return fresh
+
+
+@pytest.fixture
+def finish():
+    """Wait for a session's job and take over what it left."""
+    def wait(session):
+        assert session.job.wait(WAIT_S)
+        session.sync()
+        return session
+    return wait

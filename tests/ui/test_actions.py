@@ -1,0 +1,246 @@
+"""What the buttons do to a session: the whole journey, what is linked, what is refused, and what a cancelled job leaves."""
+
+import json
+import threading
+import zipfile
+
+import pytest
+
+from workbench.options import BadInput, QuantConfig, SearchConfig, SensitivityConfig
+from workbench.ui import actions, views
+from workbench.ui.session import OF_MODEL
+
+PROFILE_SETTINGS = [getattr(SensitivityConfig(), n) for n in actions.SENSITIVITY_FORM] + [getattr(QuantConfig(), n)
+                                                                                      for n in actions.QUANT_FORM]
+SEARCH_SETTINGS = [getattr(SearchConfig(), n) for n in actions.SEARCH_FORM]
+
+
+def profile(session, steps=4, text="noto anchor\nfluent pizza"):
+    actions.profile(session, steps, 0, text, *PROFILE_SETTINGS)
+
+
+@pytest.fixture
+def profiled(session, finish):
+    profile(session)
+    return finish(session)
+
+
+@pytest.fixture
+def searched(profiled, finish):
+    actions.search(profiled, 1.2, 5.0, *SEARCH_SETTINGS)
+    return finish(profiled)
+
+
+@pytest.fixture
+def gate(pipeline, monkeypatch):
+    """Stops the fake pipeline at every report until it is set."""
+    event = threading.Event()
+    report = type(pipeline)._report
+
+    def wait_and_report(self, *args):
+        assert event.wait(20)
+        report(self, *args)
+
+    monkeypatch.setattr(type(pipeline), "_report", wait_and_report)
+    return event
+
+
+def test_the_embedded_model_is_there_without_a_click(session):
+    assert session.bundle.name == "emoji-flux"
+    assert session.prompts_text.splitlines() == list(session.bundle.prompts("calibration"))
+
+
+def test_journey(searched, finish, tmp_path):
+    assert searched.notices.get("search", ("", ""))[0] == ""
+    assert searched.chosen is searched.result.chosen
+    actions.compare(searched, "noto anchor\nfluent pizza", 3, 4)
+    finish(searched)
+    assert [p.prompt for p in searched.comparison.pairs] == ["noto anchor", "fluent pizza"]
+    assert searched.comparison.plan == searched.chosen.plan
+    actions.export(searched)
+    finish(searched)
+    folder, archive = searched.exported
+    with zipfile.ZipFile(archive) as file:
+        assert set(file.namelist()) >= {"plan.json", "model.safetensors"}
+        assert json.loads(file.read("plan.json"))["layer_names"] == list(searched.chosen.plan.layer_names)
+    assert folder.is_relative_to(tmp_path)
+
+
+def test_columns_arrive_one_by_one(session, gate, finish):
+    profile(session)
+    session.sync()
+    assert session.fisher_TL == (None,) * 4
+    gate.set()
+    finish(session)
+    events = [detail["step"] for stage, detail in session.job.events if stage == "sensitivity"]
+    assert events == [3, 2, 1, 0]
+    assert all(row is not None for row in session.fisher_TL) and session.stderr_TL is not None
+
+
+def test_a_click_on_a_block_selects_its_most_fragile_layer_at_that_step(profiled):
+    actions.click_block(profiled, {"row": 2, "column": 1})
+    members = views.blocks_of(profiled.bundle.layers)["blocks.2"]
+    row = profiled.fisher_TL[1]
+    assert profiled.cell == (max(members, key=row.__getitem__), 1)
+    actions.click_layer(profiled, {"row": 4, "column": 3})
+    assert profiled.cell == (members[4], 3)
+
+
+@pytest.mark.parametrize("payload", [{}, {"row": 99, "column": 0}, {"row": 0, "column": 99}, "x"])
+def test_a_click_beside_the_map_changes_nothing(profiled, payload):
+    before = profiled.cell, profiled.rev["cell"]
+    actions.click_block(profiled, payload)
+    actions.click_layer(profiled, payload)
+    actions.click_point(profiled, payload)
+    assert (profiled.cell, profiled.rev["cell"]) == before
+
+
+def test_a_row_of_the_table_selects_its_cell(profiled):
+    rows = views.fragile_rows(profiled.fisher_TL, profiled.stderr_TL, profiled.bundle.layers)
+    actions.click_row(profiled, {"index": [3, 0]}, rows)
+    layer, step = profiled.cell
+    assert (step, views.layer_labels(profiled.bundle.layers)[layer]) == (rows[3][1], rows[3][2])
+
+
+def test_moving_a_slider_picks_the_best_plan_within_at_once(searched):
+    job = searched.job
+    actions.move_budget(searched, 0.8, 4.0)
+    small = searched.chosen
+    assert small.plan.weight_bytes <= 0.8e6 and small.plan.act_bits_mean <= 4.0
+    actions.move_budget(searched, 4.0, 16)
+    assert searched.chosen.error == min(s.error for s in searched.result.front) < small.error
+    assert searched.job is job, "no new search was started"
+
+
+def test_a_budget_that_nothing_fits_says_what_would_and_keeps_the_plan(searched):
+    chosen = searched.chosen
+    with pytest.raises(BadInput, match=r"smallest takes 0\.76 MB"):
+        actions.move_budget(searched, 0.1, 3)
+    assert searched.chosen is chosen
+
+
+def test_another_plan_forgets_what_was_made_of_the_last(searched, finish):
+    actions.compare(searched, "noto anchor", 0, 4)
+    finish(searched)
+    other = next(i for i, s in enumerate(searched.result.front) if s.plan.plan_id != searched.chosen.plan.plan_id)
+    actions.click_point(searched, {"list": "front", "index": other})
+    assert searched.chosen is searched.result.front[other]
+    assert searched.comparison is None and searched.exported is None
+    actions.click_point(searched, {"list": "references", "index": 0})
+    assert searched.chosen.origin == "uniform"
+
+
+@pytest.mark.parametrize(("act", "line"), [
+    (lambda s: actions.search(s, 1.0, 4.0, *SEARCH_SETTINGS), "profile the model first"),
+    (lambda s: actions.compare(s, "a", 0, 4), "profile the model first"),
+    (lambda s: actions.export(s), "profile the model first"),
+    (lambda s: actions.load_model(s, "   "), "model"),
+    (lambda s: profile(s, text="x" * 600), "600 characters"),
+    (lambda s: profile(s, text="a\n" * 300), "at most 256"),
+    (lambda s: profile(s, steps=0), "steps"),
+    (lambda s: profile(s, steps=float("nan")), "steps"),
+])
+def test_bad_input_is_one_line_and_starts_nothing(session, act, line):
+    before = session.job
+    with pytest.raises(BadInput) as error:
+        act(session)
+    assert line in str(error.value) and "\n" not in str(error.value)
+    assert session.job is before
+
+
+@pytest.mark.parametrize("budget", [(float("nan"), 4.0), (1.0, float("inf")), (None, 4.0), (-1.0, 4.0), (1.0, 2.0), (1.0, 17.0)])
+def test_bad_budgets_are_refused(profiled, budget):
+    with pytest.raises(BadInput, match="budget"):
+        actions.search(profiled, *budget, *SEARCH_SETTINGS)
+
+
+def test_too_many_prompts_to_compare(searched):
+    with pytest.raises(BadInput, match="9 prompts to compare; write 1 to 8"):
+        actions.compare(searched, "a\n" * 9, 0, 4)
+
+
+def test_an_unknown_model_is_said_where_it_was_asked_for_and_loses_nothing(searched, finish):
+    chosen = searched.chosen
+    actions.load_model(searched, "no/such-model")
+    finish(searched)
+    text, kind = searched.notices["model"]
+    assert kind == "error" and "no/such-model" in text
+    assert searched.chosen is chosen and searched.bundle is not None
+
+
+def test_a_new_model_starts_afresh(searched, finish):
+    actions.load_model(searched, "emoji-flux")
+    finish(searched)
+    assert {name: getattr(searched, name) for name in OF_MODEL} == OF_MODEL
+
+
+def test_a_plan_file_comes_back_as_the_chosen_plan(searched):
+    path = actions.plan_file(searched)
+    plan = searched.chosen.plan
+    searched.set(chosen=None)
+    actions.import_plan(searched, path)
+    assert searched.chosen.plan == plan and searched.chosen.error is None
+
+
+@pytest.mark.parametrize(("spoil", "line"), [
+    (lambda text: text.replace("fake0123", "other456"), "other456"),
+    (lambda text: text[: len(text) // 2], "plan"),
+    (lambda text: "not json", "plan"),
+    (lambda text: json.dumps(json.loads(text) | {"act_bits_mean": 99}), "act_bits_mean"),
+    (lambda text: json.dumps(json.loads(text) | {"surprise": 1}), "surprise"),
+    (lambda text: text.replace('"weight_bits": 4', '"weight_bits": 5').replace('"weight_bits":4', '"weight_bits":5'), "5 weight bits"),
+    (lambda text: "[" * 100_000, "plan"),
+    (lambda text: " " * 9_000_000, "9.0 MB"),
+])
+def test_a_bad_plan_file_is_refused_in_one_line(searched, tmp_path, spoil, line):
+    path = tmp_path / "plan.json"
+    path.write_text(spoil(open(actions.plan_file(searched)).read()))
+    chosen = searched.chosen
+    with pytest.raises(BadInput) as error:
+        actions.import_plan(searched, str(path))
+    assert line in str(error.value) and "\n" not in str(error.value)
+    assert searched.chosen is chosen
+
+
+def test_a_cancelled_profile_puts_the_last_one_back(searched, gate, finish):
+    kept = searched.profile, searched.fisher_TL, searched.result, searched.chosen
+    profile(searched, steps=6)
+    assert searched.profile is None
+    actions.stop(searched)
+    gate.set()
+    finish(searched)
+    assert (searched.profile, searched.fisher_TL, searched.result, searched.chosen) == kept
+    assert searched.notices["sensitivity"][1] == "info"
+
+
+def test_a_stopped_search_keeps_its_events(profiled, gate, finish):
+    actions.search(profiled, 1.2, 5.0, *SEARCH_SETTINGS)
+    actions.stop(profiled)
+    gate.set()
+    finish(profiled)
+    assert profiled.result is None and profiled.profile is not None
+    assert profiled.job.state == "cancelled"
+
+
+def test_one_job_at_a_time_per_visitor(session, gate, finish):
+    profile(session)
+    with pytest.raises(BadInput, match="profile is still running"):
+        profile(session)
+    gate.set()
+    finish(session)
+
+
+def test_sessions_are_apart(store, searched):
+    other = store.open("")
+    other.sync()
+    assert other.id != searched.id and other.folder != searched.folder and other.downloads != searched.downloads
+    assert other.chosen is None and other.result is None and other.comparison is None
+    assert store.open(searched.id) is searched
+
+
+def test_a_browser_cannot_choose_its_id(store):
+    assert store.open("guess-me").id != "guess-me"
+
+
+def test_the_id_is_in_no_file_name(session):
+    assert session.id not in str(session.folder) and session.id not in str(session.downloads)

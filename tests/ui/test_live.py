@@ -1,0 +1,104 @@
+"""One way round: what changed is drawn, what did not is left alone, and an error becomes one line of its screen."""
+
+import inspect
+import json
+
+import gradio as gr
+import pytest
+
+from workbench.options import BadInput
+from workbench.ui import page
+from workbench.ui.live import Page
+
+
+@pytest.fixture
+def wired(store):
+    with gr.Blocks():
+        wired = Page(store)
+        for name in ("cell", "how"):
+            wired.show(gr.HTML(), [name], lambda s, name=name: f"{name} {getattr(s, name)}")
+        wired.show(gr.HTML(), ["notice-search"], lambda s: s.notices.get("search", ("", ""))[0])
+    return wired
+
+
+def drawn(outputs):
+    """Values per component, None where nothing is sent."""
+    return [None if isinstance(v, dict) and v.get("__type__") == "update" else v for v in outputs[2:]]
+
+
+def test_only_what_changed_is_drawn_again(wired, session):
+    first = wired.refresh(session, {})
+    assert drawn(first) == ["cell (None, None)", "how mean", ""]
+    assert drawn(wired.refresh(session, first[1])) == [None, None, None]
+    session.set(cell=(1, 2))
+    assert drawn(wired.refresh(session, first[1])) == ["cell (1, 2)", None, None]
+
+
+def test_another_session_is_drawn_whole(wired, session, store):
+    first = wired.refresh(session, {})
+    other = store.open("")
+    assert None not in drawn(wired.refresh(other, first[1]))
+
+
+def handler(wired, action):
+    wired.on(lambda *a, **k: None, action, tab="search")
+    return wired._handler(wired.listeners[-1])
+
+
+def test_bad_input_becomes_the_line_of_its_screen_and_goes_with_the_next_action(wired, session):
+    def refuse(_):
+        raise BadInput("too small; 5 would do")
+
+    seen = wired.refresh(session, {})[1]
+    assert drawn(handler(wired, refuse)(session.id, seen)) == [None, None, "too small; 5 would do"]
+    assert session.notices["search"] == ("too small; 5 would do", "error")
+    handler(wired, lambda _: None)(session.id, seen)
+    assert session.notices["search"][0] == ""
+
+
+def test_an_unexpected_error_is_one_line_too(wired, session):
+    def fail(_):
+        raise RuntimeError("first\nsecond")
+
+    handler(wired, fail)(session.id, {})
+    assert session.notices["search"] == ("RuntimeError: first", "error")
+
+
+def test_the_payload_of_an_event_reaches_the_action(wired, session):
+    got = []
+    wired.on(lambda *a, **k: None, lambda s, payload, value: got.append((payload, value)), tab="search", with_payload=True)
+    listener = wired._handler(wired.listeners[-1])
+    assert next(iter(inspect.signature(listener, eval_str=True).parameters.values())).annotation is gr.EventData
+    listener(gr.EventData(None, {"row": 1}), session.id, {}, "v")
+    assert got == [({"row": 1}, "v")]
+
+
+@pytest.fixture
+def demo(store):
+    return page.build(store)
+
+
+def test_no_listener_is_a_public_endpoint(demo):
+    public = [d["api_name"] for d in demo.config["dependencies"] if d["api_visibility"] == "public"]
+    assert public == []
+
+
+def test_images_are_lossless_wherever_they_are_compared(demo):
+    formats = [b.format for b in demo.blocks.values() if isinstance(b, gr.Image | gr.ImageSlider)]
+    assert formats == ["png"] * 4
+
+
+def test_the_page_stays_small_and_asks_for_nothing_from_outside(demo):
+    assert len(demo.blocks) < 150
+    config = json.dumps(demo.config, default=str)
+    assert "googleapis" not in config and "cdn" not in config.lower()
+
+
+def test_building_the_page_imports_no_torch():
+    import subprocess
+    import sys
+
+    code = "import sys; from workbench.ui import page; from workbench.ui.session import Store; from workbench.jobs import Board; " \
+           "page.build(Store(Board())); print('torch' in sys.modules, 'diffusers' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["False", "False"]

@@ -1,0 +1,44 @@
+"""What a browser sends is checked before it is used; the widget asks for nothing from outside."""
+
+import re
+
+import pytest
+
+from workbench.ui import widget
+
+
+@pytest.mark.parametrize("payload", [
+    None, [], "cell", {}, {"row": 0}, {"row": -1, "column": 0}, {"row": 3, "column": 0}, {"row": 0, "column": 4}, {"row": "0", "column": 0},
+    {"row": 0.5, "column": 0}, {"row": True, "column": 0}, {"row": float("nan"), "column": 0}, {"row": None, "column": None},
+    {"row": 10**30, "column": 0}, {"row": [0], "column": 0},
+])
+def test_what_is_no_cell_is_ignored(payload):
+    assert widget.clicked_cell(payload, rows=3, columns=4) is None
+
+
+def test_a_cell_inside_is_taken():
+    assert widget.clicked_cell({"row": 2, "column": 3, "list": "", "index": -1}, rows=3, columns=4) == (2, 3)
+
+
+@pytest.mark.parametrize("payload", [
+    None, {"list": "front"}, {"list": "front", "index": 5}, {"list": "front", "index": -1}, {"list": "other", "index": 0},
+    {"list": ["front"], "index": 0}, {"list": "front" * 100, "index": 0}, {"list": "front", "index": "0"},
+])
+def test_what_is_no_point_is_ignored(payload):
+    assert widget.clicked_point(payload, {"front": 5}) is None
+
+
+def test_a_known_point_is_taken():
+    assert widget.clicked_point({"list": "front", "index": 4}, {"front": 5}) == ("front", 4)
+
+
+def test_the_script_is_the_installed_one_and_nothing_is_fetched():
+    plot = widget.plot(elem_id="p", height=100, label="a plot")
+    assert widget.plotly_script().is_file()
+    assert str(widget.plotly_script()) in plot.head
+    assert not re.search(r"https?://", plot.head + plot.html_template + plot.js_on_load)
+    assert "sendChartToCloud" in plot.js_on_load, "the button that would upload a chart is removed by name"
+
+
+def test_a_plot_has_a_name_for_those_who_do_not_see_it():
+    assert 'aria-label="a plot"' in widget.plot(elem_id="p", height=100, label="a plot").html_template
