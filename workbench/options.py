@@ -145,7 +145,7 @@ class SearchConfig(Frozen):
                            pattern="^(adjoint|raw)$")
     rollout: str = setting("quantized", "score along the quantized rollout, or additively at the float latents",
                            pattern="^(quantized|float)$")
-    finalists: int = setting(4, "plans judged by full generations on held-out prompts", ge=1, le=16, step=1)
+    finalists: int = setting(3, "plans judged by full generations on held-out prompts", ge=1, le=16, step=1)
     seed: int = setting(0, "seed", ge=0, le=2**31 - 1, step=1)
 
 

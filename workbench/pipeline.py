@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from workbench import costs as cost_tables
 from workbench import families, generate, sensitivity, trace
@@ -18,19 +18,22 @@ from workbench.options import (
     Budget,
     ModelSpec,
     OnProgress,
+    Progress,
     QuantConfig,
     SearchConfig,
     SensitivityConfig,
     TraceConfig,
     ignore_progress,
 )
-from workbench.plans import BitChoice, BitPlan, CostTable, make_plan
+from workbench.plans import BitChoice, BitPlan, CostTable, ScoredPlan, make_plan
 from workbench.quant.quantize import QuantizedModel, WeightBank, build, solve_bank
 from workbench.rollout import Rollout
 from workbench.runs import Run
+from workbench.search.pareto import plan_point, within
 from workbench.search.search import search as run_search
 from workbench.types import Comparison, DistortionTable, SearchResult, SensitivityMap, Trace
 
+JUDGE_PROMPTS, JUDGE_SEED = 8, 10_000  # held-out prompts that choose among the finalists, and their seeds
 _LOADED: dict[tuple[str, str], Bundle] = {}
 _LOADING = threading.Lock()
 
@@ -74,18 +77,39 @@ def profile(bundle: Bundle, trace_config: TraceConfig | None = None, config: Sen
 
 def search(bundle: Bundle, profiled: Profile, budget: Budget, config: SearchConfig | None = None, *, run: Run | None = None,
            on_progress: OnProgress = ignore_progress) -> SearchResult:
-    """AdaTSQ's beam search under a budget; with `run`, an interrupted search goes on where it was."""
-    config, sigma_T = config or SearchConfig(), sigma_of(profiled.trace)
-    key = Run.key(bundle.model_hash, profiled.trace, profiled.sensitivity.config, profiled.quant, budget, config)
+    """AdaTSQ's beam search under a budget; with `run`, an interrupted search goes on where it was.
 
-    def rollout_weights(weight_bits_L):
+    The front is measured on calibration prompts; the best few plans within budget are then judged on held-out ones."""
+    config, sigma_T = config or SearchConfig(), sigma_of(profiled.trace)
+    checkpoints = None if run is None else _Checkpoints(
+        run, Run.key(bundle.model_hash, profiled.trace, profiled.sensitivity.config, profiled.quant, budget, config))
+
+    def weights(weight_bits_L):
         return build(bundle, profiled.bank, uniform_plan(bundle, profiled.quant, sigma_T, weight_bits_L, 16))
 
-    with Rollout(bundle, profiled.trace, profiled.sensitivity, rollout_weights, samples=config.samples, scoring=config.scoring) as rollout:
-        return run_search(
+    with Rollout(bundle, profiled.trace, weights, samples=config.samples, scoring=config.scoring,
+                 adjoint_RSTMD=profiled.sensitivity.adjoint_RSTMD) as rollout:
+        result = run_search(
             layers=bundle.layers, sigma_T=sigma_T, table=profiled.table, costs=profiled.costs, quant=profiled.quant,
             model_hash=bundle.model_hash, budget=budget, config=config, evaluator=rollout, on_progress=on_progress,
-            checkpoint=None if run is None else _Checkpoints(run, key).save, resume=None if run is None else _Checkpoints(run, key).load())
+            checkpoint=checkpoints and checkpoints.save, resume=checkpoints and checkpoints.load())
+    finalists = sorted((scored for scored in result.front if within(plan_point(scored), budget)), key=lambda scored: scored.error)
+    return replace(result, chosen=_judge(bundle, profiled, finalists[:config.finalists], weights, on_progress))
+
+
+def _judge(bundle: Bundle, profiled: Profile, finalists: list[ScoredPlan], weights, on_progress: OnProgress) -> ScoredPlan:
+    """The finalist of least error on prompts that neither calibration nor search has seen."""
+    seen = set(profiled.trace.prompts)
+    prompts = tuple(prompt for prompt in bundle.prompts("held_out") if prompt not in seen)[:JUDGE_PROMPTS]
+    steps = profiled.trace.schedule.steps
+    held_out = trace.record(bundle, TraceConfig(prompts=prompts, steps=steps, seed=JUDGE_SEED), on_progress=on_progress)
+    judged = []
+    with Rollout(bundle, held_out, weights, samples=len(prompts), scoring="raw") as rollout:
+        for number, scored in enumerate(finalists):
+            on_progress(Progress(stage="judge", done=number, total=len(finalists), message=f"finalist {number + 1} on held-out prompts"))
+            judged.append(scored.model_copy(update={"error": rollout.error_of(scored.plan), "samples": len(prompts), "held_out": True}))
+    on_progress(Progress(stage="judge", done=len(finalists), total=len(finalists), message="finalists judged on held-out prompts"))
+    return min(judged, key=lambda scored: scored.error)
 
 
 def uniform_plan(bundle: Bundle, quant: QuantConfig, sigma_T: Sequence[float], weight_bits: int | Sequence[int], act_bits: int,

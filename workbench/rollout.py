@@ -14,7 +14,8 @@ from torch import Tensor
 
 from workbench.families import Bundle
 from workbench.options import BadInput
-from workbench.types import SensitivityMap, Trace
+from workbench.plans import BitPlan
+from workbench.types import Trace
 
 
 class Rollout:
@@ -24,8 +25,8 @@ class Rollout:
     some step. `scoring` "adjoint": the mean over samples and probes of (lambda . delta)^2, the predicted squared change of
     the final latent; "raw": the squared deviation of this step itself. Both are divided by the float latent's energy."""
 
-    def __init__(self, bundle: Bundle, trace: Trace, smap: SensitivityMap, modules_for, *, samples: int, scoring: str):
-        if scoring == "adjoint" and smap.adjoint_RSTMD is None:
+    def __init__(self, bundle: Bundle, trace: Trace, modules_for, *, samples: int, scoring: str, adjoint_RSTMD: Tensor | None = None):
+        if scoring == "adjoint" and adjoint_RSTMD is None:
             raise BadInput("adjoint scoring needs the adjoint estimator; profile with it, or score by raw deviation")
         self.bundle, self.trace, self._modules_for, self.scoring = bundle, trace, modules_for, scoring
         self.samples = min(samples, trace.samples)
@@ -34,7 +35,7 @@ class Rollout:
         self.conditioning = trace.conditioning.rows(self.rows.to(bundle.device))
         self.latent_STMD = trace.latent_STMD[self.rows]
         self.energy_S = self.latent_STMD[:, -1].square().sum((1, 2))
-        self.adjoint_RSTMD = None if smap.adjoint_RSTMD is None else smap.adjoint_RSTMD[:, self.rows]
+        self.adjoint_RSTMD = None if adjoint_RSTMD is None else adjoint_RSTMD[:, self.rows]
         self._stack = ExitStack()
 
     def __enter__(self):
@@ -79,6 +80,14 @@ class Rollout:
     def error(self, state: Tensor) -> float:
         """Normalised mean squared error of the final latent against float."""
         return float(((state - self.latent_STMD[:, -1]).square().sum((1, 2)) / self.energy_S).mean())
+
+    def error_of(self, plan: BitPlan) -> float:
+        """`error` after running a whole plan."""
+        self.use_weights(plan.weight_bits_L)
+        state = self.start()
+        for step, row in enumerate(plan.act_bits_TL):
+            state = self.extend(state, step, row)
+        return self.error(state)
 
     def save(self, state: Tensor) -> bytes:
         return save_safetensors({"latent_SMD": state.contiguous()})

@@ -1,0 +1,168 @@
+"""The verbs on the embedded model with few steps, and the rollouts a search measures."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from workbench import families, generate, pipeline
+from workbench.options import BadInput, Budget, Cancelled, ModelSpec, SearchConfig, TraceConfig
+from workbench.rollout import Rollout
+from workbench.runs import Run
+
+STEPS = 3
+PROMPTS = ("fluent red heart", "noto grinning face", "twemoji pizza")
+SMALL = SearchConfig(beam=2, configs=3, samples=2, finalists=2)
+
+
+@pytest.fixture(scope="module")
+def bundle():
+    """A bundle of its own: some tests below look at what is left attached to it."""
+    return families.load(ModelSpec())
+
+
+@pytest.fixture(scope="module")
+def profiled(bundle):
+    return pipeline.profile(bundle, TraceConfig(prompts=PROMPTS, steps=STEPS))
+
+
+@pytest.fixture(scope="module")
+def budget(bundle, profiled):
+    return pipeline.default_budget(bundle, profiled)
+
+
+def _weights(bundle, profiled):
+    return lambda bits_L: pipeline.build(
+        bundle, profiled.bank, pipeline.uniform_plan(bundle, profiled.quant, pipeline.sigma_of(profiled.trace), bits_L, 16))
+
+
+def _rollout(bundle, profiled, scoring="adjoint", samples=3):
+    return Rollout(bundle, profiled.trace, _weights(bundle, profiled), samples=samples, scoring=scoring,
+                   adjoint_RSTMD=profiled.sensitivity.adjoint_RSTMD)
+
+
+def test_profile_reports_every_step_of_every_stage(bundle):
+    seen = []
+    pipeline.profile(bundle, TraceConfig(prompts=PROMPTS[:1], steps=2), on_progress=seen.append)
+    for stage in ("trace", "sensitivity", "weights"):
+        reports = [p for p in seen if p.stage == stage]
+        assert reports[-1].done == reports[-1].total, stage
+    columns = [p.detail for p in seen if p.stage == "sensitivity" and p.detail]
+    assert [c["step"] for c in columns] == [1, 0]
+    assert all(len(c["fisher_L"]) == len(bundle.layers) for c in columns)
+
+
+def test_the_adjoint_score_of_the_last_step_is_the_probed_final_error(bundle, profiled):
+    with _rollout(bundle, profiled) as rollout:
+        rollout.use_weights((4,) * len(bundle.layers))
+        state = rollout.start()
+        for step in range(STEPS):
+            state = rollout.extend(state, step, (4,) * len(bundle.layers))
+        score = rollout.score(state, STEPS - 1)
+        delta = state - profiled.trace.latent_STMD[:, -1]
+    probes = profiled.sensitivity.adjoint_RSTMD[:, :, -1]
+    by_hand = ((probes * delta).sum((2, 3)).square() / profiled.trace.latent_STMD[:, -1].square().sum((1, 2))).mean()
+    assert score == pytest.approx(float(by_hand), rel=1e-5)
+
+
+def test_float_rollout_has_no_error_and_leaves_the_model_as_it_was(bundle, profiled):
+    before = {layer.name: bundle.linear(layer.name) for layer in bundle.layers}
+    wide = dataclasses.replace(profiled, quant=profiled.quant)
+    with _rollout(bundle, wide, "raw") as rollout:
+        rollout.use_weights((16,) * len(bundle.layers))
+        state = rollout.start()
+        for step in range(STEPS):
+            state = rollout.extend(state, step, (16,) * len(bundle.layers))
+        float_weights = rollout.error(state)
+        rollout.use_weights((2,) * len(bundle.layers))
+        state = rollout.start()
+        for step in range(STEPS):
+            state = rollout.extend(state, step, (3,) * len(bundle.layers))
+        coarse = rollout.error(state)
+    assert float_weights < 1e-4 < coarse  # modulation stays at 8 bits, so the first is small and not zero
+    assert all(bundle.linear(name) is module for name, module in before.items())
+    assert bundle.cursor.plan is None and bundle.cursor.row is None
+
+
+def test_rollout_error_equals_that_of_the_generated_latents(bundle, profiled):
+    plan = pipeline.uniform_plan(bundle, profiled.quant, pipeline.sigma_of(profiled.trace), 4, 6)
+    with _rollout(bundle, profiled, "raw") as rollout:
+        measured = rollout.error_of(plan)
+    quantized = pipeline.quantize(bundle, profiled, plan)
+    made = generate.run(bundle, PROMPTS, profiled.trace.seeds, profiled.trace.schedule, quantized=quantized)
+    final, reference = made.latent_STMD[:, -1], profiled.trace.latent_STMD[:, -1]
+    by_hand = ((final - reference).square().sum((1, 2)) / reference.square().sum((1, 2))).mean()
+    assert measured == pytest.approx(float(by_hand), rel=1e-3)
+
+
+def test_search_stays_within_budget_and_judges_on_unseen_prompts(bundle, profiled, budget):
+    result = pipeline.search(bundle, profiled, budget, SMALL)
+    assert result.chosen.held_out and result.chosen.samples == pipeline.JUDGE_PROMPTS
+    assert result.chosen.plan.weight_bytes <= budget.max_weight_bytes
+    assert result.chosen.plan.act_bits_mean <= budget.max_mean_act_bits
+    assert any(scored.plan == result.chosen.plan for scored in result.front)
+    sizes = [scored.plan.weight_bytes for scored in result.front]
+    assert min(sizes) < budget.max_weight_bytes < max(sizes)
+    built = pipeline.quantize(bundle, profiled, result.chosen.plan)
+    assert built.weight_bytes == result.chosen.plan.weight_bytes
+
+
+def test_search_cancelled_at_any_moment_resumes_to_the_same_result(bundle, profiled, budget, tmp_path):
+    whole = pipeline.search(bundle, profiled, budget, SMALL)
+    run = Run(tmp_path / "run")
+
+    def cancel_after(count):
+        seen = []
+
+        def listener(progress):
+            seen.append(progress)
+            if len(seen) > count:
+                raise Cancelled
+        return listener
+
+    for count in (9, 25):
+        with pytest.raises(Cancelled):
+            pipeline.search(bundle, profiled, budget, SMALL, run=run, on_progress=cancel_after(count))
+    assert bundle.cursor.plan is None
+    resumed = pipeline.search(bundle, profiled, budget, SMALL, run=run)
+    assert [s.plan for s in resumed.front] == [s.plan for s in whole.front]
+    assert np.allclose([s.error for s in resumed.front], [s.error for s in whole.front], rtol=1e-4)
+    assert resumed.chosen.plan == whole.chosen.plan
+
+
+def test_profile_is_read_back_from_a_run(bundle, tmp_path):
+    config = TraceConfig(prompts=PROMPTS[:1], steps=2)
+    first = pipeline.profile(bundle, config, run=Run(tmp_path))
+    stages = []
+    again = pipeline.profile(bundle, config, run=Run(tmp_path), on_progress=lambda p: stages.append(p.stage))
+    assert set(stages) == {"weights"}
+    assert torch.equal(again.sensitivity.fisher_TL, first.sensitivity.fisher_TL)
+    assert torch.equal(again.table.error_TLC, first.table.error_TLC)
+
+
+def test_compare_methods_accounts_for_every_byte(bundle):
+    found = pipeline.compare_methods(bundle, ["rtn", "adatsq_uniform"], weight_bits=8, act_bits=8, prompts=PROMPTS[:2], steps=2)
+    rtn, base = found["results"]
+    assert (rtn["method"], base["method"]) == ("rtn", "adatsq_uniform")
+    assert rtn["weight_bits_quantized"] == pytest.approx(8 + 16 * 2 / 300, abs=0.2)  # one scale and one bias for a row of 256 to 1280
+    assert base["weight_bits_quantized"] > rtn["weight_bits_quantized"]
+    assert rtn["psnr_db"]["n"] == 2 and rtn["psnr_db"]["low"] <= rtn["psnr_db"]["mean"] <= rtn["psnr_db"]["high"]
+    assert found["float"]["weight_bytes"] == bundle.float_bytes
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"model_hash": "f" * 16}, "belongs to model"), ({"act_bits_TL": "x"}, "act_bits_TL"), ({"surprise": 1}, "surprise")])
+def test_plans_from_outside_are_checked(bundle, profiled, change, words):
+    plan = pipeline.uniform_plan(bundle, profiled.quant, pipeline.sigma_of(profiled.trace), 4, 4)
+    with pytest.raises(BadInput, match=words):
+        pipeline.validate_plan(bundle, {**plan.model_dump(mode="json"), **change})
+
+
+def test_a_budget_below_the_smallest_feasible_is_refused(bundle, profiled):
+    with pytest.raises(BadInput, match="smallest feasible"):
+        pipeline.search(bundle, profiled, Budget(max_weight_bytes=1000), SMALL)
+    with pytest.raises(BadInput, match="rtn uses one activation width"):
+        pipeline.compare_methods(bundle, ["rtn"], weight_bits=4, act_bits=3.5, prompts=PROMPTS[:1], steps=1)
+    with pytest.raises(BadInput, match="unknown method"):
+        pipeline.compare_methods(bundle, ["nope"], weight_bits=4, act_bits=4)
