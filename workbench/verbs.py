@@ -121,7 +121,7 @@ def search(args, listener):
 def quantize(args, listener):
     """Solve the weights of a plan and report what solving achieved, layer by layer."""
     _, _, plan, quantized, found = _quantized(args, listener)
-    reports = [found.bank.reports[name][bits] for name, bits in zip(plan.layer_names, plan.weight_bits_L) if bits != 16]
+    reports = [found.bank.reports[name, bits] for name, bits in zip(plan.layer_names, plan.weight_bits_L) if bits != 16]
     layers = [{"layer": r.layer, "loss_rtn": r.loss_rtn, "loss_solved": r.loss_solved, "damping": r.damping,
                "dead_channels": r.dead_channels, "note": r.note} for r in reports]
     rows = [(r.layer, f"{r.loss_rtn:.3e}", f"{r.loss_solved:.3e}", r.note) for r in reports]
