@@ -66,6 +66,11 @@ def test_fast_hadamard_errs_no_more_than_twice_the_reference(shape):
     assert (fast - exact).abs().max() <= 2 * reference_error + 2**-23
 
 
+def test_fast_hadamard_takes_any_memory_layout():
+    x, s = signed(6, 4, 64).transpose(0, 1), signs(64)
+    assert torch.equal(ops.block_hadamard(x, 64, s), ops.block_hadamard(x.contiguous(), 64, s))
+
+
 def test_a_block_that_does_not_divide_is_refused():
     with pytest.raises(ValueError, match="10 features are not a multiple"):
         block_hadamard(torch.ones(1, 10), 4, torch.ones(10))

@@ -57,7 +57,7 @@ class Hadamard:
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """T(x). Layers that read one tensor share the result: never change it in place."""
-        return self._last.get(x, x.dtype, lambda: ops.block_hadamard(x.contiguous(), self.block, self._signs_like(x)))
+        return self._last.get(x, x.dtype, lambda: ops.block_hadamard(x, self.block, self._signs_like(x)))
 
     def weight(self, w_NK: Tensor) -> Tensor:
         """T(W): each row transformed like an input."""

@@ -28,5 +28,5 @@ def _factors(block: int, like: Tensor) -> tuple[Tensor, Tensor]:
 def block_hadamard(x_MK: Tensor, block: int, signs_K: Tensor) -> Tensor:
     """Same as `naive.block_hadamard`, up to the order of summation."""
     left, right = _factors(block, x_MK)
-    tiles = (x_MK * signs_K).view(-1, len(right)) @ right
+    tiles = (x_MK * signs_K).reshape(-1, len(right)) @ right
     return torch.matmul(left, tiles.view(-1, len(left), len(right))).view(x_MK.shape)
