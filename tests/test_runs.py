@@ -101,6 +101,19 @@ class Bank:
     pair: tuple[int, BitChoice]
 
 
+@dataclass(frozen=True)
+class Twin:
+    weights: dict[str, dict[int, types.SolveReport]]
+    table: torch.Tensor | None
+    pair: tuple[int, BitChoice]
+
+
+def test_classes_with_the_same_fields_are_not_confused(tmp_path):
+    run = Run(tmp_path)
+    run.save("x", "ab", Twin(weights={}, table=None, pair=(3, BitChoice(weight_bits=8))))
+    assert run.load(Bank, "x", "ab") is None and run.load(Twin, "x", "ab") is not None
+
+
 def test_nested_dicts_with_integer_keys_and_mixed_tuples_survive():
     report = types.SolveReport(layer="a.b", loss_rtn=2.0, loss_solved=1.0, damping=0.01, dead_channels=0)
     bank = Bank(weights={"a.b": {4: report}, "a": {}}, table=None, pair=(3, BitChoice(weight_bits=8)))
@@ -159,6 +172,15 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
         run.save_json("note", "ab", {"a": float("nan")})
     assert run.load_json("note", "ab") == {"a": 1}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["note-ab.json", RUN_MARKER]
+
+
+def test_a_reader_keeps_the_whole_old_file_while_a_new_one_takes_its_name(tmp_path):
+    run = Run(tmp_path)
+    path = run.save_json("note", "ab", "old" * 1000)
+    with path.open() as reader:
+        run.save_json("note", "ab", "new")
+        assert json.loads(reader.read()) == "old" * 1000
+    assert run.load_json("note", "ab") == "new"
 
 
 def test_a_process_killed_while_writing_loses_only_what_it_was_writing(tmp_path):
