@@ -3,9 +3,11 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -179,6 +181,7 @@ BAD = [
     (["export", "emoji-flux", "--plan", "x.json", "--to", "photos"], "not an earlier export"),
     (["generate", "emoji-flux"], "--to is missing"),
     (["generate", "emoji-flux", "--to", "prompts.txt"], "is a file"),
+    (["serve", "--port", "70000"], "65535"),
     (["compare", "emoji-flux", "--methods", "magic"], "rtn"),
     (["compare", "emoji-flux", "--weight-bits", "5"], "--weight-bits 5"),
     (["compare", "emoji-flux", "--methods", "rtn", "--act-bits", "3.5"], "3.5"),
@@ -230,6 +233,26 @@ def test_ctrl_c_cancels_cleanly_and_the_run_goes_on(folder):
     assert process.returncode == 130 and err.count("\n") == 1 and "cancelled" in err and out == ""
     assert not (folder / "cancelled.json").exists() and not list(run.glob(".*.tmp"))
     assert sorted(p.name.split("-")[0] for p in run.iterdir()) == ["run.json", "trace"]
+
+
+def test_serve_answers_on_its_port_and_stops_on_ctrl_c(folder):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, "-m", "workbench", "serve", "--port", str(port), "--run", "served"], cwd=folder,
+                               env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline, page = time.monotonic() + 120, ""
+    while "AdaTSQ" not in page:
+        assert process.poll() is None and time.monotonic() < deadline, "no page was served"
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=5) as reply:
+                page = reply.read().decode()
+        except OSError:
+            time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert "Traceback" not in err
 
 
 def test_the_method_names_in_the_help_are_all_there_are():

@@ -196,6 +196,8 @@ def export(args, listener):
 
 def serve(args, _listener):
     """Start the app in the browser."""
+    if args.port is not None and not 1 <= args.port <= 65535:
+        raise BadInput(f"--port {args.port}: use a number from 1 to 65535")
     if args.run:
         os.environ["ADATSQ_RUNS"] = args.run
     sys.argv = ["app.py", *(["--port", str(args.port)] if args.port else []), *(["--host", args.host] if args.host else [])]
