@@ -30,6 +30,7 @@ class Hull:
     cheapest_I: np.ndarray
     edge_item_E: np.ndarray
     edge_column_E: np.ndarray
+    edge_cost_E: np.ndarray  # cost added by taking the edge
     slope_E: np.ndarray  # error saved per unit of cost, decreasing
 
     def at(self, mu: float) -> np.ndarray:
@@ -68,11 +69,14 @@ def hull(error_IC, cost_IC) -> Hull:
     cheapest_I, edges = np.zeros(len(error_IC), dtype=np.int64), []
     for item, (error_C, cost_C) in enumerate(zip(error_IC, cost_IC)):
         cheapest_I[item], item_edges = _hull_of_one(error_C, cost_C)
-        edges += [(-slope, item, column) for column, slope in item_edges]
+        before = [cheapest_I[item], *(column for column, _ in item_edges)]
+        edges += [(-slope, item, column, cost_C[column] - cost_C[previous])
+                  for previous, (column, slope) in zip(before, item_edges)]
     edges.sort(key=lambda edge: edge[:2])  # stable: an item's edges keep their order, ties go to the earlier item
-    slope_E, item_E, column_E = zip(*edges) if edges else ((), (), ())
+    slope_E, item_E, column_E, edge_cost_E = zip(*edges) if edges else ((), (), (), ())
     return Hull(error_IC=error_IC, cost_IC=cost_IC, cheapest_I=cheapest_I, edge_item_E=np.asarray(item_E, dtype=np.int64),
-                edge_column_E=np.asarray(column_E, dtype=np.int64), slope_E=-np.asarray(slope_E, dtype=np.float64))
+                edge_column_E=np.asarray(column_E, dtype=np.int64), edge_cost_E=np.asarray(edge_cost_E, dtype=np.float64),
+                slope_E=-np.asarray(slope_E, dtype=np.float64))
 
 
 def _hull_of_one(error_C: np.ndarray, cost_C: np.ndarray) -> tuple[int, list[tuple[int, float]]]:
@@ -104,6 +108,20 @@ class ActHull:
     def rows_within(self, total_cost: float) -> tuple[tuple[int, ...], ...]:
         """The Lagrangian plan whose costs over all (step, layer) sum to at most `total_cost`, remainder spent."""
         return self._bits(self.hull.within(total_cost))
+
+    def row_after(self, step: int, left: float) -> tuple[int, ...]:
+        """Bits (L) of `step` in the Lagrangian plan that spends at most `left` on the steps from there on; the cheapest row
+        where nothing more is affordable."""
+        made, layers = self.hull, len(self.hull.cheapest_I) // self.steps
+        first, last = step * layers, (step + 1) * layers
+        rest_I = np.arange(first, len(made.cheapest_I))
+        edges = np.flatnonzero(made.edge_item_E >= first)
+        spent_E = made.cost_IC[rest_I, made.cheapest_I[first:]].sum() + np.cumsum(made.edge_cost_E[edges])
+        edges = edges[:np.searchsorted(spent_E, left, side="right")]
+        edges = edges[made.edge_item_E[edges] < last]
+        columns_L = made.cheapest_I[first:last].copy()
+        columns_L[made.edge_item_E[edges] - first] = made.edge_column_E[edges]
+        return tuple(int(self.act_bits_C[column]) for column in columns_L)
 
     def _bits(self, columns_I: np.ndarray) -> tuple[tuple[int, ...], ...]:
         bits_TL = np.asarray(self.act_bits_C)[columns_I].reshape(self.steps, -1)
