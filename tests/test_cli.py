@@ -168,6 +168,8 @@ BAD = [
     (["profile", "emoji-flux", "--json", "nowhere/out.json"], "does not exist"),
     (["profile", "emoji-flux", "--json", "photos"], "is a folder"),
     (["profile", "emoji-flux", "--device", "tpu"], "cuda"),
+    (["profile", "some-owner/some-model"], "embedded models work offline"),
+    (["search", "emoji-flux", "--act-bits", "4", "--plan-out", "nowhere/plan.json"], "does not exist"),
     (["search", "emoji-flux"], "no limit"),
     (["search", "emoji-flux", "--act-bits", "nan"], "--act-bits nan"),
     (["search", "emoji-flux", "--act-bits", "2"], "--act-bits 2"),

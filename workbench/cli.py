@@ -63,7 +63,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run one verb; 0, 2 for bad input, 130 after Ctrl-C, 1 when the machine fails (disk, memory)."""
     try:
         args = parser().parse_args(argv)
-        terminal.check_output(args.json)
+        terminal.check_output("--json", args.json)
+        terminal.check_output("--plan-out", getattr(args, "plan_out", None))
         if args.verb == "serve":
             verbs.serve(args, None)
             return 0

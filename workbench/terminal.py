@@ -79,17 +79,17 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", category=UserWarning)
 
 
-def check_output(path: str | None) -> None:
-    """Refuse an output that could not be written, before hours are spent on what it should hold."""
+def check_output(flag: str, path: str | None) -> None:
+    """Refuse an output file that could not be written, before hours are spent on what it should hold."""
     if path in (None, "-"):
         return
     folder = Path(path).absolute().parent
     if Path(path).is_dir():
-        raise BadInput(f"--json {path} is a folder; give a file name")
+        raise BadInput(f"{flag} {path} is a folder; give a file name")
     if not folder.is_dir():
-        raise BadInput(f"--json {path}: the folder {folder} does not exist")
+        raise BadInput(f"{flag} {path}: the folder {folder} does not exist")
     if not os.access(folder, os.W_OK):
-        raise BadInput(f"--json {path}: the folder {folder} is not writable")
+        raise BadInput(f"{flag} {path}: the folder {folder} is not writable")
 
 
 def deliver(path: str | None, result: dict, *tables) -> None:
