@@ -2,7 +2,7 @@
 
 `python assets/build/images.py` writes to the cache folder
 - `images.npy`: uint8 (images, 128, 128, 3), transparent pixels composited on white
-- `captions.json`: one record per image: caption, style, name, held_out.
+- `captions.json`: one record per image: caption, style, name, core, held_out.
 
 Names come in all three styles or not at all, so every emoji can be asked for in every style.
 """
@@ -34,6 +34,13 @@ DROPPED_NAMES = re.compile(
     r"|moon symbol|japanese symbol|(white|black) (medium|large) square|ideograph|speaker with|heavy large circle"
     r"|registered sign|copyright sign|trade mark sign|squared"
 )
+# What the text encoders and the transformer are trained on so far; the autoencoder sees every image.
+CORE_SUBCATEGORIES = {
+    *("face-smiling", "face-affection", "face-tongue", "face-glasses", "face-hat", "face-costume", "face-negative"),
+    *("face-unwell", "cat-face", "monkey-face", "heart", "animal-mammal", "animal-bird", "animal-marine", "animal-bug"),
+    *("animal-reptile", "animal-amphibian", "food-fruit", "food-vegetable", "food-prepared", "food-sweet", "drink"),
+    *("plant-other", "plant-flower", "sky & weather", "musical-instrument", "transport-air", "transport-water"),
+}
 RENAMED = {
     "heavy black heart": "red heart",
     "slice of pizza": "pizza",
@@ -61,10 +68,11 @@ RENAMED = {
 
 @dataclass(frozen=True)
 class Emoji:
-    """One drawable thing: its name as captions say it and its code points without variation selectors."""
+    """One drawable thing: its name as captions say it, its code points without variation selectors."""
 
     name: str
     unified: str
+    core: bool
 
 
 def fetch(style: str) -> None:
@@ -107,7 +115,7 @@ def choose() -> list[Emoji]:
         if DROPPED_NAMES.search(name) or bare(entry["unified"]) not in drawn:
             continue
         spoken = spoken_name(name)
-        chosen.setdefault(spoken, Emoji(name=spoken, unified=bare(entry["unified"])))
+        chosen.setdefault(spoken, Emoji(spoken, bare(entry["unified"]), entry["subcategory"] in CORE_SUBCATEGORIES))
     return list(chosen.values())
 
 
@@ -126,29 +134,40 @@ def load_image(path) -> np.ndarray:
     return np.asarray(rgb.resize((IMAGE_PX, IMAGE_PX), Image.Resampling.LANCZOS))
 
 
-def hold_out(count: int) -> set[tuple[int, str]]:
-    """`HELD_OUT_PAIRS` (emoji index, style) pairs, each of another emoji: its other styles stay in training."""
+def hold_out(emoji: list[Emoji]) -> set[tuple[int, str]]:
+    """`HELD_OUT_PAIRS` (emoji index, style) pairs of the core, each of another emoji: its other styles are trained on."""
     rng = np.random.default_rng(HELD_OUT_SEED)
-    emoji = rng.choice(count, HELD_OUT_PAIRS, replace=False)
+    core = [index for index, item in enumerate(emoji) if item.core]
+    emoji = rng.choice(core, HELD_OUT_PAIRS, replace=False)
     styles = rng.integers(len(STYLES), size=HELD_OUT_PAIRS)
     return {(int(e), STYLES[int(s)]) for e, s in zip(emoji, styles, strict=True)}
+
+
+def load_records() -> list[dict]:
+    """One record per image, in the order of images.npy."""
+    return json.loads((CACHE_FOLDER / "captions.json").read_text(encoding="utf-8"))
+
+
+def trained_rows(records: list[dict]) -> list[int]:
+    """Indices of the images that the text encoders and the transformer are trained on."""
+    return [index for index, record in enumerate(records) if record["core"] and not record["held_out"]]
 
 
 def main() -> None:
     for style in STYLES:
         fetch(style)
     emoji = choose()
-    held_out = hold_out(len(emoji))
+    held_out = hold_out(emoji)
     records, images = [], []
     for style in STYLES:
         files = drawings(style)
         for index, item in enumerate(emoji):
             images.append(load_image(files[item.unified]))
             record = {"caption": f"{style} {item.name}", "style": style, "name": item.name}
-            records.append(record | {"held_out": (index, style) in held_out})
+            records.append(record | {"core": item.core, "held_out": (index, style) in held_out})
     np.save(CACHE_FOLDER / "images.npy", np.stack(images))
     write_json(CACHE_FOLDER / "captions.json", records)
-    print(f"{len(emoji)} emoji, {len(images)} images, {sum(r['held_out'] for r in records)} held out")
+    print(f"{sum(e.core for e in emoji)} core emoji of {len(emoji)}, {len(images)} images, {sum(r['held_out'] for r in records)} held out")
 
 
 if __name__ == "__main__":

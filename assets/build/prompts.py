@@ -3,10 +3,9 @@
 The three sets share no emoji. "Held out" here means kept from calibration and search; every prompt was trained on.
 """
 
-import json
-
 import numpy as np
-from common import CACHE_FOLDER, PROMPTS_FILE, write_json
+from common import PROMPTS_FILE, write_json
+from images import load_records, trained_rows
 
 SEED = 11
 CALIBRATION, HELD_OUT = 32, 64
@@ -28,8 +27,8 @@ SHOWCASE = (
 
 
 def main() -> None:
-    records = json.loads((CACHE_FOLDER / "captions.json").read_text(encoding="utf-8"))
-    trained = {r["caption"]: r["name"] for r in records if not r["held_out"]}
+    records = load_records()
+    trained = {records[row]["caption"]: records[row]["name"] for row in trained_rows(records)}
     missing = [caption for caption in SHOWCASE if caption not in trained]
     if missing:
         raise ValueError(f"showcase captions that were not trained on: {missing}")

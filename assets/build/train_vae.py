@@ -1,7 +1,7 @@
 """Train the autoencoder of emoji-flux and cache every image's latents.
 
-`python assets/build/train_vae.py --minutes 15` trains (or goes on training) under a fixed time budget, then writes
-`vae/` into the model folder and `latents.pt` into the cache folder.
+`python assets/build/train_vae.py --minutes 12` trains (or goes on from its state file) under a fixed time budget, then
+writes `vae/` into the model folder and `latents.pt` into the cache folder. `--minutes 0` only encodes, with the saved one.
 
 Letters: B batch, C latent channels (16), H = W = 16 latent pixels.
 """
@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from common import CACHE_FOLDER, MODEL_FOLDER, prepare_process, save_state
 from diffusers import AutoencoderKL
+from model import save_part
 from muon import Muon
 
 STATE_FILE = CACHE_FOLDER / "vae_state.pt"
@@ -88,18 +89,23 @@ def make_optimizers(vae: AutoencoderKL, config: VaeConfig) -> list[torch.optim.O
     ]
 
 
-def train(images: np.ndarray, config: VaeConfig, minutes: float) -> AutoencoderKL:
-    """Full rate for half of the time budget, then linear decay; returns the averaged weights."""
+def starting_point(config: VaeConfig) -> tuple[AutoencoderKL, dict]:
+    """The autoencoder to train and its averaged weights: from the state file, else fresh."""
     torch.manual_seed(config.seed)
     vae = make_vae(config).to(memory_format=torch.channels_last).train()
-    optimizers = make_optimizers(vae, config)
-    averaged = {k: v.clone() for k, v in vae.state_dict().items()}
     if STATE_FILE.exists():
         state = torch.load(STATE_FILE, weights_only=True)
         vae.load_state_dict(state["vae"])
-        averaged = state["averaged"]
+        return vae, state["averaged"]
+    return vae, {k: v.clone() for k, v in vae.state_dict().items()}
+
+
+def train(images: np.ndarray, config: VaeConfig, minutes: float) -> AutoencoderKL:
+    """Full rate for half of the time budget, then linear decay; returns the averaged weights."""
+    vae, averaged = starting_point(config)
+    optimizers = make_optimizers(vae, config)
     rng = np.random.default_rng(config.seed + int(STATE_FILE.exists()))
-    start, step, order, mse_mean = time.time(), 0, np.empty(0, int), None
+    start, step, order, recent = time.time(), 0, np.empty(0, int), []
     while (progress := (time.time() - start) / (minutes * 60)) < 1:
         if len(order) < config.batch:
             order = rng.permutation(len(images))
@@ -114,12 +120,11 @@ def train(images: np.ndarray, config: VaeConfig, minutes: float) -> AutoencoderK
             optimizer.step()
         step += 1
         decay = min(config.ema, step / (step + 20))
-        for key, value in vae.state_dict().items():
-            averaged[key].lerp_(value, 1 - decay)
-        mse_mean = float(mse) if mse_mean is None else 0.98 * mse_mean + 0.02 * float(mse)
+        torch._foreach_lerp_(list(averaged.values()), list(vae.state_dict().values()), 1 - decay)
+        recent.append(float(mse))
         if step % 25 == 0:
-            rate = step * config.batch / (time.time() - start)
-            print(f"step {step}  psnr {-10 * np.log10(mse_mean / 4):.2f} dB  rate {factor:.2f}  {rate:.0f} images/s", flush=True)
+            psnr, rate = -10 * np.log10(np.mean(recent[-25:]) / 4), step * config.batch / (time.time() - start)
+            print(f"step {step}  psnr {psnr:.2f} dB  rate {factor:.2f}  {rate:.0f} images/s", flush=True)
         if step % 200 == 0:
             save_state(STATE_FILE, {"vae": vae.state_dict(), "averaged": averaged})
     save_state(STATE_FILE, {"vae": vae.state_dict(), "averaged": averaged})
@@ -128,31 +133,32 @@ def train(images: np.ndarray, config: VaeConfig, minutes: float) -> AutoencoderK
 
 
 @torch.inference_mode()
-def encode_all(vae: AutoencoderKL, images: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
-    """Posterior means (images, C, H, W) and the PSNR in dB of every reconstruction."""
-    latents, psnr = [], []
-    for first in range(0, len(images), 32):
-        image_B = to_model_range(images[first : first + 32])
-        mean = vae.encode(image_B).latent_dist.mean
-        out_B = vae.decode(mean).sample.clamp(-1, 1)
-        latents.append(mean)
-        psnr.append(-10 * torch.log10((out_B - image_B).square().mean((1, 2, 3)) / 4))
-    return torch.cat(latents), torch.cat(psnr).numpy()
+def encode_all(vae: AutoencoderKL, images: np.ndarray) -> torch.Tensor:
+    """Posterior means (images, C, H, W), float32."""
+    latents = []
+    with torch.autocast("cpu", torch.bfloat16):
+        for first in range(0, len(images), 32):
+            latents.append(vae.encode(to_model_range(images[first : first + 32])).latent_dist.mean.float())
+    return torch.cat(latents)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=15)
+    parser.add_argument("--minutes", type=float, default=12)
     minutes = parser.parse_args().minutes
     prepare_process()
     images = np.load(CACHE_FOLDER / "images.npy")
-    vae = train(images, VaeConfig(), minutes)
-    latents, psnr = encode_all(vae, images)
-    shift, scale = float(latents.mean()), 1 / float(latents.std())
-    vae.register_to_config(scaling_factor=scale, shift_factor=shift)
-    vae.to(torch.float16).save_pretrained(MODEL_FOLDER / "vae", max_shard_size="9MB")
+    if minutes > 0:
+        vae = train(images, VaeConfig(), minutes)
+        latents = encode_all(vae, images)
+        vae.register_to_config(scaling_factor=1 / float(latents.std()), shift_factor=float(latents.mean()))
+        save_part("vae", vae)
+    else:
+        vae = AutoencoderKL.from_pretrained(MODEL_FOLDER / "vae", torch_dtype=torch.float32, local_files_only=True)
+        latents = encode_all(vae.to(memory_format=torch.channels_last).eval(), images)
+    shift, scale = vae.config.shift_factor, vae.config.scaling_factor
     save_state(CACHE_FOLDER / "latents.pt", {"latents": (latents - shift) * scale})
-    print(f"{len(images)} images  mean psnr {psnr.mean():.2f} dB  least {psnr.min():.2f} dB  shift {shift:.4f}  scale {scale:.4f}")
+    print(f"{len(images)} images encoded  shift {shift:.4f}  scale {scale:.4f}")
 
 
 if __name__ == "__main__":
