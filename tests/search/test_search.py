@@ -116,7 +116,7 @@ def test_cancelled_anywhere_it_resumes_exactly_and_repeats_no_step():
     counted = EntangledEvaluator(table)
     whole = run(table, counted, beam=3, configs=3)
     again_anyway = counted.calls - whole.evaluations  # prefixes whose state was let go after a reference was measured
-    assert again_anyway < 0.05 * whole.evaluations
+    assert again_anyway <= len(ACT_BITS) * table.error_TLC.shape[0]
     for after in range(0, whole.evaluations, 7):
         stop, evaluator = Stop(after), EntangledEvaluator(table)
         with pytest.raises(Cancelled):
