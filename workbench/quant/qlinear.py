@@ -16,7 +16,7 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from workbench.families.base import StepCursor
-from workbench.options import BadInput, Frozen
+from workbench.options import GROUP_SIZES, BadInput, Frozen
 from workbench.quant import grids, transforms
 from workbench.quant.transforms import Transform
 from workbench.types import QuantWeight
@@ -28,7 +28,7 @@ class LayerFormat(Frozen):
     n_out: int = Field(ge=1, le=1 << 20)
     k_in: int = Field(ge=1, le=1 << 20)
     bits: int
-    group_size: int | None = Field(default=None, ge=1)
+    group_size: int | None = None
     symmetric: bool = True
     has_bias: bool = False
     transform: str = Field(default="none", pattern="^(none|hadamard)$")
@@ -41,6 +41,13 @@ class LayerFormat(Frozen):
         if bits not in PACKED_BITS:
             raise ValueError(f"{bits} bits cannot be packed; use one of {PACKED_BITS}")
         return bits
+
+    @field_validator("group_size")
+    @classmethod
+    def _known_group(cls, group_size):
+        if group_size is not None and group_size not in GROUP_SIZES:
+            raise ValueError(f"group size {group_size} is not supported; use one of {GROUP_SIZES} or none")
+        return group_size
 
     def shapes(self) -> dict[str, tuple[torch.dtype | None, tuple[int, ...]]]:
         """(type, shape) of every tensor the layer is stored as; type None: any 16-bit float."""

@@ -53,6 +53,7 @@ class Hadamard:
         self.block = hadamard.block_size(k_in)
         self.signs_K = _signs(self.block, seed).repeat(k_in // self.block)
         self._last = LastInput()
+        self._placed: dict[tuple, Tensor] = {}
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
@@ -72,9 +73,10 @@ class Hadamard:
         return self.weight(self.weight(h_KK).T.contiguous())
 
     def _signs_like(self, x: Tensor) -> Tensor:
-        if self.signs_K.dtype != x.dtype or self.signs_K.device != x.device:
-            return self.signs_K.to(x)
-        return self.signs_K
+        place = (x.dtype, x.device)
+        if place not in self._placed:
+            self._placed[place] = self.signs_K.to(x)
+        return self._placed[place]
 
 
 Transform = Identity | Hadamard
