@@ -1,5 +1,7 @@
 """A toy family for the quantization tests: a residual network with the parts of a transformer, in a real Bundle."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import torch
 from torch import nn
@@ -74,6 +76,13 @@ class ToyBundle(Bundle):
 
     def decode(self, latent_SMD):
         return np.zeros((len(latent_SMD), 1, 1, 3), np.uint8)
+
+
+def make_toy():
+    """The same random weights every time."""
+    torch.manual_seed(0)
+    return ToyBundle(name="toy", source="toy", pipeline=SimpleNamespace(transformer=Toy()), model_hash="toy-model-hash",
+                     device=torch.device("cpu"))
 
 
 @torch.no_grad()
