@@ -10,7 +10,8 @@ from workbench import prompts
 from workbench.options import BadInput, Budget, ModelSpec, QuantConfig, SearchConfig, SensitivityConfig, TraceConfig
 from workbench.ui import forms, widget
 from workbench.ui.session import OF_PROFILE, Imported, Session, stages
-from workbench.ui.views import MB, blocks_of, layer_labels
+from workbench.ui.tables import MB
+from workbench.ui.views import blocks_of, layer_labels
 
 SENSITIVITY_FORM = ("estimator", "probes", "weighting", "tau", "distortion")
 QUANT_FORM = ("transform", "solver", "hessian", "group_size", "modulation_bits")
@@ -79,9 +80,10 @@ def profile(session: Session, steps, seed, prompts_text, *settings) -> None:
         result = stages().profile(bundle, trace_config, config, quant, run=_run(session), on_progress=on_progress)
         smap, budget = result.sensitivity, stages().default_budget(bundle, result)
         session.set(profile=result, fisher_TL=tuple(smap.fisher_TL.tolist()), stderr_TL=smap.stderr_TL.tolist(),
-                    budget_mb=math.ceil(budget.max_weight_bytes / MB * 100) / 100, budget_bits=budget.max_mean_act_bits)
+                    budget=(math.ceil(budget.max_weight_bytes / MB * 100) / 100, budget.max_mean_act_bits))
 
     session.require_idle()
+    session.steps, session.seed, session.prompts_text = trace_config.steps, trace_config.seed, prompts_text  # for a reload
     undo = session.kept("profile", "fisher_TL", "stderr_TL", "cell", *OF_PROFILE) if session.profile is not None else {}
     session.set(profile=None, fisher_TL=(None,) * trace_config.steps, stderr_TL=None, cell=(None, None), **OF_PROFILE)
     session.submit("profile", "sensitivity", work, undo)
@@ -148,14 +150,14 @@ def search(session: Session, budget_mb, budget_bits, *settings) -> None:
 
     session.require_idle()
     undo = session.kept("events", "result") if session.result is not None else {}
-    session.set(events=(), result=None, budget_mb=budget_mb, budget_bits=budget_bits)
+    session.set(events=(), result=None, budget=(budget_mb, budget_bits))
     session.submit("search", "search", work, undo)
 
 
 def move_budget(session: Session, budget_mb, budget_bits) -> None:
     """A slider was moved: draw its line and pick again from the finished front, at once."""
     budget = _budget(session, budget_mb, budget_bits)
-    session.set(budget_mb=budget_mb, budget_bits=budget_bits)
+    session.set(budget=(budget_mb, budget_bits))
     if session.result is not None:
         choose(session, _select(session.result.front, budget))
 

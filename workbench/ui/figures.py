@@ -35,15 +35,20 @@ def axis(title: str, **more) -> dict:
     return {"title": {"text": title}, "automargin": True} | more
 
 
+def step_axis(steps: int) -> dict:
+    """Denoising steps: whole numbers only."""
+    return axis("step (0 = noisiest)", dtick=max(1, math.ceil(steps / 10)))
+
+
 def log_axis(title: str, *series) -> dict:
     """A logarithmic axis labelled at powers of ten, or at 1, 2 and 5 times them where it spans little."""
     values = [v for values in series for v in values if v is not None and v > 0]
     decades = math.log10(max(values) / min(values)) if values else 0
-    spacing = {"dtick": "D1" if decades < 0.7 else "D2"} if decades < 2 else {"dtick": max(1, math.ceil(decades / 6))}
-    return axis(title, type="log", tickformat=".0e", **spacing)
+    spacing = 1 if decades == 0 else "D1" if decades < 0.7 else "D2" if decades < 2 else max(1, math.ceil(decades / 6))
+    return axis(title, type="log", tickformat=".0e", dtick=spacing)
 
 
-def log_heatmap(value_YX, *, rows, x, revision: str, x_title: str, unit: str, hover: str, selected=None) -> dict:
+def log_heatmap(value_YX, *, rows, x, revision: str, unit: str, hover: str, selected=None) -> dict:
     """Colour is log10 of the value, hover shows the value itself; None is an empty cell. First row on top."""
     value_YX = [[rounded(v) for v in row] for row in value_YX]
     log_YX = [[rounded(math.log10(v)) if v else None for v in row] for row in value_YX]
@@ -57,7 +62,7 @@ def log_heatmap(value_YX, *, rows, x, revision: str, x_title: str, unit: str, ho
             "xgap": 1, "ygap": 1, "hoverongaps": False,
             "colorbar": {"tickvals": ticks, "ticktext": [f"{10 ** t:.1e}" for t in ticks], "thickness": 12,
                          "title": {"text": unit, "side": "right"}}}
-    return figure([heat], revision, xaxis=axis(x_title, showgrid=False, zeroline=False), shapes=frame(selected),
+    return figure([heat], revision, xaxis=step_axis(len(x)) | {"showgrid": False, "zeroline": False}, shapes=frame(selected),
                   yaxis={"autorange": "reversed", "showgrid": False, "automargin": True, "type": "category"},
                   margin={"l": 58, "r": 4, "t": 26, "b": 44})
 
@@ -83,9 +88,10 @@ def bit_heatmap(bits_LT, *, rows, x, revision: str, weight_bits_L) -> dict:
                       "hovertemplate": "%{y}<br>step %{x}: activations %{customdata} bits<extra></extra>",
                       "colorbar": {"tickvals": list(range(len(levels))), "ticktext": [str(b) for b in levels], "thickness": 12,
                                    "title": {"text": "bits", "side": "right"}}}
-    return figure([weights, steps], revision, xaxis=axis("step (0 = noisiest)", domain=[0.09, 1], showgrid=False, zeroline=False),
+    return figure([weights, steps], revision, xaxis=step_axis(len(x)) | {"domain": [0.09, 1], "showgrid": False, "zeroline": False},
                   xaxis2={"domain": [0, 0.06], "anchor": "y", "showgrid": False, "tickangle": 0},
-                  yaxis={"anchor": "x2", "autorange": "reversed", "automargin": True, "showgrid": False, "type": "category", "nticks": 60},
+                  yaxis={"anchor": "x2", "autorange": "reversed", "automargin": True, "showgrid": False, "type": "category", "nticks": 60,
+                         "tickfont": {"size": 10}},
                   margin={"l": 58, "r": 4, "t": 26, "b": 44})
 
 

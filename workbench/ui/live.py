@@ -63,7 +63,8 @@ class Page:
 
     def bind(self, demo: gr.Blocks, kept_id: gr.BrowserState) -> None:
         outputs = [self.session_id, self.seen, *(live.component for live in self.lives)]
-        shared = {"api_visibility": "private", "show_progress": "hidden"}
+        # One event at a time: a tick that was drawn before a click must not arrive after it.
+        shared = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": 1, "concurrency_id": "page"}
 
         def open_page(session_id):
             session = self.store.open(session_id if isinstance(session_id, str) else "")
@@ -75,10 +76,10 @@ class Page:
             return self.refresh(self.store.open(session_id), seen)
 
         demo.load(open_page, [kept_id], [kept_id, *outputs], **shared)
-        self.timer.tick(tick, [self.session_id, self.seen], outputs, trigger_mode="once", concurrency_limit=None, **shared)
+        self.timer.tick(tick, [self.session_id, self.seen], outputs, trigger_mode="once", **shared)
         for listener in self.listeners:
             listener.event(self._handler(listener), [self.session_id, self.seen, *listener.inputs], outputs,
-                           concurrency_limit=None, **shared, **listener.options)
+                           **shared, **listener.options)
 
     def _handler(self, listener: Listener) -> Callable:
         def act(session_id, seen, *values):
@@ -100,7 +101,8 @@ class Page:
 
     def refresh(self, session: Session, seen: dict) -> list:
         """The session's id, the new `seen`, then one value per component: its picture if it changed, else nothing."""
-        session.sync()
-        keys = {number: (session.id, *live.key(session)) for number, live in enumerate(self.lives)}
-        values = [gr.skip() if seen.get(number) == keys[number] else live.draw(session) for number, live in enumerate(self.lives)]
+        with session.lock:
+            session.sync()
+            keys = {number: (session.id, *live.key(session)) for number, live in enumerate(self.lives)}
+            values = [gr.skip() if seen.get(number) == keys[number] else live.draw(session) for number, live in enumerate(self.lives)]
         return [session.id, keys if keys != seen else gr.skip(), *values]

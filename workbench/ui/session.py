@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.jobs import SHARED, Board, Job
-from workbench.options import BadInput, ModelSpec, Progress
+from workbench.options import BadInput, ModelSpec, Progress, TraceConfig
 
 KEPT_SESSIONS = 64
 EMBEDDED = ModelSpec().source
@@ -54,12 +54,14 @@ class Session:
     def __init__(self, board: Board, store: Store):
         self.id = secrets.token_urlsafe(24)
         self.rev: Counter[str] = Counter()
+        self.lock = threading.RLock()  # a page is never drawn from half of a change
         self.board, self.store = board, store
         self.job: Job | None = None
         self.source, self.bundle = EMBEDDED, None
         self.notices: dict[str, tuple[str, str]] = {}
         self.how, self.gain, self.prompts_text = "mean", 8.0, ""
-        self.budget_mb = self.budget_bits = None
+        self.steps, self.seed = TraceConfig().steps, TraceConfig().seed
+        self.budget: tuple[float | None, float | None] = (None, None)  # megabytes, mean activation bits
         self.quantized: tuple[str, Any] | None = None
         self._drawn: tuple[str, int, bool] = ("", -1, False)
         self._events_read = 0
@@ -67,9 +69,10 @@ class Session:
             setattr(self, name, value)
 
     def set(self, **values) -> None:
-        for name, value in values.items():
-            setattr(self, name, value)
-            self.rev[name] += 1
+        with self.lock:
+            for name, value in values.items():
+                setattr(self, name, value)
+                self.rev[name] += 1
 
     def say(self, tab: str, text: str = "", kind: str = "error") -> None:
         """The one line under a screen's buttons; empty takes it away."""

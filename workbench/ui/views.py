@@ -10,39 +10,15 @@ from html import escape
 
 from workbench.ui import figures
 from workbench.ui.figures import BLUE, GREEN, GREY, ORANGE, RED, axis, log_axis, rounded
+from workbench.ui.tables import MB, megabytes, numbers, seconds, table
 
-MB = 1e6
-STEP = "step (0 = noisiest)"
+METRIC_NAMES = {"psnr_db": "PSNR", "ssim": "SSIM", "latent_nmse": "latent NMSE"}
+ORIGINS = {"beam": "from the beam", "lagrangian": "from the Lagrangian sweep", "uniform": "uniform", "imported": "imported"}
 FRAGILE_HEADERS = ["rank", "step", "layer", "Fisher", "± s.e.", "%"]
 ERROR = "error: NMSE of the final latent"
 
 
-# Lines and tables
-
-def notice(text: str, kind: str = "error") -> str:
-    """One line where something went wrong (or well); empty text leaves no trace on the page."""
-    return f'<p class="notice {kind}" role="{"alert" if kind == "error" else "status"}">{escape(text)}</p>' if text else ""
-
-
-def table(headers, rows, caption: str = "") -> str:
-    head = "".join(f'<th scope="col">{escape(str(h))}</th>' for h in headers)
-    body = "".join("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
-    title = f"<caption>{escape(caption)}</caption>" if caption else ""
-    return f'<div class="scroll"><table class="numbers">{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def numbers(rows, caption: str = "") -> str:
-    """Rows of (what, value, unit, how it is known)."""
-    return table(("", "value", "unit", "known as"), rows, caption)
-
-
-def megabytes(count: float) -> str:
-    return f"{count / MB:.2f}"
-
-
-def seconds(value: float) -> str:
-    return f"{value:.1f} s" if value < 90 else f"{value / 60:.1f} min"
-
+# The status line
 
 def status(model: str, job) -> str:
     """The line on top of every screen: the model, and what is running. `job` is a Snapshot or None."""
@@ -120,7 +96,7 @@ def block_heatmap(fisher_TL, layers, how: str, cell) -> dict:
                 for name, members in blocks.items()]
     layer, step = cell
     selected = None if layer is None else (list(blocks).index(layers[layer].block), step)
-    return figures.log_heatmap(value_BT, rows=blocks, x=range(len(fisher_TL)), revision=f"blocks-{how}", x_title=STEP,
+    return figures.log_heatmap(value_BT, rows=blocks, x=range(len(fisher_TL)), revision=f"blocks-{how}",
                                unit=f"Fisher ({how})", selected=selected,
                                hover=f"%{{y}}<br>step %{{x}}<br>{how} Fisher %{{customdata:.3e}}")
 
@@ -133,7 +109,7 @@ def layer_heatmap(fisher_TL, layers, cell) -> dict:
     members = blocks_of(layers)[layers[layer].block]
     value_LT = [[None if row is None else row[i] for row in fisher_TL] for i in members]
     return figures.log_heatmap(value_LT, rows=[layer_labels(layers)[i] for i in members], x=range(len(fisher_TL)),
-                               revision=f"layers-{layers[layer].block}", x_title=STEP, unit="Fisher",
+                               revision=f"layers-{layers[layer].block}", unit="Fisher",
                                hover="%{y}<br>step %{x}<br>Fisher %{customdata:.3e}", selected=(members.index(layer), step))
 
 
@@ -153,8 +129,8 @@ def fisher_over_time(fisher_TL, stderr_TL, layers, cell) -> dict:
             traces.append(figures.band(steps, low_T, [v + s for v, s in zip(value_T, spread_T)], "± s.e.", BLUE))
         traces.append(figures.line(steps, value_T, layer_labels(layers)[layer], BLUE))
         shapes = [{"type": "line", "x0": step, "x1": step, "yref": "paper", "y0": 0, "y1": 1, "line": {"color": RED, "dash": "dot"}}]
-    return figures.figure(traces, f"time-{layer}", xaxis=axis(STEP), yaxis=log_axis("Fisher", *(t["y"] for t in traces)),
-                          shapes=shapes, showlegend=True)
+    return figures.figure(traces, f"time-{layer}", xaxis=figures.step_axis(len(fisher_TL)), shapes=shapes,
+                          yaxis=log_axis("Fisher", *(t["y"] for t in traces)), showlegend=True)
 
 
 def error_against_bits(distortion, layers, cell) -> dict:
@@ -222,14 +198,15 @@ def pareto(front, references, chosen, budget_mb, budget_bits) -> dict:
         return figures.empty("Plans appear here when the search has measured them")
     traces = []
     for x_axis, column, unit in (("x", 1, 1.0), ("x2", 0, MB)):
-        for name, points, symbol, colour in (("references", references, "diamond-open", ORANGE), ("front", front, "circle", BLUE)):
+        for name, points, symbol, colour, size in (("front", front, "circle", BLUE, 8),
+                                                    ("references", references, "diamond-open", ORANGE, 13)):
             traces.append({
                 "type": "scatter", "mode": "markers", "name": name, "xaxis": x_axis, "legendgroup": name, "showlegend": x_axis == "x",
                 "x": [rounded(p[column] / unit, 6) for p in points], "y": [rounded(p[2]) for p in points],
                 "customdata": [[name, i, p[3], rounded(p[1], 4), rounded(p[0] / MB, 5)] for i, p in enumerate(points)],
                 "hovertemplate": "%{customdata[2]}<br>%{customdata[4]} MB, %{customdata[3]} mean activation bits"
                                  "<br>measured error %{y:.3e}<extra></extra>",
-                "marker": {"symbol": symbol, "color": colour, "size": 9,
+                "marker": {"symbol": symbol, "color": colour, "size": size,
                            "opacity": [1.0 if within(p, budget_mb, budget_bits) else 0.3 for p in points]}})
         if chosen is not None:
             traces.append({"type": "scatter", "mode": "markers", "name": "chosen", "xaxis": x_axis, "hoverinfo": "skip",
@@ -272,8 +249,7 @@ def search_line(event, result) -> str:
                 f"model evaluations in {seconds(result.seconds)}.")
     if event is None:
         return ""
-    note = f" {event.message}." if event.message else ""
-    return f"Step {event.step + 1} of {event.steps}, {event.evaluations:,} model evaluations, {seconds(event.seconds)}.{note}"
+    return f"{event.message or f'step {event.step} of {event.steps}'}; {event.evaluations:,} model evaluations, {seconds(event.seconds)}."
 
 
 def bit_map(plan, layers) -> dict:
@@ -290,25 +266,34 @@ def plan_numbers(scored, float_bytes: int, parameters: int) -> str:
     if scored is None:
         return ""
     plan = scored.plan
-    error = [] if scored.error is None else [("error (NMSE of the final latent)", f"{scored.error:.3e}", "",
-              f"measured, {scored.samples} {'held-out' if scored.held_out else 'calibration'} prompts")]
-    predicted = [] if plan.predicted_error is None else [("predicted error", f"{plan.predicted_error:.3e}", "", "modelled")]
+    error, predicted = [], []
+    if scored.error is not None:
+        prompts = f"{scored.samples} {'held-out' if scored.held_out else 'calibration'} prompt{'s'[:scored.samples > 1]}"
+        error = [("error (NMSE of the final latent)", f"{scored.error:.3e}", "", f"measured, {prompts}")]
+    if plan.predicted_error is not None:
+        predicted = [("predicted error", f"{plan.predicted_error:.3e}", "squares, summed", "modelled")]
     rows = [("transformer in memory", megabytes(plan.weight_bytes), "MB", "exact"),
             ("of the float size", f"{100 * plan.weight_bytes / float_bytes:.1f}", "%", "exact"),
             ("effective weight bits, whole transformer", f"{8 * plan.weight_bytes / parameters:.2f}", "bits/parameter", "exact"),
             ("mean activation bits, plain", f"{plan.act_bits_mean:.3f}", "bits", "exact"),
             ("mean activation bits, MAC-weighted", f"{plan.act_bits_macs:.3f}", "bits", "exact"),
             ("bit operations of one image", f"{plan.bit_ops / 1e9:,.1f}", "billion", "modelled"), *error, *predicted]
-    return numbers(rows, f"Plan {plan.plan_id}: method {plan.method}, {scored.origin}")
+    return numbers(rows, f"Plan {plan.plan_id}: {plan.method}, {ORIGINS.get(scored.origin, scored.origin)}")
 
 
 # Compare
 
+_DIRECTIONS = {None: "", True: ", higher is better", False: ", lower is better"}
+
+
+def _interval(value) -> str:
+    return f"{value.mean:.4g}  [{value.low:.4g}, {value.high:.4g}]" if math.isfinite(value.low) else f"{value.mean:.4g}"
+
+
 def comparison_numbers(comparison) -> str:
     """Metrics with their 95 % interval over prompts, and both models' bytes and seconds."""
-    rows = [(name, f"{m.mean:.4g}  [{m.low:.4g}, {m.high:.4g}]" if math.isfinite(m.low) else f"{m.mean:.4g}", m.unit,
-             f"n = {m.n}{'' if m.higher_is_better is None else ', higher is better' if m.higher_is_better else ', lower is better'}")
-            for name, m in comparison.metrics.items()]
+    rows = [(METRIC_NAMES.get(name, name), _interval(value), value.unit, f"n = {value.n}{_DIRECTIONS[value.higher_is_better]}")
+            for name, value in comparison.metrics.items()]
     sizes = [("transformer in memory", f"{megabytes(comparison.float_bytes)} → {megabytes(comparison.quantized_bytes)}", "MB", "exact"),
              ("time of one image", f"{comparison.float_seconds_per_image:.3f} → {comparison.quantized_seconds_per_image:.3f}", "s",
               f"measured, {comparison.compute}")]
@@ -333,7 +318,7 @@ def error_over_steps(comparison, index: int) -> dict:
     traces = [figures.line(steps, chosen_T, "this prompt", BLUE)]
     if len(comparison.pairs) > 1:
         traces.insert(0, figures.line(steps, mean_T, f"mean of {len(comparison.pairs)}", GREY))
-    return figures.figure(traces, "latent", xaxis=axis(STEP), showlegend=True,
+    return figures.figure(traces, "latent", xaxis=figures.step_axis(len(chosen_T)), showlegend=True,
                           yaxis=log_axis("latent NMSE", *(t["y"] for t in traces)))
 
 
@@ -349,6 +334,6 @@ def difference(image_float, image_quantized, gain: float):
 
 def files(folder, paths) -> str:
     """Files of an exported folder with their sizes."""
-    rows = [(path.relative_to(folder).as_posix(), f"{path.stat().st_size / MB:.3f}", "MB") for path in paths]
+    rows = [(path.relative_to(folder).as_posix(), f"{path.stat().st_size / 1000:,.1f}", "kB") for path in paths]
     total = sum(path.stat().st_size for path in paths)
-    return table(("file", "size", ""), [*rows, ("total", f"{total / MB:.3f}", "MB")], "Checkpoint folder")
+    return table(("file", "size", ""), [*rows, ("total", f"{total / 1000:,.1f}", "kB")], f"Checkpoint folder {folder}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import gradio as gr
 
 from workbench.options import Frozen
-from workbench.ui import views
+from workbench.ui import tables
 from workbench.ui.live import Page
 
 
@@ -26,4 +26,4 @@ class Form:
 def notice_line(page: Page, tab: str) -> None:
     """The screen's one line for what went wrong or well."""
     line = gr.HTML(elem_id=f"notice-{tab}")
-    page.show(line, [f"notice-{tab}"], lambda s: views.notice(*s.notices.get(tab, ("", ""))))
+    page.show(line, [f"notice-{tab}"], lambda s: tables.notice(*s.notices.get(tab, ("", ""))))

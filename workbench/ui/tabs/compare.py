@@ -5,7 +5,7 @@ from __future__ import annotations
 import gradio as gr
 
 from workbench.options import TraceConfig
-from workbench.ui import actions, forms, views
+from workbench.ui import actions, forms, tables, views
 from workbench.ui.live import Page
 from workbench.ui.tabs import notice_line
 from workbench.ui.widget import plot
@@ -62,7 +62,7 @@ def _show_pair(page: Page, shown, slider, line, images, curve) -> None:
     now = ["comparison", "pair"]
     page.show(shown, now, choices)
     page.show(slider, now, lambda s: (pair(s).image_float, pair(s).image_quantized) if s.comparison else None)
-    page.show(line, now, lambda s: views.notice(views.pair_line(pair(s)), "plain") if s.comparison else "")
+    page.show(line, now, lambda s: tables.notice(views.pair_line(pair(s)), "plain") if s.comparison else "")
     page.show(images[0], now, lambda s: pair(s).image_float if s.comparison else None)
     page.show(images[1], now, lambda s: pair(s).image_quantized if s.comparison else None)
     page.show(images[2], [*now, "gain"], changed)

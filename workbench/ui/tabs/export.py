@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gradio as gr
 
-from workbench.ui import actions, views
+from workbench.ui import actions, tables, views
 from workbench.ui.live import Page
 from workbench.ui.tabs import notice_line
 
@@ -24,7 +24,7 @@ def build(page: Page) -> None:
     page.show(archive, ["exported"], lambda s: gr.DownloadButton(value=str(s.exported[1]) if s.exported else None,
                                                                  interactive=s.exported is not None))
     page.show(where, ["exported"], lambda s: views.files(s.exported[0], sorted(p for p in s.exported[0].rglob("*") if p.is_file()))
-              if s.exported else views.notice("No checkpoint has been written yet", "info"))
+              if s.exported else tables.notice("No checkpoint has been written yet", "info"))
     page.show(numbers, ["chosen"], lambda s: views.plan_numbers(s.chosen, s.bundle.float_bytes, s.bundle.parameters)
               if s.chosen else "")
     page.on(write.click, actions.export, tab="export")

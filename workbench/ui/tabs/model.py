@@ -5,7 +5,7 @@ from __future__ import annotations
 import gradio as gr
 
 from workbench.options import TraceConfig
-from workbench.ui import actions, forms, views
+from workbench.ui import actions, forms, tables, views
 from workbench.ui.live import Page
 from workbench.ui.session import EMBEDDED
 from workbench.ui.tabs import Form, notice_line
@@ -24,9 +24,11 @@ def build(page: Page) -> Form:
             upload = gr.UploadButton("Upload prompts", file_types=["text", ".json", ".csv"], size="sm", elem_id="upload-prompts")
         with gr.Column(scale=3, min_width=320):
             summary, protected = gr.HTML(elem_id="summary"), gr.HTML()
-    page.show(summary, ["bundle"], lambda s: views.model_summary(s.bundle) if s.bundle else views.notice("loading the model", "info"))
+    page.show(summary, ["bundle"], lambda s: views.model_summary(s.bundle) if s.bundle else tables.notice("loading the model", "info"))
     page.show(protected, ["bundle"], lambda s: views.protected(s.bundle) if s.bundle else "")
     page.show(prompts, ["prompts_text"], lambda s: s.prompts_text)
+    page.show(form.components["steps"], ["steps"], lambda s: s.steps)
+    page.show(form.components["seed"], ["seed"], lambda s: s.seed)
     page.show(source, ["source"], lambda s: s.source)
     page.show(load, ["busy"], lambda s: gr.Button(interactive=not s.busy))
     page.on(load.click, actions.load_model, [source], tab="model")

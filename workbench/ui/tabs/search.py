@@ -5,7 +5,7 @@ from __future__ import annotations
 import gradio as gr
 
 from workbench.options import Budget, SearchConfig
-from workbench.ui import actions, forms, views
+from workbench.ui import actions, forms, tables, views
 from workbench.ui.live import Page
 from workbench.ui.tabs import notice_line
 from workbench.ui.widget import plot
@@ -28,19 +28,19 @@ def build(page: Page) -> None:
     with gr.Row(equal_height=False):
         with gr.Column(scale=3, min_width=340):
             pareto = plot(elem_id="pareto", height=380, label="Measured error against both budgets; click a plan to choose it")
-            bit_map = plot(elem_id="bit-map", height=620, label="Bits of the chosen plan, layer by step")
+            bit_map = plot(elem_id="bit-map", height=740, label="Bits of the chosen plan, layer by step")
         with gr.Column(scale=2, min_width=320):
             beam = plot(elem_id="beam", height=300, label="Candidates and survivors of the beam")
             numbers = gr.HTML(elem_id="plan-numbers")
     _show(page, line, pareto, bit_map, beam, numbers)
-    page.show(memory, ["profile", "budget_mb"], _memory_slider)
-    page.show(bits, ["budget_bits"], lambda s: gr.skip() if s.budget_bits is None else s.budget_bits)
+    page.show(memory, ["profile"], _memory_slider)  # not on "budget": a slider that is being dragged must not be set back
+    page.show(bits, ["profile"], lambda s: gr.skip() if s.budget[1] is None else s.budget[1])
     page.show(start, ["busy", "profile", "result", "events"], _start_button)
     page.show(stop, ["busy"], lambda s: gr.Button(interactive=s.busy and s.job.kind == "search"))
     page.on(start.click, actions.search, [memory, bits, *settings], tab="search")
     page.on(stop.click, actions.stop, tab="search")
     for slider in (memory, bits):
-        page.on(slider.release, actions.move_budget, [memory, bits], tab="search", trigger_mode="always_last")
+        page.on(slider.input, actions.move_budget, [memory, bits], tab="search", trigger_mode="always_last")
     page.on(pareto.cell_click, actions.click_point, tab="search", with_payload=True)
 
 
@@ -50,10 +50,10 @@ def _start_button(session):
 
 
 def _memory_slider(session):
-    if session.profile is None or session.budget_mb is None:
+    if session.profile is None:
         return gr.Slider(interactive=False)
     low_mb, high_mb = actions.memory_range(session.profile.costs)
-    return gr.Slider(minimum=round(0.8 * low_mb, 2), maximum=round(1.02 * high_mb, 2), value=session.budget_mb, interactive=True)
+    return gr.Slider(minimum=round(0.8 * low_mb, 2), maximum=round(1.02 * high_mb, 2), value=session.budget[0], interactive=True)
 
 
 def _show(page: Page, line, pareto, bit_map, beam, numbers) -> None:
@@ -61,11 +61,11 @@ def _show(page: Page, line, pareto, bit_map, beam, numbers) -> None:
         return session.events[-1] if session.events else None
 
     def last_of_beam(session):
-        return next((event for event in reversed(session.events) if event.survivors), None)
+        # Plans measured in one go report themselves as candidates and survivors alike; steps of the beam do not.
+        return next((event for event in reversed(session.events) if event.candidates != event.survivors), None)
 
-    page.show(line, ["events", "result"], lambda s: views.notice(views.search_line(last(s), s.result), "plain"))
-    page.show(pareto, ["events", "result", "chosen", "budget_mb", "budget_bits"], lambda s: views.search_plot(
-        s.events, s.result, s.chosen, s.budget_mb, s.budget_bits))
+    page.show(line, ["events", "result"], lambda s: tables.notice(views.search_line(last(s), s.result), "plain"))
+    page.show(pareto, ["events", "result", "chosen", "budget"], lambda s: views.search_plot(s.events, s.result, s.chosen, *s.budget))
     page.show(beam, ["events"], lambda s: views.beam(last_of_beam(s)))
     page.show(bit_map, ["chosen"], lambda s: views.bit_map(s.chosen and s.chosen.plan, s.bundle and s.bundle.layers))
     page.show(numbers, ["chosen"], lambda s: views.plan_numbers(s.chosen, s.bundle.float_bytes, s.bundle.parameters)

@@ -1,0 +1,32 @@
+"""Lines and tables of numbers as escaped HTML: what every screen says beside its figures."""
+
+from __future__ import annotations
+
+from html import escape
+
+MB = 1e6
+
+
+def notice(text: str, kind: str = "error") -> str:
+    """One line where something went wrong (or well); empty text leaves no trace on the page."""
+    return f'<p class="notice {kind}" role="{"alert" if kind == "error" else "status"}">{escape(text)}</p>' if text else ""
+
+
+def table(headers, rows, caption: str = "") -> str:
+    head = "".join(f'<th scope="col">{escape(str(h))}</th>' for h in headers)
+    body = "".join("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
+    title = f"<caption>{escape(caption)}</caption>" if caption else ""
+    return f'<div class="scroll"><table class="numbers">{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def numbers(rows, caption: str = "") -> str:
+    """Rows of (what, value, unit, how it is known)."""
+    return table(("", "value", "unit", "known as"), rows, caption)
+
+
+def megabytes(count: float) -> str:
+    return f"{count / MB:.2f}"
+
+
+def seconds(value: float) -> str:
+    return f"{value:.1f} s" if value < 90 else f"{value / 60:.1f} min"
