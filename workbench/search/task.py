@@ -20,7 +20,7 @@ from workbench.types import DistortionTable, LayerInfo
 
 Rows = tuple[Row, ...]  # activation bits (T, L)
 
-RUNGS = (3.3, 3.6, 4.0, 4.5, 5.0, 5.7, 6.5, 8.0)  # mean activation bits of the Lagrangian plans that seed the beam
+RUNGS = (3.1, 3.3, 3.6, 4.0, 4.5, 5.0, 5.7, 6.5, 8.0)  # mean activation bits of the Lagrangian plans that seed the beam
 LOW, HIGH = 0.85, 1.4  # the beam's configurations steer towards means from LOW to HIGH times the target
 TYPICAL_ACT_BITS = 4.0  # the target where no mean of activation bits is set
 TYPICAL_WEIGHT_BITS = 4  # what the beam runs on where no memory limit is set
