@@ -156,7 +156,7 @@ def test_zoom_and_node_survive_an_update(page):
     assert layout_range(page, "#block-map") == [0.6, 2.4]
 
 
-def test_search_draws_its_front(page, shoot):
+def test_search_draws_its_front_stops_and_goes_on(page, shoot):
     tab(page, "Search")
     page.get_by_text("Settings of the search").click()
     for name, value in (("beam", 2), ("configs", 3), ("samples", 1), ("finalists", 1)):
@@ -164,6 +164,12 @@ def test_search_draws_its_front(page, shoot):
     page.click("#search")
     page.wait_for_function("(document.querySelector('#pareto .plot').data || []).some(t => t.name === 'front' && t.x.length > 0)",
                            timeout=120_000)
+    shoot(page, "3-search-live")
+    page.click("#stop-search")
+    says(page, "#notice-search", "stopped")
+    assert page.evaluate("document.querySelector('#pareto .plot').data.length") > 0, "what was measured stays on the plot"
+    assert page.inner_text("#search") == "Resume"
+    page.click("#search")
     until_done(page, "search")
     page.wait_for_function("document.querySelector('#bit-map .plot').data.length === 2")
     numbers = page.inner_text("#plan-numbers")
@@ -258,9 +264,9 @@ def test_a_reload_loses_nothing(page):
     assert page.input_value("#form-TraceConfig-steps input[type=number]") == str(STEPS)
     tab(page, "Search")
     says(page, "#plan-numbers", "exact")
-    page.wait_for_function("document.querySelector('#pareto .plot').data.some(t => t.name === 'front' && t.x.length > 0)")
+    page.wait_for_function("document.querySelector('#pareto .plot').data?.some(t => t.name === 'front' && t.x.length > 0)")
     tab(page, "Sensitivity")
-    page.wait_for_function("document.querySelector('#block-map .plot').data[0].type === 'heatmap'")
+    page.wait_for_function("document.querySelector('#block-map .plot').data?.[0]?.type === 'heatmap'")
 
 
 def test_a_phone_shows_every_screen_without_sideways_scrolling(page, shoot):

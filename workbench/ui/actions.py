@@ -18,6 +18,7 @@ QUANT_FORM = ("transform", "solver", "hessian", "group_size", "modulation_bits")
 SEARCH_FORM = ("beam", "configs", "samples", "scoring", "rollout", "finalists")
 PLAN_LIMIT_BYTES = 8_000_000
 PROMPTS_COMPARED = 8
+SOURCE_LIMIT = 1000
 
 
 def need(value, what: str):
@@ -48,7 +49,10 @@ def _run(session: Session):
 # Model
 
 def load_model(session: Session, source: str | None) -> None:
-    spec = ModelSpec.parse({"source": (source or "").strip()}, "model")
+    source = (source or "").strip()
+    if not 0 < len(source) <= SOURCE_LIMIT:
+        raise BadInput(f"a model is named by 1 to {SOURCE_LIMIT} characters, not {len(source)}: an embedded name, a folder or a hub id")
+    spec = ModelSpec.parse({"source": source}, "model")
 
     def work(on_progress):
         session.adopt(stages().load(spec.source, on_progress=on_progress))

@@ -12,16 +12,19 @@ PAGE = b"""<!doctype html><html lang="en"><meta charset="utf-8"><title>AdaTSQ Wo
 <link rel="icon" href="data:,"><style>body{font-family:system-ui,sans-serif;margin:20vh auto;max-width:32em;text-align:center}
 @media(prefers-color-scheme:dark){body{background:#0b0f19;color:#e5e7eb}}</style>
 <h1>AdaTSQ Workbench</h1><p role="status">is starting; this page opens it as soon as it is ready.</p>
-<script>setInterval(() => fetch(location.href, {cache: 'no-store'}).then(r => r.headers.get('X-Starting') || location.reload())
-.catch(() => 0), 400)</script></html>"""
+<iframe id="probe" hidden></iframe><script>
+const probe = document.getElementById('probe');  // a frame that finds nobody says so to no console, unlike fetch
+probe.onload = () => { try { if (probe.contentDocument.body.textContent.length > 2) location.reload(); } catch { } };
+setInterval(() => { probe.src = '/config?' + Date.now(); }, 400);</script></html>"""
 
 
 class _Starting(http.server.BaseHTTPRequestHandler):
-    """Answers the start page at / and "not yet" everywhere else."""
+    """Answers the start page at /, nothing yet at /config, and "not yet" everywhere else."""
 
     def do_GET(self):
-        found = self.path.split("?")[0] == "/"
-        self.send_response(200 if found else 503)
+        path = self.path.split("?")[0]
+        found = path == "/"
+        self.send_response(200 if found else 204 if path == "/config" else 503)
         self.send_header("X-Starting", "1")
         self.send_header("Content-Type", "text/html; charset=utf-8")
         self.send_header("Content-Length", str(len(PAGE) if found else 0))
