@@ -56,3 +56,13 @@ def test_layers_that_read_one_tensor_rotate_it_once(monkeypatch):
 def test_an_unknown_transform_is_refused():
     with pytest.raises(BadInput, match="use none or hadamard"):
         transforms.make("rotate", 64, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_16_bit_inputs_are_rounded_only_once(dtype):
+    x_MK = torch.randn(9, 256).to(dtype)
+    transform = transforms.make("hadamard", 256, 0)
+    for y_MK in (transform.forward(x_MK), transform.weight(x_MK)):
+        assert y_MK.dtype == dtype
+        exact_MK = transform.weight(x_MK.double())
+        assert bool(((y_MK.double() - exact_MK).abs() <= torch.finfo(dtype).eps / 2 * exact_MK.abs() * 1.01 + 1e-5).all())

@@ -58,11 +58,11 @@ class Hadamard:
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """T(x). Layers that read one tensor share the result: never change it in place."""
-        return self._last.get(x, x.dtype, lambda: ops.block_hadamard(x, self.block, self._signs_like(x)))
+        return self._last.get(x, x.dtype, lambda: self._rotated(x, ops.block_hadamard))
 
     def weight(self, w_NK: Tensor) -> Tensor:
         """T(W): each row transformed like an input."""
-        return hadamard.block_hadamard(w_NK, self.block, self._signs_like(w_NK))
+        return self._rotated(w_NK, hadamard.block_hadamard)
 
     def inverse(self, x: Tensor) -> Tensor:
         """T^-1(x), also of a transformed weight's rows."""
@@ -71,6 +71,11 @@ class Hadamard:
     def hessian(self, h_KK: Tensor) -> Tensor:
         """The Hessian of T(x) from that of x: T applied to its rows and columns."""
         return self.weight(self.weight(h_KK).T.contiguous())
+
+    def _rotated(self, x: Tensor, rotate) -> Tensor:
+        """In at least float32: 16-bit floats are rounded once, at the end."""
+        wide = x.float() if x.element_size() < 4 else x
+        return rotate(wide, self.block, self._signs_like(wide)).to(x.dtype)
 
     def _signs_like(self, x: Tensor) -> Tensor:
         place = (x.dtype, x.device)
