@@ -269,6 +269,14 @@ def test_a_reload_loses_nothing(page):
     page.wait_for_function("document.querySelector('#block-map .plot').data?.[0]?.type === 'heatmap'")
 
 
+def test_an_idle_page_asks_for_nothing(page):
+    page.wait_for_timeout(1500)
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.wait_for_timeout(1500)
+    assert asked == []
+
+
 def test_a_phone_shows_every_screen_without_sideways_scrolling(page, shoot):
     page.set_viewport_size({"width": 390, "height": 844})
     for name in ("Model", "Sensitivity", "Search", "Compare", "Export"):

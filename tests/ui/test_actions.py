@@ -1,5 +1,6 @@
 """What the buttons do to a session: the whole journey, what is linked, what is refused, and what a cancelled job leaves."""
 
+import dataclasses
 import json
 import threading
 import zipfile
@@ -48,6 +49,16 @@ def gate(pipeline, monkeypatch):
 def test_the_embedded_model_is_there_without_a_click(session):
     assert session.bundle.name == "emoji-flux"
     assert session.prompts_text.splitlines() == list(session.bundle.prompts("calibration"))
+
+
+def test_prompts_typed_while_the_model_loads_are_kept(store, gate):
+    store.start_preload()
+    early = store.open("")
+    actions.keep_prompts(early, "my own prompt")
+    gate.set()
+    assert early.job.wait(20)
+    early.sync()
+    assert early.bundle is not None and early.prompts_text == "my own prompt"
 
 
 def test_journey(searched, finish, tmp_path):
@@ -110,6 +121,13 @@ def test_moving_a_slider_picks_the_best_plan_within_at_once(searched):
     actions.move_budget(searched, 4.0, 16)
     assert searched.chosen.error == min(s.error for s in searched.result.front) < small.error
     assert searched.job is job, "no new search was started"
+
+
+def test_the_search_s_choice_keeps_its_held_out_error(searched):
+    judged = searched.result.chosen
+    searched.set(result=dataclasses.replace(searched.result, chosen=judged.model_copy(update={"error": 0.7})), chosen=None)
+    actions.choose(searched, judged)
+    assert searched.chosen.error == 0.7
 
 
 def test_a_budget_that_nothing_fits_says_what_would_and_keeps_the_plan(searched):
@@ -178,7 +196,7 @@ def test_a_new_model_starts_afresh(searched, finish):
 def test_a_plan_file_comes_back_as_the_chosen_plan(searched):
     path = actions.plan_file(searched)
     plan = searched.chosen.plan
-    searched.set(chosen=None)
+    searched.set(chosen=None, result=None)
     actions.import_plan(searched, path)
     assert searched.chosen.plan == plan and searched.chosen.error is None
 

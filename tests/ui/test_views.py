@@ -153,6 +153,13 @@ def test_search_plot_is_live_then_final(bundle, found):
     json.dumps(final, allow_nan=False)
 
 
+def test_the_ring_is_around_the_chosen_plan_s_own_point(bundle, found):
+    result = FakePipeline().search(bundle, found, Budget(max_mean_act_bits=4), SearchConfig())
+    judged = result.front[1].model_copy(update={"error": 0.7, "held_out": True})
+    ring = next(t for t in views.search_plot(result.events, result, judged, 1.0, 4.0)["data"] if t["name"] == "chosen")
+    assert (ring["x"], ring["y"]) == ([result.front[1].plan.act_bits_mean], [figures.rounded(result.front[1].error)])
+
+
 @pytest.mark.parametrize("gain", [1, 8, 64])
 def test_difference_is_absolute_scaled_and_clipped(gain):
     left, right = np.array([[[0, 10, 200]]], np.uint8), np.array([[[3, 0, 255]]], np.uint8)

@@ -150,7 +150,7 @@ def search(session: Session, budget_mb, budget_bits, *settings) -> None:
 
     def work(on_progress):
         result = stages().search(bundle, found, budget, config, run=_run(session), on_progress=on_progress)
-        session.set(result=result, chosen=result.chosen, comparison=None, exported=None)
+        session.set(result=result, events=result.events, replay=None, chosen=result.chosen, comparison=None, exported=None)
 
     session.require_idle()
     undo = session.kept("events", "result") if session.result is not None else {}
@@ -179,6 +179,10 @@ def _select(front, budget: Budget):
 
 
 def choose(session: Session, scored) -> None:
+    """Make a plan the chosen one; the search's own choice keeps its judgement on held-out prompts."""
+    best = session.result.chosen if session.result is not None else None
+    if best is not None and best.plan.plan_id == scored.plan.plan_id:
+        scored = best
     if session.chosen is None or scored.plan.plan_id != session.chosen.plan.plan_id:
         session.set(chosen=scored, comparison=None, exported=None)
 
@@ -189,6 +193,11 @@ def click_point(session: Session, payload) -> None:
         point = widget.clicked_point(payload, {name: len(rows) for name, rows in plans.items()})
         if point is not None:
             choose(session, plans[point[0]][point[1]])
+
+
+def replay(session: Session, step) -> None:
+    """Look at an earlier step of the beam; None follows the search."""
+    session.set(replay=step)
 
 
 def stop(session: Session) -> None:

@@ -20,6 +20,7 @@ from workbench.jobs import SHARED, Board, Job
 from workbench.options import BadInput, ModelSpec, Progress, TraceConfig
 
 KEPT_SESSIONS = 64
+SHOWN_PROMPTS = 16  # of the model's calibration prompts; the box can be edited
 EMBEDDED = ModelSpec().source
 
 
@@ -42,7 +43,7 @@ class Imported:
 
 
 # What depends on the profile is forgotten with a new profile; what depends on the model, when another one is loaded.
-OF_PROFILE = {"events": (), "result": None, "chosen": None, "comparison": None, "pair": 0, "exported": None}
+OF_PROFILE = {"events": (), "replay": None, "result": None, "chosen": None, "comparison": None, "pair": 0, "exported": None}
 OF_MODEL = {"profile": None, "fisher_TL": (), "stderr_TL": None, "cell": (None, None), **OF_PROFILE}
 
 
@@ -122,9 +123,10 @@ class Session:
             self.board.cancel(self.job)
 
     def adopt(self, bundle) -> None:
-        """A model has been loaded: start afresh with it."""
-        self.set(bundle=bundle, source=bundle.source, quantized=None, prompts_text="\n".join(bundle.prompts("calibration")[:16]),
-                 **OF_MODEL)
+        """A model has been loaded: start afresh with it. Prompts typed while the first one was loading are kept."""
+        typed = self.prompts_text if self.bundle is None and self.prompts_text.strip() else ""
+        self.set(source=bundle.source, quantized=None, prompts_text=typed or "\n".join(bundle.prompts("calibration")[:SHOWN_PROMPTS]),
+                 bundle=bundle, **OF_MODEL)
 
     def snapshot(self):
         return self.board.snapshot(self.job) if self.job is not None else None
@@ -155,7 +157,7 @@ class Session:
                 if step < len(rows) and self.profile is None:
                     self.set(fisher_TL=(*rows[:step], list(detail["fisher_L"]), *rows[step + 1:]))
             elif stage == "search" and hasattr(detail, "survivors") and self.result is None:
-                self.set(events=(*self.events, detail))
+                self.set(events=(*self.events, detail), replay=None)
 
 
 class Store:

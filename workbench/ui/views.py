@@ -205,7 +205,7 @@ def pareto(front, references, chosen, budget_mb, budget_bits) -> dict:
                 "x": [rounded(p[column] / unit, 6) for p in points], "y": [rounded(p[2]) for p in points],
                 "customdata": [[name, i, p[3], rounded(p[1], 4), rounded(p[0] / MB, 5)] for i, p in enumerate(points)],
                 "hovertemplate": "%{customdata[2]}<br>%{customdata[4]} MB, %{customdata[3]} mean activation bits"
-                                 "<br>measured error %{y:.3e}<extra></extra>",
+                                 "<br>measured error %{y:.3e} (calibration prompts)<extra></extra>",
                 "marker": {"symbol": symbol, "color": colour, "size": size,
                            "opacity": [1.0 if within(p, budget_mb, budget_bits) else 0.3 for p in points]}})
         if chosen is not None:
@@ -226,7 +226,11 @@ def search_plot(events, result, chosen, budget_mb, budget_bits) -> dict:
         front, references = ([(*scored_point(s), s.origin) for s in plans] for plans in (result.front, result.references))
     else:
         front, references = [(*p, "measured so far") for p in (events[-1].front if events else ())], []
-    ring = (*scored_point(chosen), chosen.origin) if chosen is not None and chosen.error is not None else None
+    ring = None
+    if chosen is not None and chosen.error is not None:  # judged on other prompts, it would stand beside its own point
+        plans = (*result.front, *result.references) if result is not None else ()
+        same = next((scored for scored in plans if scored.plan.plan_id == chosen.plan.plan_id), chosen)
+        ring = (*scored_point(same), same.origin)
     return pareto(front, references, ring, budget_mb, budget_bits)
 
 

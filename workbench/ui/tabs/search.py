@@ -31,8 +31,10 @@ def build(page: Page) -> None:
             bit_map = plot(elem_id="bit-map", height=740, label="Bits of the chosen plan, layer by step")
         with gr.Column(scale=2, min_width=320):
             beam = plot(elem_id="beam", height=300, label="Candidates and survivors of the beam")
+            replay = gr.Slider(1, 2, step=1, label="replay: step of the beam", elem_id="replay", visible=False, interactive=True)
             numbers = gr.HTML(elem_id="plan-numbers")
-    _show(page, line, pareto, bit_map, beam, numbers)
+    _show(page, line, pareto, bit_map, numbers)
+    _show_beam(page, beam, replay)
     page.show(memory, ["profile"], _memory_slider)  # not on "budget": a slider that is being dragged must not be set back
     page.show(bits, ["profile"], lambda s: gr.skip() if s.budget[1] is None else s.budget[1])
     page.show(start, ["busy", "profile", "result", "events"], _start_button)
@@ -56,17 +58,32 @@ def _memory_slider(session):
     return gr.Slider(minimum=round(0.8 * low_mb, 2), maximum=round(1.02 * high_mb, 2), value=session.budget[0], interactive=True)
 
 
-def _show(page: Page, line, pareto, bit_map, beam, numbers) -> None:
+def _beam_steps(session) -> list:
+    """Plans measured in one go report themselves as candidates and survivors alike; steps of the beam do not."""
+    return [event for event in session.events if event.candidates != event.survivors]
+
+
+def _show_beam(page: Page, beam, replay) -> None:
+    def shown(session):
+        steps = _beam_steps(session)
+        last = len(steps) if session.replay is None else min(max(1, int(session.replay)), len(steps))
+        return views.beam(steps[last - 1] if steps else None)
+
+    def slider(session):
+        count = len(_beam_steps(session))
+        return gr.Slider(1, max(2, count), value=count, visible=count > 1)
+
+    page.show(beam, ["events", "replay"], shown)
+    page.show(replay, ["events"], slider)
+    page.on(replay.input, actions.replay, [replay], tab="search", trigger_mode="always_last")
+
+
+def _show(page: Page, line, pareto, bit_map, numbers) -> None:
     def last(session):
         return session.events[-1] if session.events else None
 
-    def last_of_beam(session):
-        # Plans measured in one go report themselves as candidates and survivors alike; steps of the beam do not.
-        return next((event for event in reversed(session.events) if event.candidates != event.survivors), None)
-
     page.show(line, ["events", "result"], lambda s: tables.notice(views.search_line(last(s), s.result), "plain"))
     page.show(pareto, ["events", "result", "chosen", "budget"], lambda s: views.search_plot(s.events, s.result, s.chosen, *s.budget))
-    page.show(beam, ["events"], lambda s: views.beam(last_of_beam(s)))
     page.show(bit_map, ["chosen"], lambda s: views.bit_map(s.chosen and s.chosen.plan, s.bundle and s.bundle.layers))
     page.show(numbers, ["chosen"], lambda s: views.plan_numbers(s.chosen, s.bundle.float_bytes, s.bundle.parameters)
               if s.chosen else "")
