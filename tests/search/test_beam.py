@@ -16,7 +16,7 @@ def beam(evaluator, act_bits, *, width, steps, layers, seeds=(), rows=None, summ
     ledger = Ledger(evaluator, summed=summed, on_extend=lambda: None)
     offered = rows or all_rows(act_bits, layers)
     ends = beam_search(ledger.root((8,) * layers), steps=steps, width=width, configurations=lambda path: offered, seeds=seeds,
-                       extend=ledger.extend, on_step=on_step)
+                       extend=ledger.extend, on_step=on_step).candidates
     return ledger, ends, [(path.bits, ledger.error(path)) for path in ends]
 
 

@@ -55,10 +55,10 @@ def test_it_is_never_worse_than_uniform_bits_within_the_same_budget(seed):
         assert select(result.front, Budget(max_weight_bytes=size, max_mean_act_bits=bits)).error <= error
 
 
-@pytest.mark.parametrize("kind", [TableEvaluator, EntangledEvaluator])
+@pytest.mark.parametrize("kind, rollout", [(TableEvaluator, "quantized"), (EntangledEvaluator, "quantized"), (EntangledEvaluator, "float")])
 @pytest.mark.parametrize("seed", range(4))
-def test_a_wider_beam_never_chooses_worse(kind, seed):
-    errors = [run(make_table(seed), kind(make_table(seed)), beam=beam).chosen.error for beam in (1, 2, 3, 5, 8, 13)]
+def test_a_wider_beam_never_chooses_worse(kind, rollout, seed):
+    errors = [run(make_table(seed), kind(make_table(seed)), beam=beam, rollout=rollout).chosen.error for beam in (1, 2, 3, 5, 8, 13)]
     assert errors == sorted(errors, reverse=True)
 
 

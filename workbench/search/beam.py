@@ -29,12 +29,11 @@ class BeamStep:
 
 def beam_search(root: Path, *, steps: int, width: int, configurations: Callable[[Path], Sequence[Row]],
                 seeds: Sequence[Sequence[Row]], extend: Callable[[Path, Row], Path],
-                on_step: Callable[[BeamStep], None]) -> tuple[Path, ...]:
-    """All candidates of the last step. `seeds` are whole plans (T, L): each is walked beside the beam, and its prefix may be
+                on_step: Callable[[BeamStep], None]) -> BeamStep:
+    """The last step. `seeds` are whole plans (T, L): each is walked beside the beam, and its prefix may be
     picked by any slot, so nothing found is worse than they are."""
     slots: list[Path | None] = [root]
     anchors = [root] * len(seeds)
-    candidates: tuple[Path, ...] = (root,)
     for step in range(steps):
         anchors = [extend(path, seed[step]) for path, seed in zip(anchors, seeds)]
         children = [[extend(path, row) for row in configurations(path)] if path else [] for path in slots]
@@ -43,9 +42,10 @@ def beam_search(root: Path, *, steps: int, width: int, configurations: Callable[
             raise SearchFailed(f"every candidate of step {step + 1} scored NaN or infinity; "
                                "the model breaks down at these weights or inputs")
         slots = _survivors(anchors, children, width)
-        on_step(BeamStep(step=step, candidates=candidates, survivors=tuple(path for path in slots if path),
-                         anchors=tuple(dict.fromkeys(anchors))))
-    return candidates
+        last = BeamStep(step=step, candidates=candidates, survivors=tuple(path for path in slots if path),
+                        anchors=tuple(dict.fromkeys(anchors)))
+        on_step(last)
+    return last
 
 
 def _survivors(anchors: list[Path], children: list[list[Path]], width: int) -> list[Path | None]:

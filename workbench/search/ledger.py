@@ -96,7 +96,7 @@ class Ledger:
         self._visit(key)
         if key not in self._score:
             state = self._call(lambda: self.evaluator.extend(self._state_of(path), path.step, row_L), path)
-            self._score[key] = finite_or_inf(self._call(lambda: self.evaluator.score(state, path.step), path))
+            self._score[key] = self._scored(state, path)
             self._state[key] = state
         return self._longer(path, row, self._score[key], self.summed)
 
@@ -106,18 +106,18 @@ class Ledger:
         key = ("float", path.weights, path.step, row)
         self._visit(key)
         if key not in self._score:
-            self._use(path.weights)
+            self._call(lambda: self._use(path.weights), path)
             state = self._call(lambda: self.evaluator.extend(self.evaluator.at(path.step), path.step, row_L), path)
-            self._score[key] = finite_or_inf(self._call(lambda: self.evaluator.score(state, path.step), path))
+            self._score[key] = self._scored(state, path)
         return self._longer(path, row, self._score[key], True)
 
     def rollout(self, weight_bits_L: Row, bits_TL: Iterable[Row]) -> Path:
-        """A whole plan, step by step."""
-        path = self.root(weight_bits_L)
-        for row_L in bits_TL:
-            longer = self.extend(path, row_L)
-            self._state.pop((path.weights, *path.rows), None)
-            path = longer
+        """A whole plan, step by step. Of all states those of its own prefixes are kept, for a plan like it may follow."""
+        path, rows = self.root(weight_bits_L), [_index(self.rows, row_L) for row_L in bits_TL]
+        own = {(path.weights, *rows[:step]) for step in range(len(rows) + 1)}
+        self._state = {key: state for key, state in self._state.items() if key in own}
+        for row in rows:
+            path = self.extend(path, self.rows[row])
         return path
 
     def error(self, path: Path) -> float:
@@ -171,6 +171,9 @@ class Ledger:
             state = self.evaluator.extend(state, step, self.rows[path.rows[step]])
         self._state[(path.weights, *path.rows)] = state
         return state
+
+    def _scored(self, state: State, path: Path) -> float:
+        return finite_or_inf(self._call(lambda: self.evaluator.score(state, path.step), path))
 
     def _longer(self, path: Path, row: int, score: float, summed: bool) -> Path:
         bits = path.bits + sum(self.rows[row])

@@ -65,6 +65,7 @@ class Log:
         new = [self._measured(path, origin) for path, origin in zip(paths, origins)]
         for plan in new:
             self.measured.setdefault((plan.weight_bits_L, plan.act_bits_TL), plan)
+        self.ledger.keep([])
         points = _finite((plan.act_bits_mean, plan.error) for plan in new)
         text = f"error {points[0][1]:.3g} at {points[0][0]:.2f} bits" if len(points) == 1 else f"{len(points)} plans measured"
         self._report(self._steps, points, points, f"{what}: {text}" if points else f"{what}: no finite error")

@@ -75,15 +75,17 @@ def _best_weights(task: Task, log: Log, candidates: list[Row]) -> Row:
 
 
 def _beam(task: Task, log: Log, weights: Row, rungs: list[Rows]) -> None:
-    """The beam on the chosen weights; every path that reaches the end is measured."""
-    follow = task.config.rollout == "quantized"
-    ends = beam_search(log.ledger.root(weights), steps=task.steps, width=task.config.beam, seeds=rungs,
+    """The beam on the chosen weights, and the measured error of the paths that reach the end."""
+    ledger, follow = log.ledger, task.config.rollout == "quantized"
+    last = beam_search(ledger.root(weights), steps=task.steps, width=task.config.beam, seeds=rungs,
                        configurations=task.configurations, on_step=log.beam_step,
-                       extend=log.ledger.extend if follow else log.ledger.extend_at_float)
-    if not follow:
-        ends = tuple(log.ledger.rollout(weights, log.ledger.bits_TL(path)) for path in ends)
-    seeded = set(rungs)
-    origins = ["lagrangian" if log.ledger.bits_TL(path) in seeded else "beam" for path in ends]
+                       extend=ledger.extend if follow else ledger.extend_at_float)
+    if follow:  # every candidate has been run to its end
+        ends = last.candidates
+    else:  # sorted, so that plans which share a prefix follow each other
+        kept = dict.fromkeys((*last.anchors, *last.survivors))
+        ends = [ledger.rollout(weights, rows) for rows in sorted(ledger.bits_TL(path) for path in kept)]
+    origins = ["lagrangian" if ledger.bits_TL(path) in rungs else "beam" for path in ends]
     log.measure(ends, origins, "beam")
 
 
@@ -91,7 +93,7 @@ def _planned(task: Task, seeds: int) -> int:
     """Model steps the beam takes at most."""
     configs, width = task.config.configs, task.config.beam
     if task.config.rollout == "float":
-        return task.steps * (configs + seeds + width * configs + seeds)
+        return task.steps * (width * configs + seeds) + task.steps * (width + seeds)
     return configs + seeds + (task.steps - 1) * (width * configs + seeds)
 
 
@@ -104,14 +106,10 @@ def _result(task: Task, log: Log, samples: int) -> SearchResult:
 
 
 def _scored(task: Task, measured: Measured, samples: int) -> ScoredPlan:
-    """The measured plan with its costs and its predicted error, which is the table's sum."""
-    table = task.table
-    predicted = sum(float(table.error_TLC[t, i, table.act_bits_C.index(bits)])
-                    for t, row in enumerate(measured.act_bits_TL) for i, bits in enumerate(row))
-    predicted += sum(float(table.weight_error_LC[i, table.weight_bits_C.index(bits)])
-                     for i, bits in enumerate(measured.weight_bits_L))
+    """The measured plan with its costs and its predicted error."""
     choices = [BitChoice(weight_bits=bits, group_size=task.quant.group_size) for bits in measured.weight_bits_L]
     plan = make_plan(layers=task.layers, sigma_T=task.sigma_T, weight_choice_L=choices, act_bits_TL=measured.act_bits_TL,
-                     costs=task.costs, quant=task.quant, model_hash=task.model_hash, predicted_error=predicted,
+                     costs=task.costs, quant=task.quant, model_hash=task.model_hash,
+                     predicted_error=task.predicted_error(measured.weight_bits_L, measured.act_bits_TL),
                      method="adatsq_uniform" if measured.origin == "uniform" else "adatsq")
     return ScoredPlan(plan=plan, error=measured.error, samples=samples, origin=measured.origin)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import torch
 
 from workbench.options import BadInput, Budget, QuantConfig, SearchConfig
 from workbench.plans import CostTable
@@ -91,10 +92,10 @@ class Task:
         """Allocations that span the range of memory, the best within the bytes of every uniform width, each with the plans of
         activation bits it is measured with: one that suits the width, and the target."""
         levels: dict[Row, list[Rows]] = {}
-        least = min(self.table.act_bits_C)
+        beam_on, least = self.weight_candidates(), min(self.table.act_bits_C)
         for width, size in self.uniform_bytes.items():
             weights = self.weights_within(size)
-            if weights in levels or weights in self.weight_candidates():
+            if weights in levels or weights in beam_on:
                 continue
             suited = self.rows_within(max(least, COMPANION_BITS[width]))
             # The smallest plan of all makes every feasible budget selectable; float weights gain nothing at few bits.
@@ -115,6 +116,13 @@ class Task:
         means = np.clip(np.linspace(LOW, HIGH, self.config.configs - 1) * self.target_bits, least, most)
         totals = [largest_sum(mean, cells) for mean in sorted({float(self.target_bits), *means.tolist()})]
         return list(dict.fromkeys(self.hull.row_after(path.step, total - path.bits) for total in totals))
+
+    def predicted_error(self, weight_bits_L: Row, act_bits_TL: Rows) -> float:
+        """The table's sum over weights and over all (step, layer)."""
+        act_TL = torch.tensor([[self.table.act_bits_C.index(bits) for bits in row] for row in act_bits_TL])
+        weight_L = torch.tensor([self.table.weight_bits_C.index(bits) for bits in weight_bits_L])
+        return float(self.table.error_TLC.double().gather(2, act_TL[..., None]).sum()
+                     + self.table.weight_error_LC.double().gather(1, weight_L[:, None]).sum())
 
     def fingerprint(self) -> str:
         """Of everything that decides the course of the search."""
