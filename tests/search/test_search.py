@@ -155,10 +155,26 @@ def test_a_checkpoint_of_another_search_is_refused():
     table, stop = make_table(7), Stop(30)
     with pytest.raises(Cancelled):
         run(table, EntangledEvaluator(table), on_progress=stop.on_progress, checkpoint=stop.checkpoint)
-    with pytest.raises(BadInput, match="another search"):
-        run(table, EntangledEvaluator(table), resume=stop.last, beam=3)
-    with pytest.raises(BadInput, match="another search"):
-        run(make_table(8), EntangledEvaluator(table), resume=stop.last)
+    for other, config in ((make_table(8), {}), (table, {"scoring": "raw"}), (table, {"samples": 2})):
+        with pytest.raises(BadInput, match="another model, profile or scoring"):
+            run(other, EntangledEvaluator(table), resume=stop.last, **config)
+
+
+def test_what_one_search_has_measured_serves_one_with_another_budget_and_beam():
+    table, stop = make_table(7), Stop(10**9)
+    run(table, EntangledEvaluator(table), checkpoint=stop.checkpoint)
+    other = {"budget": Budget(max_weight_bytes=1300, max_mean_act_bits=4.5), "beam": 5}
+    counted, again = EntangledEvaluator(table), EntangledEvaluator(table)
+    assert answer(run(table, again, resume=stop.last, **other)) == answer(run(table, counted, **other))
+    assert again.calls < counted.calls
+
+
+def test_scoring_at_the_float_latents_measures_each_row_once_and_only_survivors_to_the_end():
+    table = make_table(3, steps=6)
+    evaluator = EntangledEvaluator(table)
+    result = run(table, evaluator, rollout="float")
+    assert evaluator.calls <= result.evaluations + 6  # the start of a plan that follows a reference
+    assert result.evaluations < run(table, evaluator).evaluations
 
 
 @pytest.mark.parametrize("rollout", ["quantized", "float"])

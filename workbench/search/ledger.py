@@ -21,6 +21,8 @@ Row = tuple[int, ...]  # activation bits of every layer for one step
 class Evaluator(Protocol):
     """Measures paths; the search knows neither model nor prompts. States are opaque and never changed in place."""
 
+    samples: int  # prompts that every score and error is a mean over
+
     def use_weights(self, weight_bits_L: tuple[int, ...]) -> None:
         """Switch the model's weights; all that follows runs on them."""
 
@@ -112,12 +114,13 @@ class Ledger:
         return self._longer(path, row, self._score[key], True)
 
     def rollout(self, weight_bits_L: Row, bits_TL: Iterable[Row]) -> Path:
-        """A whole plan, step by step. Of all states those of its own prefixes are kept, for a plan like it may follow."""
+        """A whole plan, step by step, and its error. Only the states of its own prefixes are kept, for a plan like it may follow."""
         path, rows = self.root(weight_bits_L), [_index(self.rows, row_L) for row_L in bits_TL]
         own = {(path.weights, *rows[:step]) for step in range(len(rows) + 1)}
         self._state = {key: state for key, state in self._state.items() if key in own}
         for row in rows:
             path = self.extend(path, self.rows[row])
+        self.error(path)
         return path
 
     def error(self, path: Path) -> float:
@@ -169,7 +172,7 @@ class Ledger:
             known, state = 0, self.evaluator.start()
         for step in range(known, path.step):
             state = self.evaluator.extend(state, step, self.rows[path.rows[step]])
-        self._state[(path.weights, *path.rows)] = state
+            self._state[(path.weights, *path.rows[:step + 1])] = state
         return state
 
     def _scored(self, state: State, path: Path) -> float:

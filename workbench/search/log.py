@@ -41,7 +41,7 @@ class Log:
                  checkpoint: Checkpoint | None, resume: tuple[dict, dict[str, bytes]] | None):
         saved, blobs = resume or (None, {})
         if saved is not None and (saved.get("format"), saved.get("question")) != (FORMAT, question):
-            raise BadInput("the checkpoint belongs to another search; repeat its settings or start anew")
+            raise BadInput("the checkpoint belongs to another model, profile or scoring; repeat its settings or start anew")
         self.ledger = Ledger(evaluator, summed=summed, on_extend=self._tick, saved=saved and saved["ledger"], blobs=blobs)
         self.measured: dict[tuple, Measured] = {}
         self.events: list[SearchEvent] = []

@@ -27,7 +27,7 @@ def search(*, layers: Sequence[LayerInfo], sigma_T: Sequence[float], table: Dist
     """Measure plans and return their front; `chosen` has the least measured error within `budget`.
 
     `checkpoint(json, blobs)` is called after each step of the beam and each measured plan; pass the pair of the last
-    call as `resume` and the result is that of the uninterrupted search, `seconds` apart.
+    call as `resume` and the result is that of the uninterrupted search, `seconds` apart. It may have had another budget or beam.
     Raises BadInput when the budget is below the smallest feasible or the evaluator gives nothing usable."""
     task = Task(layers=tuple(layers), sigma_T=tuple(float(sigma) for sigma in sigma_T), table=table, costs=costs, quant=quant,
                 model_hash=model_hash, budget=budget, config=config)
@@ -39,7 +39,7 @@ def search(*, layers: Sequence[LayerInfo], sigma_T: Sequence[float], table: Dist
     except (Cancelled, SearchFailed):
         log.save()  # nothing that has been measured is lost
         raise
-    return _result(task, log, min(config.samples, getattr(evaluator, "samples", config.samples)))
+    return _result(task, log, evaluator.samples)
 
 
 def _measure_all(task: Task, log: Log) -> None:

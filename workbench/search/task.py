@@ -125,10 +125,11 @@ class Task:
                      + self.table.weight_error_LC.double().gather(1, weight_L[:, None]).sum())
 
     def fingerprint(self) -> str:
-        """Of everything that decides the course of the search."""
-        parts = (self.model_hash, self.sigma_T, [layer.name for layer in self.layers], self.table.act_bits_C, self.table.weight_bits_C,
-                 self.costs.weight_bits_C, self.costs.fixed_bytes, self.quant, self.budget, self.config)
+        """Of everything a measurement depends on. The budget and the beam's width are not among it: what one search has measured
+        serves another. The tables stand for the calibration prompts, which a search does not see."""
+        parts = (self.model_hash, self.sigma_T, [layer.name for layer in self.layers], self.quant, self.config.scoring,
+                 self.config.samples, self.config.seed, self.table.act_bits_C, self.table.weight_bits_C)
         digest = hashlib.sha256(repr(parts).encode())
-        for tensor in (self.table.error_TLC, self.table.weight_error_LC, self.costs.weight_bytes_LC, self.costs.macs_L):
+        for tensor in (self.table.error_TLC, self.table.weight_error_LC):
             digest.update(tensor.contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
