@@ -21,7 +21,6 @@ def pipeline(monkeypatch):
 @pytest.fixture
 def store(pipeline, monkeypatch, tmp_path):
     monkeypatch.setenv("ADATSQ_RUNS", str(tmp_path))
-    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
     return Store(Board())
 
 

@@ -261,5 +261,22 @@ def test_a_browser_cannot_choose_its_id(store):
     assert store.open("guess-me").id != "guess-me"
 
 
+def test_the_oldest_profiles_are_forgotten_but_not_what_was_exported(store, searched, finish, monkeypatch):
+    actions.export(searched)
+    finish(searched)
+    folder, archive = searched.exported
+    kept_run = searched.folder / "trace.safetensors"
+    kept_run.write_bytes(b"x")
+    monkeypatch.setattr("workbench.ui.session.KEPT_PROFILES", 1)
+    newer = store.open("")
+    newer.sync()
+    profile(newer)
+    finish(newer)
+    store.open(newer.id)
+    assert store.open(searched.id) is not searched
+    assert folder.is_dir() and not kept_run.exists() and not archive.exists()
+    assert store.open(newer.id) is newer
+
+
 def test_the_id_is_in_no_file_name(session):
     assert session.id not in str(session.folder) and session.id not in str(session.downloads)

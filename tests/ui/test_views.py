@@ -85,6 +85,7 @@ def test_fragile_cells_are_ordered_and_shares_are_of_everything(bundle, found, f
     assert len(rows) == STEPS * len(bundle.layers)
     assert [r[3] for r in rows] == sorted((r[3] for r in rows), reverse=True)
     assert sum(r[5] for r in rows) == pytest.approx(100, rel=1e-2)
+    assert all(r[4] == pytest.approx(10) for r in rows), "the fake's standard error is a tenth"
     step, label = rows[0][1], rows[0][2]
     top = np.unravel_index(np.argmax(fisher_TL), (STEPS, len(bundle.layers)))
     assert (step, label) == (top[0], views.layer_labels(bundle.layers)[top[1]])
@@ -104,7 +105,7 @@ def test_budget_lines_stand_at_the_sliders_and_points_beyond_fade(found):
     lines = {shape["xref"]: shape["x0"] for shape in figure["layout"]["shapes"]}
     assert lines == {"x": 5.0, "x2": 2.0}
     for trace in (t for t in figure["data"] if t["name"] == "front"):
-        assert trace["marker"]["opacity"] == [1.0, 0.3, 0.3]
+        assert trace["marker"]["opacity"] == [1.0, views.FADED, views.FADED]
     by_memory = next(t for t in figure["data"] if t["name"] == "front" and t["xaxis"] == "x2")
     assert by_memory["x"] == [1.0, 3.0, 1.0]
     assert [c[:2] for c in by_memory["customdata"]] == [["front", 0], ["front", 1], ["front", 2]]

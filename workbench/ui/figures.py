@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 
-# Perceptually ordered (viridis) for continuous values; five ordered steps of magma for activation bits.
+# Perceptually ordered (viridis) for continuous values; ordered steps of plasma for bits, visible on light and dark.
 CONTINUOUS = "Viridis"
-BIT_COLOURS = {2: "#15102b", 3: "#3b0f70", 4: "#8c2981", 6: "#de4968", 8: "#fe9f6d", 16: "#fcecae"}
+BIT_COLOURS = {2: "#41049d", 3: "#7201a8", 4: "#a62098", 6: "#d5546e", 8: "#f89540", 16: "#f0f921"}
 BLUE, ORANGE, GREEN, GREY, RED = "#4a90d9", "#e08e0b", "#2a9d76", "#8a8f98", "#d1495b"
 
 

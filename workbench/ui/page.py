@@ -14,6 +14,7 @@ from workbench.ui.session import Store
 from workbench.ui.tabs import compare, export, model, search, sensitivity
 
 TITLE = "AdaTSQ Workbench"
+UPLOAD_LIMIT = "10mb"  # prompts and plans are far smaller
 
 
 def build(store: Store) -> gr.Blocks:
@@ -54,7 +55,7 @@ def launch(host: str, port: int, when_built: Callable[[], None] = lambda: None) 
     when_built()
     demo.queue(default_concurrency_limit=None, api_open=False)
     demo.launch(server_name=host, server_port=port, prevent_thread_lock=True, quiet=True, ssr_mode=False, show_error=True,
-                theme=style.theme(), css=style.CSS, footer_links=[], run_history=False)
+                max_file_size=UPLOAD_LIMIT, theme=style.theme(), css=style.CSS, footer_links=[], run_history=False)
     print(f"{TITLE}: http://{host}:{port}", flush=True)
     store.start_preload()
     demo.block_thread()

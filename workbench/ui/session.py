@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import shutil
 import tempfile
 import threading
 from collections import Counter, OrderedDict
@@ -19,7 +20,7 @@ from typing import Any
 from workbench.jobs import SHARED, Board, Job
 from workbench.options import BadInput, ModelSpec, Progress, TraceConfig
 
-KEPT_SESSIONS = 64
+KEPT_SESSIONS, KEPT_PROFILES = 256, 8  # a profile holds its trace and every solved weight; a session without one is small
 SHOWN_PROMPTS = 16  # of the model's calibration prompts; the box can be edited
 EMBEDDED = ModelSpec().source
 
@@ -94,9 +95,16 @@ class Session:
     @property
     def downloads(self) -> Path:
         """Where files are made for the browser to fetch."""
-        path = Path(tempfile.gettempdir()) / "adatsq" / self.folder.name
-        path.mkdir(parents=True, exist_ok=True)
+        path = Path(self.store.downloads.name) / self.folder.name
+        path.mkdir(exist_ok=True)
         return path
+
+    def forget(self) -> None:
+        """Nobody can come back to this session: drop what it kept on disk, except checkpoints that were exported."""
+        for path in self.folder.glob("*"):
+            if path.is_file():
+                path.unlink(missing_ok=True)
+        shutil.rmtree(self.downloads, ignore_errors=True)
 
     def require_idle(self) -> None:
         if self.busy:
@@ -165,6 +173,7 @@ class Store:
 
     def __init__(self, board: Board):
         self.board = board
+        self.downloads = tempfile.TemporaryDirectory(prefix="adatsq-")  # removed when the process ends
         self.preload: Job | None = None
         self._sessions: OrderedDict[str, Session] = OrderedDict()
         self._lock = threading.Lock()
@@ -186,7 +195,13 @@ class Store:
                 session.job = self.preload
                 self._sessions[session.id] = session
             self._sessions.move_to_end(session.id)
-            idle = [key for key, old in self._sessions.items() if not old.busy and key != session.id]
-            for key in idle[:max(0, len(self._sessions) - KEPT_SESSIONS)]:
-                del self._sessions[key]
+            self._forget_oldest()
         return session
+
+    def _forget_oldest(self) -> None:
+        newest_first = list(reversed(self._sessions.values()))
+        profiled = [session for session in newest_first if session.profile is not None]
+        for session in {*newest_first[KEPT_SESSIONS:], *profiled[KEPT_PROFILES:]}:
+            if not session.busy:
+                del self._sessions[session.id]
+                session.forget()

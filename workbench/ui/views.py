@@ -14,7 +14,8 @@ from workbench.ui.tables import MB, megabytes, numbers, seconds, table
 
 METRIC_NAMES = {"psnr_db": "PSNR", "ssim": "SSIM", "latent_nmse": "latent NMSE"}
 ORIGINS = {"beam": "from the beam", "lagrangian": "from the Lagrangian sweep", "uniform": "uniform", "imported": "imported"}
-FRAGILE_HEADERS = ["rank", "step", "layer", "Fisher", "± s.e.", "%"]
+FRAGILE_HEADERS = ["rank", "step", "layer", "Fisher", "± %", "share %"]
+FADED = 0.4  # opacity of plans beyond the budget
 ERROR = "error: NMSE of the final latent"
 
 
@@ -164,9 +165,9 @@ def cell_numbers(smap, layers, cell) -> str:
             ("share of all Fisher", f"{100 * fisher / total:.2f}" if total else "0", "%", "measured"),
             ("calibration weight α", f"{float(smap.alpha_TL[step, layer]):.3f}", "mean 1 over steps", "measured"),
             ("largest |activation|", f"{float(smap.act_absmax_TL[step, layer]):.3f}", "", "measured"),
-            ("layer", info.name, info.role, ""), ("weight", f"{info.n_out} × {info.k_in}", "out × in", "exact"),
+            ("weight", f"{info.n_out} × {info.k_in}", "out × in", "exact"),
             ("multiply-accumulates", f"{info.macs_per_step / 1e6:.2f}", "million MACs a step", "exact")]
-    return numbers(rows, f"{layer_labels(layers)[layer]}, step {step}")
+    return numbers(rows, f"{layer_labels(layers)[layer]}, step {step} ({info.role}: {info.name})")
 
 
 def fragile_rows(fisher_TL, stderr_TL, layers, limit: int = 40) -> list[list]:
@@ -174,7 +175,7 @@ def fragile_rows(fisher_TL, stderr_TL, layers, limit: int = 40) -> list[list]:
     cells = [(value, t, i) for t, row in enumerate(fisher_TL) if row is not None for i, value in enumerate(row)]
     total = sum(value for value, _, _ in cells) or 1.0
     labels = layer_labels(layers)
-    return [[rank, t, labels[i], rounded(value, 3), rounded(stderr_TL[t][i], 2) if stderr_TL else None,
+    return [[rank, t, labels[i], rounded(value, 3), rounded(100 * stderr_TL[t][i] / value, 2) if stderr_TL and value else None,
              rounded(100 * value / total, 3)]
             for rank, (value, t, i) in enumerate(sorted(cells, key=lambda c: (-c[0], c[1], c[2]))[:limit], 1)]
 
@@ -207,7 +208,7 @@ def pareto(front, references, chosen, budget_mb, budget_bits) -> dict:
                 "hovertemplate": "%{customdata[2]}<br>%{customdata[4]} MB, %{customdata[3]} mean activation bits"
                                  "<br>measured error %{y:.3e} (calibration prompts)<extra></extra>",
                 "marker": {"symbol": symbol, "color": colour, "size": size,
-                           "opacity": [1.0 if within(p, budget_mb, budget_bits) else 0.3 for p in points]}})
+                           "opacity": [1.0 if within(p, budget_mb, budget_bits) else FADED for p in points]}})
         if chosen is not None:
             traces.append({"type": "scatter", "mode": "markers", "name": "chosen", "xaxis": x_axis, "hoverinfo": "skip",
                            "legendgroup": "chosen", "showlegend": x_axis == "x", "x": [chosen[column] / unit], "y": [rounded(chosen[2])],
