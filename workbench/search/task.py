@@ -100,7 +100,8 @@ class Task:
             suited = self.rows_within(max(least, COMPANION_BITS[width]))
             # The smallest plan of all makes every feasible budget selectable; float weights gain nothing at few bits.
             first = suited if levels else self.rows_uniform(least)
-            levels[weights] = list(dict.fromkeys([first] if width == 16 else [first, self.rows_within(self.target_bits)]))
+            at_few = width == 16 and self.target_bits < COMPANION_BITS[16]
+            levels[weights] = list(dict.fromkeys([first] if at_few else [first, self.rows_within(self.target_bits)]))
         return levels
 
     def rungs(self) -> list[Rows]:
