@@ -156,6 +156,14 @@ def test_zoom_and_node_survive_an_update(page):
     assert layout_range(page, "#block-map") == [0.6, 2.4]
 
 
+def test_what_changes_on_a_hidden_screen_is_drawn_when_it_is_shown(page):
+    page.evaluate("""() => { document.querySelector('#block-map .plot').emit('plotly_click', {points: [{pointIndex: [0, 3]}]});
+                             document.querySelectorAll('[role=tab]')[0].click(); }""")
+    says(page, "#cell-detail", "step 3")
+    tab(page, "Sensitivity")
+    page.wait_for_function("document.querySelector('#layer-map .plot').data[0].y.every(name => name.startsWith('double.0 '))")
+
+
 def test_search_draws_its_front_stops_and_goes_on(page, shoot):
     tab(page, "Search")
     page.get_by_text("Settings of the search").click()

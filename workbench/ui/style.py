@@ -60,6 +60,8 @@ table.numbers td:last-child {color: var(--body-text-color-subdued);}
 @media (max-width: 640px) {
   .gradio-container {padding: 6px 8px !important;}
   .tab-container button {padding: 0 7px !important; font-size: .86rem !important;}
-  table.numbers td:nth-child(2) {white-space: normal;}
+  table.numbers {font-size: .8rem;}
+  table.numbers th, table.numbers td {padding: 3px 4px !important; white-space: normal !important;}
+  table.numbers caption {overflow-wrap: anywhere;}
 }
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from html import escape
 
 MB = 1e6
@@ -12,9 +13,14 @@ def notice(text: str, kind: str = "error") -> str:
     return f'<p class="notice {kind}" role="{"alert" if kind == "error" else "status"}">{escape(text)}</p>' if text else ""
 
 
+def _breakable(text) -> str:
+    """A name or path that a narrow screen may break after a dot, a slash or an underscore."""
+    return re.sub(r"([./_])", r"\1<wbr>", escape(str(text)))
+
+
 def table(headers, rows, caption: str = "") -> str:
     head = "".join(f'<th scope="col">{escape(str(h))}</th>' for h in headers)
-    body = "".join("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
+    body = "".join(f"<tr><td>{_breakable(first)}</td>{''.join(f'<td>{escape(str(cell))}</td>' for cell in rest)}</tr>" for first, *rest in rows)
     title = f"<caption>{escape(caption)}</caption>" if caption else ""
     return f'<div class="scroll"><table class="numbers">{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 

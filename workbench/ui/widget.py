@@ -17,7 +17,7 @@ const P = window.Plotly;
 const node = element.querySelector('.plot');
 const config = {displaylogo: false, responsive: false, scrollZoom: false,
                 modeBarButtonsToRemove: ['sendChartToCloud', 'sendDataToCloud', 'lasso2d', 'select2d']};
-let wired = false;
+let wired = false, missed = false;
 
 function painted(layout) {
   const css = getComputedStyle(element);
@@ -42,7 +42,9 @@ function clicked(event) {
 
 function draw() {
   const figure = props.value;
-  if (!P || !figure || !figure.data || !node.clientWidth) return;
+  if (!P || !figure || !figure.data) return;
+  missed = !node.clientWidth;  // on a hidden screen: drawn when it is shown
+  if (missed) return;
   P.react(node, figure.data, painted(figure.layout), config).then(() => {
     if (!wired) { wired = true; node.on('plotly_click', clicked); }
   });
@@ -52,7 +54,11 @@ watch('value', draw);
 draw();
 let width = node.clientWidth;
 new ResizeObserver(() => {
-  if (node.clientWidth && node.clientWidth !== width) { width = node.clientWidth; wired ? P.Plots.resize(node) : draw(); }
+  const stale = node.clientWidth && (missed || node.clientWidth !== width);
+  if (!stale) return;
+  width = node.clientWidth;
+  draw();
+  if (wired) P.Plots.resize(node);
 }).observe(node);
 new MutationObserver(draw).observe(document.body, {attributes: true, attributeFilter: ['class']});
 """
