@@ -20,7 +20,8 @@ def _breakable(text) -> str:
 
 def table(headers, rows, caption: str = "") -> str:
     head = "".join(f'<th scope="col">{escape(str(h))}</th>' for h in headers)
-    body = "".join(f"<tr><td>{_breakable(first)}</td>{''.join(f'<td>{escape(str(cell))}</td>' for cell in rest)}</tr>" for first, *rest in rows)
+    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in (_breakable(first), *(escape(str(cell)) for cell in rest))) + "</tr>"
+                   for first, *rest in rows)
     title = f"<caption>{escape(caption)}</caption>" if caption else ""
     return f'<div class="scroll"><table class="numbers">{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
