@@ -51,6 +51,18 @@ def test_the_embedded_model_is_there_without_a_click(session):
     assert session.prompts_text.splitlines() == list(session.bundle.prompts("calibration"))
 
 
+def test_an_embedded_model_that_cannot_be_loaded_is_said(store, pipeline, monkeypatch):
+    def broken(*args, **kwargs):
+        raise BadInput("emoji-flux: a file is missing")
+
+    monkeypatch.setattr(pipeline, "load", broken)
+    store.start_preload()
+    session = store.open("")
+    assert session.job.wait(20)
+    session.sync()
+    assert session.bundle is None and session.notices["model"] == ("emoji-flux: a file is missing", "error")
+
+
 def test_prompts_typed_while_the_model_loads_are_kept(store, gate):
     store.start_preload()
     early = store.open("")
@@ -171,6 +183,13 @@ def test_bad_input_is_one_line_and_starts_nothing(session, act, line):
 def test_bad_budgets_are_refused(profiled, budget):
     with pytest.raises(BadInput, match="budget"):
         actions.search(profiled, *budget, *SEARCH_SETTINGS)
+
+
+def test_a_budget_below_the_smallest_feasible_is_refused_before_it_starts(profiled):
+    before = profiled.job
+    with pytest.raises(BadInput, match=r"0\.40 MB is below the smallest feasible, 0\.51 MB"):
+        actions.search(profiled, 0.4, 4.0, *SEARCH_SETTINGS)
+    assert profiled.job is before
 
 
 def test_too_many_prompts_to_compare(searched):

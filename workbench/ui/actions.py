@@ -147,6 +147,9 @@ def search(session: Session, budget_mb, budget_bits, *settings) -> None:
     bundle, found = _bundle(session), _profile(session)
     budget = _budget(session, budget_mb, budget_bits)
     config = forms.read(SearchConfig, SEARCH_FORM, settings)
+    least_mb, _ = memory_range(found.costs)
+    if budget_mb < least_mb:
+        raise BadInput(f"the budget of {budget_mb:.2f} MB is below the smallest feasible, {least_mb:.2f} MB")
 
     def work(on_progress):
         result = stages().search(bundle, found, budget, config, run=_run(session), on_progress=on_progress)

@@ -24,7 +24,8 @@ def build(page: Page) -> Form:
             upload = gr.UploadButton("Upload prompts", file_types=["text", ".json", ".csv"], size="sm", elem_id="upload-prompts")
         with gr.Column(scale=3, min_width=320):
             summary, protected = gr.HTML(elem_id="summary"), gr.HTML()
-    page.show(summary, ["bundle"], lambda s: views.model_summary(s.bundle) if s.bundle else tables.notice("loading the model", "info"))
+    page.show(summary, ["bundle", "busy"], lambda s: views.model_summary(s.bundle) if s.bundle
+              else tables.notice("loading the model" if s.busy else "", "info"))
     page.show(protected, ["bundle"], lambda s: views.protected(s.bundle) if s.bundle else "")
     page.show(prompts, ["prompts_text"], lambda s: s.prompts_text)
     page.show(form.components["steps"], ["steps"], lambda s: s.steps)
