@@ -134,14 +134,17 @@ def test_bit_map_shows_every_width_of_the_plan(bundle, found):
 
 def test_plan_numbers_say_how_each_is_known(bundle, found):
     scored = make_scored(found, 4, 4)
-    html = views.plan_numbers(scored, bundle.float_bytes, bundle.parameters)
+    html = views.plan_numbers(scored, bundle, found.costs)
     row = {cells[0]: cells[1:] for cells in (
         [c.split("</td>")[0] for c in r.split("<td>")[1:]] for r in html.split("<tr>")[2:])}
     assert row["transformer in memory"] == [f"{scored.plan.weight_bytes / 1e6:.2f}", "MB", "exact"]
+    parameters = sum(layer.n_out * (layer.k_in + 1) for layer in bundle.layers)
+    stored = 8 * (scored.plan.weight_bytes - found.costs.fixed_bytes) / parameters
+    assert row["effective weight bits, quantized layers"][0] == f"{stored:.2f}"
     assert row["bit operations of one image"][2] == "modelled"
     assert row["predicted error"][2] == "modelled"
     assert row["error (NMSE of the final latent)"][2] == "measured, 4 held-out prompts"
-    assert "measured" not in views.plan_numbers(Imported(scored.plan), bundle.float_bytes, bundle.parameters)
+    assert "measured" not in views.plan_numbers(Imported(scored.plan), bundle, None)
 
 
 def test_search_plot_is_live_then_final(bundle, found):
@@ -185,7 +188,7 @@ def test_metrics_show_direction_and_size_of_sample(bundle, found):
 
 @pytest.mark.parametrize("text", ["<script>alert(1)</script>", "a & b <img src=x onerror=alert(1)>"])
 def test_text_from_outside_is_escaped(text):
-    for html in (tables.notice(text), tables.table((text,), [(text,)], text), views.compute_badge(text, text), views.status(text, None)):
+    for html in (tables.notice(text), tables.table((text,), [(text,)], text), views.compute_badge(text, text), tables.status(text, None)):
         assert "<script" not in html and "<img" not in html and "&lt;" in html
 
 

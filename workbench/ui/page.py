@@ -8,7 +8,7 @@ from collections.abc import Callable
 import gradio as gr
 
 from workbench.jobs import Board
-from workbench.ui import style, views
+from workbench.ui import style, tables
 from workbench.ui.live import Page
 from workbench.ui.session import Store
 from workbench.ui.tabs import compare, export, model, search, sensitivity
@@ -35,7 +35,7 @@ def build(store: Store) -> gr.Blocks:
                 compare.build(page)
             with gr.Tab("Export", id="export", render_children=True):
                 export.build(page)
-        page.show(status, ["job", "bundle", "source"], lambda s: views.status(_model_line(s), s.snapshot()))
+        page.show(status, ["job", "bundle", "source"], lambda s: tables.status(_model_line(s), s.snapshot()))
         page.show(page.timer, ["busy"], lambda s: gr.Timer(active=s.busy))
         page.bind(demo, kept_id)
     return demo

@@ -37,3 +37,28 @@ def megabytes(count: float) -> str:
 
 def seconds(value: float) -> str:
     return f"{value:.1f} s" if value < 90 else f"{value / 60:.1f} min"
+
+
+def status(model: str, job) -> str:
+    """The line on top of every screen: the model, and what is running. `job` is a Snapshot or None."""
+    parts = [f'<span class="model">{escape(model)}</span>']
+    if job is not None and job.active:
+        parts.append(f'<span class="job">{escape(job_line(job))}</span>')
+        if job.total:
+            parts.append(f'<progress max="{job.total}" value="{job.done}" aria-label="{escape(job.stage)}"></progress>')
+    elif job is not None and job.kind != "load":
+        parts.append(f'<span class="job idle">{escape(job_line(job))}</span>')
+    return f'<div class="status" role="status">{"".join(parts)}</div>'
+
+
+def job_line(job) -> str:
+    if job.state == "queued":
+        return f"{job.kind}: waiting, {job.ahead} ahead" if job.ahead else f"{job.kind}: starting"
+    if job.state != "running":
+        return f"{job.kind}: {job.state} after {seconds(job.seconds)}"
+    text = job.kind if job.stage == job.kind else f"{job.kind}: {job.stage or 'starting'}"
+    if job.total:
+        text += f" {job.done}/{job.total}"
+    if job.eta_s is not None and job.done < job.total:
+        text += f", about {seconds(job.eta_s)} left in this stage"
+    return f"{text} ({job.message})" if job.message else text

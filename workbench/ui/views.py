@@ -19,33 +19,6 @@ FADED = 0.4  # opacity of plans beyond the budget
 ERROR = "error: NMSE of the final latent"
 
 
-# The status line
-
-def status(model: str, job) -> str:
-    """The line on top of every screen: the model, and what is running. `job` is a Snapshot or None."""
-    parts = [f'<span class="model">{escape(model)}</span>']
-    if job is not None and job.active:
-        parts.append(f'<span class="job">{escape(job_line(job))}</span>')
-        if job.total:
-            parts.append(f'<progress max="{job.total}" value="{job.done}" aria-label="{escape(job.stage)}"></progress>')
-    elif job is not None and job.kind != "load":
-        parts.append(f'<span class="job idle">{escape(job_line(job))}</span>')
-    return f'<div class="status" role="status">{"".join(parts)}</div>'
-
-
-def job_line(job) -> str:
-    if job.state == "queued":
-        return f"{job.kind}: waiting, {job.ahead} ahead" if job.ahead else f"{job.kind}: starting"
-    if job.state != "running":
-        return f"{job.kind}: {job.state} after {seconds(job.seconds)}"
-    text = job.kind if job.stage == job.kind else f"{job.kind}: {job.stage or 'starting'}"
-    if job.total:
-        text += f" {job.done}/{job.total}"
-    if job.eta_s is not None and job.done < job.total:
-        text += f", about {seconds(job.eta_s)} left in this stage"
-    return f"{text} ({job.message})" if job.message else text
-
-
 # Model
 
 def model_summary(bundle) -> str:
@@ -266,8 +239,17 @@ def bit_map(plan, layers) -> dict:
                                weight_bits_L=plan.weight_bits_L)
 
 
-def plan_numbers(scored, float_bytes: int, parameters: int) -> str:
-    """What the chosen plan costs; every number says how it is known."""
+def _quantized_bits(plan, layers, costs) -> list[tuple]:
+    """Bits of a parameter where a plan decides them, scales included; everything else keeps its own width."""
+    if costs is None:
+        return []
+    parameters = sum(layer.n_out * (layer.k_in + layer.has_bias) for layer in layers)
+    return [("effective weight bits, quantized layers", f"{8 * (plan.weight_bytes - costs.fixed_bytes) / parameters:.2f}",
+             "bits/parameter", "exact")]
+
+
+def plan_numbers(scored, bundle, costs) -> str:
+    """What the chosen plan costs; every number says how it is known. `costs` is None before a profile."""
     if scored is None:
         return ""
     plan = scored.plan
@@ -278,8 +260,9 @@ def plan_numbers(scored, float_bytes: int, parameters: int) -> str:
     if plan.predicted_error is not None:
         predicted = [("predicted error", f"{plan.predicted_error:.3e}", "squares, summed", "modelled")]
     rows = [("transformer in memory", megabytes(plan.weight_bytes), "MB", "exact"),
-            ("of the float size", f"{100 * plan.weight_bytes / float_bytes:.1f}", "%", "exact"),
-            ("effective weight bits, whole transformer", f"{8 * plan.weight_bytes / parameters:.2f}", "bits/parameter", "exact"),
+            ("of the float size", f"{100 * plan.weight_bytes / bundle.float_bytes:.1f}", "%", "exact"),
+            ("effective weight bits, whole transformer", f"{8 * plan.weight_bytes / bundle.parameters:.2f}", "bits/parameter", "exact"),
+            *_quantized_bits(plan, bundle.layers, costs),
             ("mean activation bits, plain", f"{plan.act_bits_mean:.3f}", "bits", "exact"),
             ("mean activation bits, MAC-weighted", f"{plan.act_bits_macs:.3f}", "bits", "exact"),
             ("bit operations of one image", f"{plan.bit_ops / 1e9:,.1f}", "billion", "modelled"), *error, *predicted]

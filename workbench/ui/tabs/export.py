@@ -25,7 +25,6 @@ def build(page: Page) -> None:
                                                                  interactive=s.exported is not None))
     page.show(where, ["exported"], lambda s: views.files(s.exported[0], sorted(p for p in s.exported[0].rglob("*") if p.is_file()))
               if s.exported else tables.notice("No checkpoint has been written yet", "info"))
-    page.show(numbers, ["chosen"], lambda s: views.plan_numbers(s.chosen, s.bundle.float_bytes, s.bundle.parameters)
-              if s.chosen else "")
+    page.show(numbers, ["chosen"], lambda s: views.plan_numbers(s.chosen, s.bundle, s.profile and s.profile.costs) if s.chosen else "")
     page.on(write.click, actions.export, tab="export")
     page.on(load.upload, actions.import_plan, [load], tab="export")

@@ -85,5 +85,4 @@ def _show(page: Page, line, pareto, bit_map, numbers) -> None:
     page.show(line, ["events", "result"], lambda s: tables.notice(views.search_line(last(s), s.result), "plain"))
     page.show(pareto, ["events", "result", "chosen", "budget"], lambda s: views.search_plot(s.events, s.result, s.chosen, *s.budget))
     page.show(bit_map, ["chosen"], lambda s: views.bit_map(s.chosen and s.chosen.plan, s.bundle and s.bundle.layers))
-    page.show(numbers, ["chosen"], lambda s: views.plan_numbers(s.chosen, s.bundle.float_bytes, s.bundle.parameters)
-              if s.chosen else "")
+    page.show(numbers, ["chosen"], lambda s: views.plan_numbers(s.chosen, s.bundle, s.profile and s.profile.costs) if s.chosen else "")
