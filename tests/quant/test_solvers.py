@@ -121,7 +121,7 @@ def test_searched_scales_lower_the_loss_of_narrow_weights():
         assert after.loss_solved < 0.9 * before.loss_solved
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=150)
 @given(seed=st.integers(0, 2**31), rows=st.integers(1, 40), k_in=st.integers(4, 40), clip=st.booleans(),
        bits=st.sampled_from(BITS))
 def test_the_solved_loss_is_never_above_nearest_rounding(seed, rows, k_in, clip, bits):
@@ -158,6 +158,15 @@ def test_rows_that_weigh_more_are_served_better():
     [(for_both, _)] = solve(weights(), hessian_of(torch.cat([first, second])), choices(3))
     assert output_error(weights(), for_first, first) < output_error(weights(), for_both, first)
     assert output_error(weights(), for_first, second) > output_error(weights(), for_both, second)
+
+
+@pytest.mark.parametrize("n_out", [1, 2])
+def test_solving_leaves_the_weight_alone_and_reports_the_loss_of_what_it_stores(n_out):
+    x_MK, w_NK = correlated(4, 4, 1), weights(n_out, 4, 1)
+    before = w_NK.clone()
+    [(stored, report)] = solve(w_NK, hessian_of(x_MK), choices(6), clip=False)
+    assert torch.equal(w_NK, before)
+    assert report.loss_solved == pytest.approx(output_error(w_NK, stored, x_MK), rel=1e-3)
 
 
 def test_layers_solved_together_are_what_they_are_alone():

@@ -133,7 +133,8 @@ def _nearest(w_NK: Tensor, factor: Factor, widths: Widths, group_size: int | Non
 def _gptq(w_NK: Tensor, factor: Factor, widths: Widths, group_size: int | None, clip: bool) -> _Codes:
     parts = grids.groups(w_NK.shape[1], group_size)
     starts = {part.start: part for part in parts}
-    free_KN = w_NK.T.contiguous()  # columns of the weight are rows here: each is contiguous
+    # Columns of the weight are rows here: each is contiguous. A copy always: of a single row, .contiguous() would be a view.
+    free_KN = w_NK.T.clone(memory_format=torch.contiguous_format)
     q_KN, error_KN = torch.empty_like(free_KN), torch.empty_like(free_KN[:_COLUMNS])
     fitted, k_in = [], len(free_KN)
     for left in range(0, k_in, _COLUMNS):
