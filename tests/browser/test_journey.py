@@ -56,14 +56,17 @@ def layout_range(page, plot, axis="xaxis"):
     return page.evaluate("([plot, axis]) => document.querySelector(plot + ' .plot')._fullLayout[axis].range", [plot, axis])
 
 
-def click_cell(page, plot, row, column):
-    """Click the middle of a heatmap's cell."""
-    spot = page.evaluate("""([plot, row, column]) => {
+def cell_spot(page, plot, row, column):
+    """Where the middle of a heatmap's cell is on the page."""
+    return page.evaluate("""([plot, row, column]) => {
         const node = document.querySelector(plot + ' .plot'), full = node._fullLayout, box = node.getBoundingClientRect();
         const names = full.yaxis._categories;
         return [box.x + full.xaxis._offset + full.xaxis.d2p(column), box.y + full.yaxis._offset + full.yaxis.d2p(names[row])];
     }""", [plot, row, column])
-    page.mouse.click(*spot)
+
+
+def click_cell(page, plot, row, column):
+    page.mouse.click(*cell_spot(page, plot, row, column))
 
 
 def test_a_page_answers_at_once_and_the_model_needs_no_click(app, page, shoot):
@@ -147,13 +150,20 @@ def test_the_table_does_what_the_map_does_and_needs_no_mouse(page):
 
 
 def test_zoom_and_node_survive_an_update(page):
-    page.evaluate("""() => { const node = document.querySelector('#block-map .plot'); node.marked = true;
-                             return Plotly.relayout(node, {'xaxis.range[0]': 0.6, 'xaxis.range[1]': 2.4}); }""")
-    page.locator("#how label").nth(0).click()
+    page.evaluate("document.querySelector('#block-map .plot').marked = true")
+    whole = layout_range(page, "#block-map")
+    page.mouse.move(*cell_spot(page, "#block-map", 1, 0))
+    page.mouse.down()
+    page.mouse.move(*cell_spot(page, "#block-map", 6, 2), steps=8)
+    page.mouse.up()
+    page.wait_for_function("whole => document.querySelector('#block-map .plot')._fullLayout.xaxis.range[1] !== whole[1]", arg=whole)
+    zoomed = layout_range(page, "#block-map"), layout_range(page, "#block-map", "yaxis")
     click_cell(page, "#block-map", 5, 1)
     says(page, "#cell-detail", "single.3")
+    page.wait_for_timeout(300)
     assert page.evaluate("document.querySelector('#block-map .plot').marked") is True
-    assert layout_range(page, "#block-map") == [0.6, 2.4]
+    assert (layout_range(page, "#block-map"), layout_range(page, "#block-map", "yaxis")) == zoomed
+    assert zoomed[0] != whole
 
 
 def test_what_changes_on_a_hidden_screen_is_drawn_when_it_is_shown(page):

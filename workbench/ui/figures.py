@@ -36,8 +36,8 @@ def axis(title: str, **more) -> dict:
 
 
 def step_axis(steps: int) -> dict:
-    """Denoising steps: whole numbers only."""
-    return axis("step (0 = noisiest)", dtick=max(1, math.ceil(steps / 10)))
+    """Denoising steps: whole numbers only, all of them from the start."""
+    return axis("step (0 = noisiest)", dtick=max(1, math.ceil(steps / 10)), range=[-0.5, steps - 0.5])
 
 
 def log_axis(title: str, *series) -> dict:

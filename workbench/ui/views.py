@@ -70,7 +70,7 @@ def block_heatmap(fisher_TL, layers, how: str, cell) -> dict:
                 for name, members in blocks.items()]
     layer, step = cell
     selected = None if layer is None else (list(blocks).index(layers[layer].block), step)
-    return figures.log_heatmap(value_BT, rows=blocks, x=range(len(fisher_TL)), revision=f"blocks-{how}",
+    return figures.log_heatmap(value_BT, rows=blocks, x=range(len(fisher_TL)), revision=f"blocks-{len(blocks)}-{len(fisher_TL)}",
                                unit=f"Fisher ({how})", selected=selected,
                                hover=f"%{{y}}<br>step %{{x}}<br>{how} Fisher %{{customdata:.3e}}")
 

@@ -32,7 +32,7 @@ def build(page: Page, model_form: Form) -> None:
         with gr.Column(scale=2, min_width=320):
             rows = gr.Dataframe(headers=views.FRAGILE_HEADERS, datatype=["number", "number", "str", "number", "number", "number"],
                                 label="most fragile cells: click a row, or arrow keys and Enter", interactive=False, max_height=300,
-                                elem_id="fragile", type="array", column_widths=["52px", "52px", "190px", "92px", "66px", "78px"])
+                                elem_id="fragile", type="array", column_widths=["52px", "52px", "212px", "88px", "60px", "76px"])
             detail = gr.HTML(elem_id="cell-detail")
             bits = plot(elem_id="bits-curve", height=270, label="Predicted error against bits")
     _show(page, blocks, layers, time, rows, detail, bits)
