@@ -157,6 +157,7 @@ def test_zoom_and_node_survive_an_update(page):
     page.mouse.move(*cell_spot(page, "#block-map", 6, 2), steps=8)
     page.mouse.up()
     page.wait_for_function("whole => document.querySelector('#block-map .plot')._fullLayout.xaxis.range[1] !== whole[1]", arg=whole)
+    page.wait_for_timeout(500)  # sooner, the click would make the drag a double click, which resets the zoom
     zoomed = layout_range(page, "#block-map"), layout_range(page, "#block-map", "yaxis")
     click_cell(page, "#block-map", 5, 1)
     says(page, "#cell-detail", "single.3")
