@@ -25,8 +25,8 @@ def main() -> None:
     allocator.keep_large_blocks()
     try:
         splash = Splash(args.host, args.port)
-    except OSError as error:
-        sys.exit(f"error: cannot listen on {args.host}:{args.port} ({error.strerror}); choose another port with --port")
+    except (OSError, OverflowError) as error:
+        sys.exit(f"error: cannot listen on {args.host}:{args.port} ({error}); choose another port with --port")
     from workbench.ui import page
 
     page.launch(args.host, args.port, when_built=splash.close)
