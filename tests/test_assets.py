@@ -33,7 +33,7 @@ def test_loads_offline_in_one_precision(pipe):
     assert {part.dtype for part in parts} == {torch.float32}
 
 
-def test_sizes_are_those_the_readme_states(pipe):
+def test_sizes_are_those_the_families_expect(pipe):
     parameters = sum(p.numel() for p in pipe.transformer.parameters())
     assert 8e6 < parameters < 15e6
     assert pipe.transformer.config.attention_head_dim == 64

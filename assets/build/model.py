@@ -14,12 +14,12 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
 SHARD_SIZE = "9MB"  # a Space takes files up to 10 MB without large-file storage
-DOUBLE_SPACE = "▁"  # how a Unigram vocabulary marks the start of a word
+WORD_START = "▁"  # how a Unigram vocabulary marks the start of a word
 
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerSize:
-    """11.6 M parameters at width 256."""
+    """11.1 M parameters at width 256."""
 
     double_blocks: int = 2
     single_blocks: int = 6
@@ -63,8 +63,8 @@ def make_t5_tokenizer(captions: Iterable[str]) -> T5Tokenizer:
     """Unigram over whole words, with single letters as a costly fallback for words no caption has."""
     words = sorted({word for caption in captions for word in caption.split()})
     letters = [chr(code) for code in range(33, 127)]
-    vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), (DOUBLE_SPACE, -10.0)]
-    vocab += [(DOUBLE_SPACE + word, -5.0) for word in words]
+    vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), (WORD_START, -10.0)]
+    vocab += [(WORD_START + word, -5.0) for word in words]
     vocab += [(letter, -20.0) for letter in letters]
     return T5Tokenizer(vocab=vocab, extra_ids=0, model_max_length=MAX_TOKENS)
 

@@ -5,7 +5,7 @@ first. So each encoder first learns to predict the image's latents from the capt
 away: the T5 tokens through one cross-attention layer (position queries, as the transformer will read them), the pooled
 CLIP vector through one linear map to principal components. The transformer then finds nearly linear read-outs.
 
-`python assets/build/train_text.py --minutes 9` trains (or goes on training) and writes `text_encoder/` and `text_encoder_2/`.
+`python assets/build/train_text.py --minutes 11` trains (or goes on training) and writes `text_encoder/` and `text_encoder_2/`.
 
 Letters: B batch, S text tokens (16), D text channels (256), M image tokens (64), C channels of one (64), P components.
 """
