@@ -11,7 +11,6 @@ import sys
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # nothing leaves this machine
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin on a shared core cost more than they save
 
 
 def main() -> None:
@@ -19,10 +18,10 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=int(os.environ.get("GRADIO_SERVER_PORT", 7860)))
     parser.add_argument("--host", default=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"))
     args = parser.parse_args()
-    from workbench import allocator
+    from workbench import tuning
     from workbench.ui.splash import Splash
 
-    allocator.keep_large_blocks()
+    tuning.tune()
     try:
         splash = Splash(args.host, args.port)
     except (OSError, OverflowError) as error:

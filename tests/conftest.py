@@ -5,13 +5,15 @@ import shutil
 import sys
 from pathlib import Path
 
-# Before torch starts its threads: idle ones must not burn the cores that a test's subprocess needs.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
+from workbench import tuning  # noqa: E402
+
+tuning.tune()  # before torch starts its threads
 
 import pytest  # noqa: E402
 

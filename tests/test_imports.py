@@ -12,7 +12,7 @@ RANKS = (
     ("options",),
     ("plans",),
     ("types",),
-    ("lowbit", "runs", "metrics", "prompts", "flags", "allocator", "modelcard"),
+    ("lowbit", "runs", "metrics", "prompts", "flags", "tuning", "modelcard"),
     ("families",),
     ("trace", "quant", "terminal"),
     ("methods",),

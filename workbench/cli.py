@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from workbench import allocator, flags, terminal, verbs
+from workbench import flags, terminal, tuning, verbs
 from workbench.options import BadInput, Cancelled, ModelSpec, QuantConfig, SearchConfig, SensitivityConfig, TraceConfig
 
 BAD_INPUT, INTERRUPTED = 2, 130
@@ -68,8 +68,8 @@ def main(argv: list[str] | None = None) -> int:
         if args.verb == "serve":
             verbs.serve(args, None)
             return 0
+        tuning.tune()
         terminal.quieten()
-        allocator.keep_large_blocks()
         with terminal.listening() as listener:
             result, shown = args.function(args, listener)
         terminal.deliver(args.json, result, *shown)

@@ -39,7 +39,7 @@ class Running:
     def __init__(self, root: Path, runs: Path):
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
-        env = os.environ | {"ADATSQ_RUNS": str(runs), "GRADIO_TEMP_DIR": str(runs / "gradio"), "OMP_WAIT_POLICY": "PASSIVE"}
+        env = os.environ | {"ADATSQ_RUNS": str(runs), "GRADIO_TEMP_DIR": str(runs / "gradio")}
         started = time.monotonic()
         self.process = subprocess.Popen([sys.executable, "app.py", "--port", str(port)], cwd=root, env=env, start_new_session=True,
                                         stdout=subprocess.DEVNULL, stderr=(runs / "stderr.txt").open("wb"))
