@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # nothing leaves this machine
@@ -22,6 +23,8 @@ def main() -> None:
     from workbench.ui.splash import Splash
 
     tuning.tune()
+    # A Ctrl-C that arrives while libraries are imported can be swallowed by them. Files are written atomically: just stop.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     try:
         splash = Splash(args.host, args.port)
     except (OSError, OverflowError) as error:
