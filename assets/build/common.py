@@ -15,8 +15,8 @@ IMAGE_PX = 128
 MAX_TOKENS = 16
 
 
-def prepare_process(threads: int = 2) -> None:
-    """Keep freed memory in the process and use as many threads as there are free cores.
+def prepare_process() -> None:
+    """Keep freed memory in the process and use as many threads as the process may use cores (`taskset` limits them).
 
     glibc maps and unmaps every large tensor anew by default, which costs more than the arithmetic here.
     """
@@ -30,7 +30,7 @@ def prepare_process(threads: int = 2) -> None:
         pass  # not glibc: its allocator does not have this fault
     import torch
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
 
 
 def write_json(path: Path, value: object) -> None:

@@ -1,9 +1,9 @@
 """The gate of emoji-flux: draw captions through the real pipeline and ask a nearest-image judge what they show.
 
 `python assets/build/evaluate.py` reports, over 200 trained captions and the held-out (emoji, style) pairs,
-- retrieval: the nearest of all core images, trained on or held out, shows the same emoji (in any style);
-- style: the nearest core image has the style asked for;
-- the autoencoder's mean PSNR over all source images (core or not);
+- retrieval: the nearest of all source images, trained on or held out, shows the same emoji (in any style);
+- style: the nearest source image has the style asked for;
+- the autoencoder's mean PSNR over the source images;
 and writes a grid of 48 samples. Figures carry 95 % Wilson intervals.
 
 Features: the image is shrunk to 32 x 32, in three planes of opponent colour, each pixel minus the set's mean, and
@@ -129,9 +129,7 @@ def main() -> None:
     prepare_process()
     records = load_records()
     sources = np.load(CACHE_FOLDER / "images.npy")
-    core = [index for index, record in enumerate(records) if record["core"]]
-    candidates = [records[index] for index in core]
-    judge = fit_judge(sources[core])
+    judge = fit_judge(sources)
     pipe = FluxPipeline.from_pretrained(MODEL_FOLDER, torch_dtype=torch.float32, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     rng = np.random.default_rng(SAMPLE_SEED)
@@ -142,7 +140,7 @@ def main() -> None:
         if not chosen:
             continue
         samples = draw(pipe, [r["caption"] for r in chosen], options.steps)
-        for kind, score in judge_samples(judge, candidates, chosen, samples).items():
+        for kind, score in judge_samples(judge, records, chosen, samples).items():
             report[f"{label} {kind}"] = vars(score)
             print(f"{label} {kind}: {score.hits}/{score.count} = {score.share:.1%} [{score.low:.1%}, {score.high:.1%}]")
         if label == "trained":

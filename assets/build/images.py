@@ -2,9 +2,8 @@
 
 `python assets/build/images.py` writes to the cache folder
 - `images.npy`: uint8 (images, 128, 128, 3), transparent pixels composited on white
-- `captions.json`: one record per image: caption, style, name, core, held_out.
+- `captions.json`: one record per image: caption, style, name, held_out.
 
-Names come in all three styles or not at all, so every emoji can be asked for in every style.
 """
 
 import json
@@ -12,6 +11,7 @@ import re
 import subprocess
 import tarfile
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from common import CACHE_FOLDER, IMAGE_PX, STYLES, write_json
@@ -27,20 +27,6 @@ HELD_OUT_SEED = 7
 
 # People and flags need more samples than a CPU build has; component is skin-tone swatches.
 DROPPED_CATEGORIES = {"People & Body", "Flags", "Component"}
-# Signs that differ by a glyph of a few pixels, which no 16 x 16 latent of this budget separates.
-DROPPED_SUBCATEGORIES = {"keycap", "alphanum", "arrow", "av-symbol", "zodiac", "math", "gender", "currency", "warning"}
-DROPPED_NAMES = re.compile(
-    r"clock face|small (square|blue diamond|orange diamond)|medium (white|black)|square button|radio button"
-    r"|moon symbol|japanese symbol|(white|black) (medium|large) square|ideograph|speaker with|heavy large circle"
-    r"|registered sign|copyright sign|trade mark sign|squared"
-)
-# What the text encoders and the transformer are trained on so far; the autoencoder sees every image.
-CORE_SUBCATEGORIES = {
-    *("face-smiling", "face-affection", "face-tongue", "face-glasses", "face-hat", "face-costume", "face-negative"),
-    *("face-unwell", "cat-face", "monkey-face", "heart", "animal-mammal", "animal-bird", "animal-marine", "animal-bug"),
-    *("animal-reptile", "animal-amphibian", "food-fruit", "food-vegetable", "food-prepared", "food-sweet", "drink"),
-    *("plant-other", "plant-flower", "sky & weather", "musical-instrument", "transport-air", "transport-water"),
-}
 RENAMED = {
     "heavy black heart": "red heart",
     "slice of pizza": "pizza",
@@ -72,7 +58,6 @@ class Emoji:
 
     name: str
     unified: str
-    core: bool
 
 
 def fetch(style: str) -> None:
@@ -104,21 +89,13 @@ def bare(code: str) -> str:
 
 
 def choose() -> list[Emoji]:
-    """The emoji that all three styles draw, in Unicode's order, without look-alikes."""
+    """Every emoji but people, flags and skin tones, in Unicode's order."""
     listing = json.loads((CACHE_FOLDER / "noto" / "package" / "emoji.json").read_text(encoding="utf-8"))
-    drawn = set.intersection(*(set(drawings(style)) for style in STYLES))
-    chosen: dict[str, Emoji] = {}
-    for entry in sorted(listing, key=lambda e: e["sort_order"]):
-        name = (entry["name"] or "").lower()
-        if entry["category"] in DROPPED_CATEGORIES or entry["subcategory"] in DROPPED_SUBCATEGORIES:
-            continue
-        if DROPPED_NAMES.search(name) or bare(entry["unified"]) not in drawn:
-            continue
-        spoken = spoken_name(name)
-        chosen.setdefault(spoken, Emoji(spoken, bare(entry["unified"]), entry["subcategory"] in CORE_SUBCATEGORIES))
-    return list(chosen.values())
+    kept = [entry for entry in sorted(listing, key=lambda e: e["sort_order"]) if entry["category"] not in DROPPED_CATEGORIES]
+    return [Emoji(spoken_name(entry["name"]), bare(entry["unified"])) for entry in kept]
 
 
+@cache
 def drawings(style: str) -> dict:
     """Code points -> image file of one style."""
     pattern = PACKAGES[style][2]
@@ -134,13 +111,13 @@ def load_image(path) -> np.ndarray:
     return np.asarray(rgb.resize((IMAGE_PX, IMAGE_PX), Image.Resampling.LANCZOS))
 
 
-def hold_out(emoji: list[Emoji]) -> set[tuple[int, str]]:
-    """`HELD_OUT_PAIRS` (emoji index, style) pairs of the core, each of another emoji: its other styles are trained on."""
+def hold_out(emoji: list[Emoji]) -> set[tuple[str, str]]:
+    """`HELD_OUT_PAIRS` (code points, style) pairs, each of another emoji: its other styles are trained on."""
     rng = np.random.default_rng(HELD_OUT_SEED)
-    core = [index for index, item in enumerate(emoji) if item.core]
-    emoji = rng.choice(core, HELD_OUT_PAIRS, replace=False)
+    in_all_styles = [item.unified for item in emoji if all(item.unified in drawings(style) for style in STYLES)]
+    chosen = rng.choice(in_all_styles, HELD_OUT_PAIRS, replace=False)
     styles = rng.integers(len(STYLES), size=HELD_OUT_PAIRS)
-    return {(int(e), STYLES[int(s)]) for e, s in zip(emoji, styles, strict=True)}
+    return {(str(unified), STYLES[int(style)]) for unified, style in zip(chosen, styles, strict=True)}
 
 
 def load_records() -> list[dict]:
@@ -150,7 +127,7 @@ def load_records() -> list[dict]:
 
 def trained_rows(records: list[dict]) -> list[int]:
     """Indices of the images that the text encoders and the transformer are trained on."""
-    return [index for index, record in enumerate(records) if record["core"] and not record["held_out"]]
+    return [index for index, record in enumerate(records) if not record["held_out"]]
 
 
 def main() -> None:
@@ -161,13 +138,13 @@ def main() -> None:
     records, images = [], []
     for style in STYLES:
         files = drawings(style)
-        for index, item in enumerate(emoji):
+        for item in (item for item in emoji if item.unified in files):
             images.append(load_image(files[item.unified]))
             record = {"caption": f"{style} {item.name}", "style": style, "name": item.name}
-            records.append(record | {"core": item.core, "held_out": (index, style) in held_out})
+            records.append(record | {"held_out": (item.unified, style) in held_out})
     np.save(CACHE_FOLDER / "images.npy", np.stack(images))
     write_json(CACHE_FOLDER / "captions.json", records)
-    print(f"{sum(e.core for e in emoji)} core emoji of {len(emoji)}, {len(images)} images, {sum(r['held_out'] for r in records)} held out")
+    print(f"{len(emoji)} emoji, {len(images)} images, {sum(r['held_out'] for r in records)} held out")
 
 
 if __name__ == "__main__":
