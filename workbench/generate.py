@@ -111,11 +111,11 @@ def sample(prompts: Sequence[str], seed: int, steps: int) -> tuple[tuple[str, ..
 
 def _comparison(bundle, quantized, float_run: Generated, quantized_run: Generated) -> Comparison:
     pairs = tuple(_pair(index, float_run, quantized_run) for index in range(len(float_run.prompts)))
-    compute, reason = quantized.compute
+    backend = quantized.compute(bundle)
     return Comparison(
         pairs=pairs, metrics=summary(pairs), float_seconds_per_image=float_run.seconds_per_image,
         quantized_seconds_per_image=quantized_run.seconds_per_image, float_bytes=bundle.float_bytes,
-        quantized_bytes=quantized.weight_bytes, compute=compute, reason=reason, plan=quantized.plan)
+        quantized_bytes=quantized.weight_bytes, compute=backend.name, reason=backend.reason, plan=quantized.plan)
 
 
 def summary(pairs: Sequence[Pair]) -> dict[str, metrics.Interval]:

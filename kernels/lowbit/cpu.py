@@ -15,7 +15,7 @@ from lowbit import build
 from lowbit.act_quant.naive import largest_code
 from lowbit.formats import PACKED_BITS, packed_bytes
 
-_FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _POINTER, _INT = ctypes.c_void_p, ctypes.c_int64
 
 
@@ -34,7 +34,7 @@ def why_not(*tensors: Tensor | None) -> str:
     built = build.result()
     if built.library is None:
         return built.reason
-    strange = [str(t.dtype) for t in tensors if t is not None and t.is_floating_point() and t.dtype not in _FORMATS]
+    strange = [str(t.dtype) for t in tensors if t is not None and t.is_floating_point() and t.dtype not in FORMATS]
     return f"{strange[0]} is not a format of the kernels" if strange else ""
 
 
@@ -74,7 +74,7 @@ def block_hadamard(x: Tensor, block: int, factor_K: Tensor | None) -> Tensor:
     rows, factor_K = _rows(x), _factor(factor_K, x.shape[-1])
     y = torch.empty_like(rows)
     if rows.numel():
-        _call("lowbit_hadamard", _POINTER(rows.data_ptr()), _INT(_FORMATS[x.dtype]), _address(factor_K), _INT(block),
+        _call("lowbit_hadamard", _POINTER(rows.data_ptr()), _INT(FORMATS[x.dtype]), _address(factor_K), _INT(block),
               _INT(len(rows)), _INT(x.shape[-1]), _POINTER(y.data_ptr()))
     return y.view(x.shape)
 
@@ -92,7 +92,7 @@ def act_quant(x: Tensor, factor_K: Tensor | None, block: int, bits: int, group_s
     q = torch.empty(x.shape, dtype=torch.int8)
     scale = torch.zeros(*x.shape[:-1], groups) if not rows.numel() else torch.empty(*x.shape[:-1], groups)
     if rows.numel():
-        _call("lowbit_act_quant", _POINTER(rows.data_ptr()), _INT(_FORMATS[x.dtype]), _address(factor_K), _INT(block), _INT(bits),
+        _call("lowbit_act_quant", _POINTER(rows.data_ptr()), _INT(FORMATS[x.dtype]), _address(factor_K), _INT(block), _INT(bits),
               _INT(width), _INT(len(rows)), _INT(k_in), _POINTER(q.data_ptr()), _POINTER(scale.data_ptr()))
     return q, scale
 
@@ -128,7 +128,7 @@ def linear_wna16(x: Tensor, packed_NP: Tensor, scale_NG: Tensor, zero_NG: Tensor
     y = torch.empty(*x.shape[:-1], len(packed_NP), dtype=x.dtype)
     end, kept_too = _epilogue(y, bias_N, low, up_NR, gelu_after, len(rows))
     if y.numel():
-        _call("lowbit_linear_wna16", ctypes.byref(weight), ctypes.byref(end), _POINTER(rows.data_ptr()), _INT(_FORMATS[x.dtype]),
+        _call("lowbit_linear_wna16", ctypes.byref(weight), ctypes.byref(end), _POINTER(rows.data_ptr()), _INT(FORMATS[x.dtype]),
               _INT(len(rows)))
     del kept, kept_too
     return y
@@ -171,5 +171,5 @@ def _epilogue(y: Tensor, bias_N: Tensor | None, low: Tensor | None, up_NR: Tenso
     bias_N = None if bias_N is None else bias_N.contiguous()
     kept = (bias_N, low, up_NR)
     pointers = [None if t is None else t.data_ptr() for t in kept]
-    return _Epilogue(*pointers[:2], pointers[2] if rank else None, y.data_ptr(), _FORMATS[bias_N.dtype] if bias_N is not None else 0,
-                     rank, int(gelu_after), _FORMATS[y.dtype]), kept
+    return _Epilogue(*pointers[:2], pointers[2] if rank else None, y.data_ptr(), FORMATS[bias_N.dtype] if bias_N is not None else 0,
+                     rank, int(gelu_after), FORMATS[y.dtype]), kept

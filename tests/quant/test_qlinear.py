@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from lowbit import ops
 from lowbit.act_quant.naive import fake_quantize
 from lowbit.linear_wnan import naive
 from torch import nn
@@ -37,8 +38,8 @@ def test_it_computes_what_the_reference_does(act_bits, symmetric):
     cursor = StepCursor()
     cursor.row = (16, act_bits)
     module, x = layer(symmetric=symmetric, cursor=cursor, layer_index=1), tokens()
-    expected = naive.linear_wnan(module.transform.forward(x), module.packed_NP, module.scale_NG, module.zero_NG, 4, 64, K_IN,
-                                 act_bits, module.bias)
+    weight_NK = naive.dequantize(module.packed_NP, module.scale_NG, module.zero_NG, 4, 64, K_IN)
+    expected = fake_quantize(module.transform.forward(x), act_bits) @ weight_NK.T + module.bias
     torch.testing.assert_close(module(x), expected, rtol=1e-5, atol=1e-4)
     if act_bits == 3:
         cursor.row = (3, 16)
@@ -129,7 +130,8 @@ def test_the_bias_is_stored_in_the_16_bit_type_that_keeps_it():
 
 def test_changing_the_model_type_keeps_the_stored_types_and_drops_the_cache():
     module, x = layer(), tokens()
-    before = module(x)
+    before, _ = module(x), module(x.double())  # no kernel takes float64: this one keeps a weight
+    assert module._scratch
     state = {name: t.clone() for name, t in module.state_dict().items()}
     nn.Sequential(module).to(torch.float64)
     assert all(torch.equal(t, state[name]) and t.dtype == state[name].dtype for name, t in module.state_dict().items())
@@ -138,16 +140,26 @@ def test_changing_the_model_type_keeps_the_stored_types_and_drops_the_cache():
     assert module(x.bfloat16()).dtype == torch.bfloat16
 
 
-def test_three_layers_on_one_input_transform_and_quantize_it_once(monkeypatch):
+def test_three_layers_on_one_input_transform_and_quantize_it_once_per_width(monkeypatch):
     calls = []
-    real = transforms.ops.block_hadamard
-    monkeypatch.setattr(transforms.ops, "block_hadamard", lambda *a: calls.append(1) or real(*a))
+    real = transforms.ops.act_quant
+    monkeypatch.setattr(transforms.ops, "act_quant", lambda *a: calls.append(1) or real(*a))
     cursor, x = StepCursor(), tokens()
     cursor.row = (4, 4, 8)
     modules = [layer(cursor=cursor, layer_index=i) for i in range(3)]
     shared = [module(x) for module in modules]
-    assert len(calls) == 1
-    assert all(torch.equal(module(x.clone()), y) for module, y in zip(modules, shared)) and len(calls) == 4
+    assert len(calls) == 2
+    assert all(torch.equal(module(x.clone()), y) for module, y in zip(modules, shared)) and len(calls) == 5
+
+
+def test_without_a_kernel_the_same_numbers_come_from_a_float_product(monkeypatch):
+    module, x = layer(cursor=StepCursor(), layer_index=0), tokens()
+    module.cursor.row = (4,)
+    with_kernel = module(x)
+    monkeypatch.setattr("workbench.quant.qlinear.ops.backend", lambda *_: ops.Backend("emulated", "asked for"))
+    emulated = module(x)
+    assert module._scratch, "the emulated product keeps its weight"
+    torch.testing.assert_close(with_kernel, emulated, rtol=1e-5, atol=1e-4)
 
 
 def test_a_float_weight_is_the_original_layer_at_16_bits_and_quantizes_activations_below():

@@ -69,7 +69,7 @@ def current_bits(cursor: StepCursor | None, layer_index: int | None) -> int:
 class QuantLinear(nn.Module):
     """y = Q_a(T(x)) W^T + b with W packed. No gradient flows through it: rounding has none.
 
-    `scratch` keeps the dequantized weight of the emulated product between calls. It may be shared by every module
+    `scratch` keeps the dequantized weight of the emulated product between calls; a kernel needs none. It may be shared by every module
     made of the same weight, is not part of the state, and does not count as resident: `drop_cache` empties it."""
 
     def __init__(self, weight: QuantWeight, bias: Tensor | None, transform: Transform, *, cursor: StepCursor | None = None,
@@ -88,9 +88,14 @@ class QuantLinear(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
-        return ops.linear_wnan(self.transform.forward(x), self.packed_NP, self.scale_NG, self.zero_NG, self.bits,
-                               self.group_size, self.k_in, current_bits(self.cursor, self.layer_index), self.bias,
-                               self._scratch)
+        act_bits = current_bits(self.cursor, self.layer_index)
+        weight = (self.packed_NP, self.scale_NG, self.zero_NG, self.bits)
+        if not ops.backend(x.device.type, x.dtype).is_kernel:
+            return ops.emulated_linear(self.transform.forward(x), *weight, self.group_size, act_bits, self.bias, self._scratch)
+        if act_bits == 16:
+            return ops.linear_wna16(self.transform.forward(x), *weight, self.group_size or 0, self.bias, None, None, False)
+        q, scale = self.transform.quantized(x, act_bits)
+        return ops.linear_wnan(q, scale, *weight, self.group_size or 0, self.bias, None, None, False, x.dtype)
 
     def _apply(self, fn, recurse=True):
         # a cached weight would stay behind on the old device; float16 scales and codes never change type with the model

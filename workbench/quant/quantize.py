@@ -72,10 +72,9 @@ class QuantizedModel:
     modules: Mapping[str, nn.Module]
     weight_bytes: int
 
-    @property
-    def compute(self) -> tuple[str, str]:
-        """(backend, reason) of its linear layers."""
-        return ops.backend()
+    def compute(self, bundle: Bundle) -> ops.Backend:
+        """What runs its linear layers there, and why."""
+        return ops.backend(bundle.device.type, bundle.dtype)
 
     @contextlib.contextmanager
     def attached(self, bundle: Bundle) -> Iterator[Bundle]:

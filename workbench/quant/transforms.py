@@ -28,6 +28,12 @@ class Identity:
 
     def __init__(self, k_in: int):
         self.k_in = k_in
+        self._last = LastInput()
+
+    @torch.no_grad()
+    def quantized(self, x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+        """(q int8, scale float32) of x. Layers that read one tensor share the result."""
+        return self._last.get(x, bits, lambda: ops.act_quant(x, None, 1, bits, 0))
 
     def forward(self, x: Tensor) -> Tensor:
         return x
@@ -60,13 +66,18 @@ class Hadamard:
         """T(x). Layers that read one tensor share the result: never change it in place."""
         return self._last.get(x, x.dtype, lambda: self._rotated(x, ops.block_hadamard))
 
+    @torch.no_grad()
+    def quantized(self, x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+        """(q int8, scale float32) of T(x), rotated and rounded in one pass. Layers that read one tensor share the result."""
+        return self._last.get(x, bits, lambda: ops.act_quant(x, self._placed_signs(torch.float32, x.device), self.block, bits, 0))
+
     def weight(self, w_NK: Tensor) -> Tensor:
         """T(W): each row transformed like an input."""
         return self._rotated(w_NK, hadamard.block_hadamard)
 
     def inverse(self, x: Tensor) -> Tensor:
         """T^-1(x), also of a transformed weight's rows."""
-        return hadamard.inverse(x, self.block, self._signs_like(x))
+        return hadamard.inverse(x, self.block, self._placed_signs(x.dtype, x.device))
 
     def hessian(self, h_KK: Tensor) -> Tensor:
         """The Hessian of T(x) from that of x: T applied to its rows and columns."""
@@ -75,12 +86,12 @@ class Hadamard:
     def _rotated(self, x: Tensor, rotate) -> Tensor:
         """In at least float32: 16-bit floats are rounded once, at the end."""
         wide = x.float() if x.element_size() < 4 else x
-        return rotate(wide, self.block, self._signs_like(wide)).to(x.dtype)
+        return rotate(wide, self.block, self._placed_signs(wide.dtype, wide.device)).to(x.dtype)
 
-    def _signs_like(self, x: Tensor) -> Tensor:
-        place = (x.dtype, x.device)
+    def _placed_signs(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        place = (dtype, device)
         if place not in self._placed:
-            self._placed[place] = self.signs_K.to(x)
+            self._placed[place] = self.signs_K.to(device, dtype)
         return self._placed[place]
 
 
