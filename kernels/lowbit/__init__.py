@@ -5,6 +5,8 @@
     act_quant/     dynamic activation quantization, per token or per token and group
     linear_wnan/   linear layer with a packed n-bit weight and n-bit activations
     linear_wna16/  linear layer with a packed n-bit weight and float activations
+    modulate/      adaptive layer norm in one pass
+    rotary/        RMS norm and rotary embedding of queries and keys in one pass
     ops            the names callers use; says which backend runs and why
     build, cpu     compile the C kernels; call them with tensors
 

@@ -134,6 +134,40 @@ def linear_wna16(x: Tensor, packed_NP: Tensor, scale_NG: Tensor, zero_NG: Tensor
     return y
 
 
+def modulate(x_BSD: Tensor, shift_BD: Tensor, scale_BD: Tensor, eps: float) -> Tensor:
+    """See modulate/naive.py."""
+    samples, tokens, channels = x_BSD.shape
+    for name, part in (("shift", shift_BD), ("scale", scale_BD)):
+        if tuple(part.shape) != (samples, channels) or part.dtype != x_BSD.dtype:
+            raise ValueError(f"{name} is {part.dtype} {tuple(part.shape)}; expected {x_BSD.dtype} {(samples, channels)}")
+    if shift_BD.stride() != scale_BD.stride() or shift_BD.stride(1) != 1:
+        shift_BD, scale_BD = shift_BD.contiguous(), scale_BD.contiguous()
+    x_BSD = x_BSD.contiguous()
+    y = torch.empty_like(x_BSD)
+    if y.numel():
+        _call("lowbit_modulate", _POINTER(x_BSD.data_ptr()), _INT(FORMATS[x_BSD.dtype]), _POINTER(shift_BD.data_ptr()),
+              _POINTER(scale_BD.data_ptr()), _INT(shift_BD.stride(0)), ctypes.c_double(eps), _INT(samples), _INT(tokens), _INT(channels),
+              _POINTER(y.data_ptr()))
+    return y
+
+
+def norm_rotary(x: Tensor, weight_C: Tensor, cos_SC: Tensor, sin_SC: Tensor, eps: float, out_BSHC: Tensor, first: int) -> None:
+    """See rotary/naive.py."""
+    samples, tokens, width = x.shape
+    total, heads, channels = out_BSHC.shape[1:]
+    if len(out_BSHC) != samples or heads * channels != width or first < 0 or first + tokens > total:
+        raise ValueError(f"tokens {tuple(x.shape)} do not fit into {tuple(out_BSHC.shape)} from token {first} on")
+    if out_BSHC.dtype != x.dtype or not out_BSHC.is_contiguous() or channels % 2 or channels > 512:
+        raise ValueError(f"the output is {out_BSHC.dtype}, heads of {channels} channels; it must be dense, {x.dtype}, with an even number up to 512")
+    if tuple(weight_C.shape) != (channels,) or not cos_SC.shape == sin_SC.shape == (tokens, channels):
+        raise ValueError(f"weight {tuple(weight_C.shape)} and tables {tuple(cos_SC.shape)} do not fit {tokens} tokens of {channels} channels")
+    x, weight_C, cos_SC, sin_SC = x.contiguous(), *(t.float().contiguous() for t in (weight_C, cos_SC, sin_SC))
+    if x.numel():
+        _call("lowbit_norm_rotary", _POINTER(x.data_ptr()), _INT(FORMATS[x.dtype]), _POINTER(weight_C.data_ptr()),
+              _POINTER(cos_SC.data_ptr()), _POINTER(sin_SC.data_ptr()), ctypes.c_double(eps), _INT(samples), _INT(tokens), _INT(heads),
+              _INT(channels), _POINTER(out_BSHC.data_ptr()), _INT(total), _INT(first))
+
+
 def _address(tensor: Tensor | None) -> _POINTER:
     return _POINTER(None if tensor is None else tensor.data_ptr())
 

@@ -4,6 +4,8 @@
     act_quant(x, factor_K, block, bits, group_size)        (q int8, scale): the same, then dynamic quantization
     linear_wnan(q, act_scale, packed_NP, scale_NG, ...)    packed weight x quantized activations
     linear_wna16(x, packed_NP, scale_NG, ...)              packed weight x float activations
+    modulate(x, shift, scale, eps)                         adaptive layer norm
+    norm_rotary(x, weight, cos, sin, eps, out, first)      RMS norm and rotary embedding of queries and keys, into `out`
 
 Signatures and arithmetic are those of each folder's `naive.py`, which is also the portable default (for the rotation its faster torch form). A faster backend that
 does not run says why (`backend`), and the screen shows it.
@@ -19,13 +21,16 @@ from torch import Tensor
 
 from lowbit import act_quant as act_quant_folder
 from lowbit import cpu
+from lowbit import modulate as modulate_folder
+from lowbit import rotary as rotary_folder
 from lowbit.act_quant.emulated import fake_quantize
 from lowbit.hadamard import emulated as hadamard_emulated
 from lowbit.linear_wna16 import naive as wna16_naive
 from lowbit.linear_wnan import emulated
 from lowbit.linear_wnan import naive as wnan_naive
 
-__all__ = ["Backend", "act_quant", "backend", "block_hadamard", "emulated_linear", "fake_quantize", "linear_wna16", "linear_wnan"]
+__all__ = ["Backend", "act_quant", "backend", "block_hadamard", "emulated_linear", "fake_quantize", "linear_wna16", "linear_wnan",
+           "modulate", "norm_rotary"]
 
 
 @dataclass(frozen=True)
@@ -58,9 +63,12 @@ SCHEMAS = {
                    "Tensor? bias_N, Tensor? low, Tensor? up_NR, bool gelu_after, ScalarType dtype) -> Tensor",
     "linear_wna16": "(Tensor x, Tensor packed_NP, Tensor scale_NG, Tensor? zero_NG, int bits, int group_size, "
                     "Tensor? bias_N, Tensor? low, Tensor? up_NR, bool gelu_after) -> Tensor",
+    "modulate": "(Tensor x_BSD, Tensor shift_BD, Tensor scale_BD, float eps) -> Tensor",
+    "norm_rotary": "(Tensor x, Tensor weight_C, Tensor cos_SC, Tensor sin_SC, float eps, Tensor(a!) out_BSHC, int first) -> ()",
 }
 _DEFAULT = {"block_hadamard": hadamard_emulated.block_hadamard, "act_quant": act_quant_folder.act_quant,
-          "linear_wnan": wnan_naive.linear_wnan, "linear_wna16": wna16_naive.linear_wna16}
+          "linear_wnan": wnan_naive.linear_wnan, "linear_wna16": wna16_naive.linear_wna16,
+            "modulate": modulate_folder.modulate, "norm_rotary": rotary_folder.norm_rotary}
 
 
 def _on_cpu(name: str):
@@ -82,6 +90,8 @@ _FAKE = {
     "act_quant": _fake_act_quant,
     "linear_wnan": lambda q, act_scale, packed_NP, *rest: q.new_empty((*q.shape[:-1], packed_NP.shape[0]), dtype=rest[-1]),
     "linear_wna16": lambda x, packed_NP, *rest: x.new_empty((*x.shape[:-1], packed_NP.shape[0])),
+    "modulate": lambda x, *rest: torch.empty_like(x, memory_format=torch.contiguous_format),
+    "norm_rotary": lambda *arguments: None,
 }
 
 for _name, _schema in SCHEMAS.items():
@@ -94,6 +104,8 @@ block_hadamard = torch.ops.lowbit.block_hadamard.default
 act_quant = torch.ops.lowbit.act_quant.default
 linear_wnan = torch.ops.lowbit.linear_wnan.default
 linear_wna16 = torch.ops.lowbit.linear_wna16.default
+modulate = torch.ops.lowbit.modulate.default
+norm_rotary = torch.ops.lowbit.norm_rotary.default
 
 
 @torch.no_grad()

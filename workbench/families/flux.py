@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from workbench.families.base import Bundle
+from workbench.families.flux_lean import LeanFlux
 from workbench.types import Conditioning, LayerInfo, Schedule
 
 GUIDANCE = 3.5  # what FluxPipeline uses by default; read only by guidance-distilled models
@@ -46,6 +47,7 @@ class FluxBundle(Bundle):
         self.image_tokens = (self.size // pipeline.vae_scale_factor // 2) ** 2
         super().__init__(**kwargs)
         self.check_layers()
+        self._lean = LeanFlux(self.transformer)
 
     def _sort_linears(self):
         tokens = {"image": self.image_tokens, "text": self.text_tokens, "both": self.image_tokens + self.text_tokens}
@@ -106,11 +108,23 @@ class FluxBundle(Bundle):
         return Schedule(sigma_T1=scheduler.sigmas.float().cpu(), timestep_T=timesteps.float().cpu())
 
     def velocity(self, latent_SMD: Tensor, schedule: Schedule, step: int, conditioning: Conditioning) -> Tensor:
-        timestep = schedule.timestep_T[step].to(self.device).expand(len(latent_SMD)).to(self.dtype) / 1000
-        condition = {key: value.to(self.dtype) for key, value in conditioning.per_sample.items()}
-        output = self.transformer(hidden_states=latent_SMD.to(self.dtype), timestep=timestep, **condition,
-                                  **conditioning.shared, return_dict=False)[0]
+        latent_SMD = latent_SMD.to(self.dtype)
+        if torch.is_grad_enabled() or self.transformer.is_cache_enabled:
+            inputs = self._inputs(len(latent_SMD), schedule, range(step, step + 1), conditioning)
+            text = conditioning.per_sample["encoder_hidden_states"].to(self.dtype)
+            output = self.transformer(hidden_states=latent_SMD, encoder_hidden_states=text, **inputs, **conditioning.shared, return_dict=False)[0]
+        else:
+            self.cursor.move_to(float(schedule.timestep_T[step]) / 1000)
+            output = self._lean.velocity(latent_SMD, schedule, step, conditioning,
+                                         lambda steps: self._inputs(len(latent_SMD), schedule, steps, conditioning))
         return output if output.dtype == torch.float64 else output.float()
+
+    def _inputs(self, samples: int, schedule: Schedule, steps: range, conditioning: Conditioning) -> dict[str, Tensor]:
+        """Time, pooled text and guidance: a row per step and sample."""
+        timestep = schedule.timestep_T[steps.start:steps.stop].to(self.device, self.dtype).repeat_interleave(samples) / 1000
+        others = {key: value.to(self.dtype).repeat(len(steps), *[1] * (value.dim() - 1))
+                  for key, value in conditioning.per_sample.items() if key != "encoder_hidden_states"}
+        return {"timestep": timestep, **others}
 
     @torch.no_grad()
     def decode(self, latent_SMD: Tensor) -> np.ndarray:

@@ -86,16 +86,24 @@ class QuantLinear(nn.Module):
         self.transform, self.cursor, self.layer_index = transform, cursor, layer_index
         self._scratch = {} if scratch is None else scratch
 
-    @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
+        return self._product(x, gelu_after=False)
+
+    def gelu(self, x: Tensor) -> Tensor:
+        """GELU (tanh form) of the layer's output, applied before it is written."""
+        return self._product(x, gelu_after=True)
+
+    @torch.no_grad()
+    def _product(self, x: Tensor, gelu_after: bool) -> Tensor:
         act_bits = current_bits(self.cursor, self.layer_index)
         weight = (self.packed_NP, self.scale_NG, self.zero_NG, self.bits)
         if not ops.backend(x.device.type, x.dtype).is_kernel:
-            return ops.emulated_linear(self.transform.forward(x), *weight, self.group_size, act_bits, self.bias, self._scratch)
+            y = ops.emulated_linear(self.transform.forward(x), *weight, self.group_size, act_bits, self.bias, self._scratch)
+            return nn.functional.gelu(y, approximate="tanh") if gelu_after else y
         if act_bits == 16:
-            return ops.linear_wna16(self.transform.forward(x), *weight, self.group_size or 0, self.bias, None, None, False)
+            return ops.linear_wna16(self.transform.forward(x), *weight, self.group_size or 0, self.bias, None, None, gelu_after)
         q, scale = self.transform.quantized(x, act_bits)
-        return ops.linear_wnan(q, scale, *weight, self.group_size or 0, self.bias, None, None, False, x.dtype)
+        return ops.linear_wnan(q, scale, *weight, self.group_size or 0, self.bias, None, None, gelu_after, x.dtype)
 
     def _apply(self, fn, recurse=True):
         # a cached weight would stay behind on the old device; float16 scales and codes never change type with the model
