@@ -103,8 +103,8 @@ def _double_block(block, text_BSD: Tensor, image_BSD: Tensor, parts: dict, kept:
     samples, tokens = len(image_BSD), text_tokens + image_BSD.shape[1]
     query, key, value = (image_BSD.new_empty(samples, tokens, attn.heads, attn.head_dim) for _ in range(3))
     for normed, first, layers, norms in (
-            (normed_text, 0, (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj), (attn.norm_added_q, attn.norm_added_k)),
-            (normed_image, text_tokens, (attn.to_q, attn.to_k, attn.to_v), (attn.norm_q, attn.norm_k))):
+            (normed_image, text_tokens, (attn.to_q, attn.to_k, attn.to_v), (attn.norm_q, attn.norm_k)),
+            (normed_text, 0, (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj), (attn.norm_added_q, attn.norm_added_k))):
         here = slice(first, first + normed.shape[1])
         for out, layer, norm in zip((query, key), layers, norms):
             ops.norm_rotary(layer(normed), norm.weight, kept.cos_SC[here], kept.sin_SC[here], EPS, out, first)
@@ -112,7 +112,8 @@ def _double_block(block, text_BSD: Tensor, image_BSD: Tensor, parts: dict, kept:
     attended = _attention(query, key, value)
     image_BSD = torch.addcmul(image_BSD, image[2][:, None], attn.to_out[0](attended[:, text_tokens:].contiguous()))
     text_BSD = torch.addcmul(text_BSD, text[2][:, None], attn.to_add_out(attended[:, :text_tokens].contiguous()))
-    return (_feed_forward(block.ff_context, text_BSD, text[3:]), _feed_forward(block.ff, image_BSD, image[3:]))
+    image_BSD = _feed_forward(block.ff, image_BSD, image[3:])
+    return _feed_forward(block.ff_context, text_BSD, text[3:]), image_BSD
 
 
 def _feed_forward(ff, x_BSD: Tensor, parts) -> Tensor:
