@@ -1,4 +1,5 @@
-"""What every choice costs. Bytes are exact; bit operations are modelled (multiply-accumulates x weight bits x activation bits)."""
+"""What every choice costs. Bytes are exact; bit operations are modelled (multiply-accumulates x weight bits x activation bits);
+milliseconds come from `latency.py`."""
 
 from __future__ import annotations
 
@@ -6,11 +7,11 @@ import torch
 
 from workbench.families import Bundle
 from workbench.options import WEIGHT_BITS, QuantConfig
-from workbench.plans import BitChoice, CostTable
+from workbench.plans import BitChoice, CostTable, LatencyTable
 from workbench.quant.quantize import predicted_bytes
 
 
-def tabulate(bundle: Bundle, quant: QuantConfig) -> CostTable:
+def tabulate(bundle: Bundle, quant: QuantConfig, latency: LatencyTable | None = None) -> CostTable:
     """Bytes of each layer at every weight width, and of all that no plan chooses: modulation at its own width, the rest in 16 bits."""
     rows = [[predicted_bytes(layer.n_out, layer.k_in, choice_of(bits, quant), layer.has_bias) for bits in WEIGHT_BITS]
             for layer in bundle.layers]
@@ -20,7 +21,7 @@ def tabulate(bundle: Bundle, quant: QuantConfig) -> CostTable:
                      for layer in bundle.modulation)
     return CostTable(weight_bits_C=WEIGHT_BITS, weight_bytes_LC=torch.tensor(rows, dtype=torch.int64),
                      fixed_bytes=bundle.float_bytes - chosen + modulation,
-                     macs_L=torch.tensor([layer.macs_per_step for layer in bundle.layers], dtype=torch.int64))
+                     macs_L=torch.tensor([layer.macs_per_step for layer in bundle.layers], dtype=torch.int64), latency=latency)
 
 
 def choice_of(bits: int, quant: QuantConfig, *, modulation: bool = False) -> BitChoice:

@@ -154,9 +154,10 @@ class Budget(Frozen):
 
     max_weight_bytes: int | None = Field(default=None, gt=0, description="resident bytes of the transformer")
     max_mean_act_bits: float | None = Field(default=None, ge=min(ACT_BITS), le=16, description="plain mean over steps and layers")
+    max_latency_ms: float | None = Field(default=None, gt=0, description="transformer calls of one image, all steps")
 
     @model_validator(mode="after")
     def _one_is_set(self):
-        if self.max_weight_bytes is None and self.max_mean_act_bits is None:
-            raise ValueError("no limit is set; give a memory budget, a mean of activation bits, or both")
+        if self.max_weight_bytes is None and self.max_mean_act_bits is None and self.max_latency_ms is None:
+            raise ValueError("no limit is set; give a budget of memory, of latency, of mean activation bits, or several")
         return self

@@ -6,10 +6,12 @@ Dimension letters as in `types.py`: S samples, M tokens, D channels of a latent 
 from __future__ import annotations
 
 import abc
+import contextlib
+import copy
 import json
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +105,19 @@ class Bundle(abc.ABC):
         """Put another module in a layer's place."""
         parent, _, leaf = name.rpartition(".")
         self.transformer.get_submodule(parent)._modules[leaf] = module
+
+    @contextlib.contextmanager
+    def in_arithmetic(self, dtype: torch.dtype) -> Iterator[Bundle]:
+        """This bundle with a copy of its transformer in another float type, as long as the block lasts; weights are rounded to it."""
+        with self.lock:
+            kept = self.transformer, self.dtype
+            try:
+                if dtype != self.dtype:
+                    # the hook that reads the step is bound to this bundle, which must not be copied along
+                    self.transformer, self.dtype = copy.deepcopy(self.transformer, {id(self): self}).to(dtype), dtype
+                yield self
+            finally:
+                self.transformer, self.dtype = kept
 
     @property
     def parameters(self) -> int:

@@ -47,7 +47,7 @@ class FluxBundle(Bundle):
         self.image_tokens = (self.size // pipeline.vae_scale_factor // 2) ** 2
         super().__init__(**kwargs)
         self.check_layers()
-        self._lean = LeanFlux(self.transformer)
+        self._lean = LeanFlux()
 
     def _sort_linears(self):
         tokens = {"image": self.image_tokens, "text": self.text_tokens, "both": self.image_tokens + self.text_tokens}
@@ -115,7 +115,7 @@ class FluxBundle(Bundle):
             output = self.transformer(hidden_states=latent_SMD, encoder_hidden_states=text, **inputs, **conditioning.shared, return_dict=False)[0]
         else:
             self.cursor.move_to(float(schedule.timestep_T[step]) / 1000)
-            output = self._lean.velocity(latent_SMD, schedule, step, conditioning,
+            output = self._lean.velocity(self.transformer, latent_SMD, schedule, step, conditioning,
                                          lambda steps: self._inputs(len(latent_SMD), schedule, steps, conditioning))
         return output if output.dtype == torch.float64 else output.float()
 

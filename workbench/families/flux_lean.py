@@ -40,18 +40,17 @@ class _Remembered:
 
 
 class LeanFlux:
-    """The lean forward of one transformer. Not thread-safe: callers hold the bundle's lock."""
+    """The lean forward, and what it remembers. Not thread-safe: callers hold the bundle's lock."""
 
-    def __init__(self, transformer: nn.Module):
-        self.transformer = transformer
+    def __init__(self):
         self._last: _Remembered | None = None
 
     @torch.no_grad()
-    def velocity(self, latent_BSD: Tensor, schedule: Schedule, step: int, conditioning: Conditioning,
+    def velocity(self, model: nn.Module, latent_BSD: Tensor, schedule: Schedule, step: int, conditioning: Conditioning,
                  condition: Callable[[range], dict[str, Tensor]]) -> Tensor:
         """The transformer's output for `latent_BSD` (B, image tokens, channels). `condition(steps)` gives timestep, pooled text and
         guidance of those steps, one row per step and sample, as the transformer takes them."""
-        model, kept = self.transformer, self._remember(schedule, step, conditioning, condition, latent_BSD)
+        kept = self._remember(model, schedule, step, conditioning, condition, latent_BSD)
         samples = len(latent_BSD)
         rows = slice((step - kept.steps.start) * samples, (step + 1 - kept.steps.start) * samples)
         parts = {norm: made[rows] for norm, made in kept.modulation.items()}
@@ -64,18 +63,13 @@ class LeanFlux:
         scale_BD, shift_BD = parts[model.norm_out].chunk(2, 1)
         return model.proj_out(ops.modulate(joined_BSD[:, text_BSD.shape[1]:], shift_BD, scale_BD, EPS))
 
-    def _norms(self) -> list[nn.Module]:
-        model = self.transformer
-        return [*(norm for block in model.transformer_blocks for norm in (block.norm1, block.norm1_context)),
-                *(block.norm for block in model.single_transformer_blocks), model.norm_out]
-
-    def _remember(self, schedule, step: int, conditioning, condition, latent_BSD: Tensor) -> _Remembered:
-        norms, kept = self._norms(), self._last
+    def _remember(self, model, schedule, step: int, conditioning, condition, latent_BSD: Tensor) -> _Remembered:
+        norms, kept = _norms(model), self._last
         modules = tuple(norm.linear for norm in norms)  # other weights, other modulation
         if (kept is not None and kept.schedule() is schedule and kept.conditioning() is conditioning and kept.modules == modules
                 and step in kept.steps and kept.text_BSD.dtype == latent_BSD.dtype):
             return kept
-        model, samples = self.transformer, len(latent_BSD)
+        samples = len(latent_BSD)
         row_bytes = sum(linear.out_features for linear in modules) * latent_BSD.element_size()
         fits = schedule.steps * samples * row_bytes <= REMEMBERED_BYTES
         steps = range(schedule.steps) if fits else range(step, step + 1)
@@ -87,6 +81,12 @@ class LeanFlux:
             text_BSD=model.context_embedder(conditioning.per_sample["encoder_hidden_states"].to(latent_BSD.dtype)),
             modulation={norm: norm.linear(active) for norm in norms}, cos_SC=cos_SC, sin_SC=sin_SC)
         return self._last
+
+
+def _norms(model: nn.Module) -> list[nn.Module]:
+    """Every norm that is modulated, in the order of execution."""
+    return [*(norm for block in model.transformer_blocks for norm in (block.norm1, block.norm1_context)),
+            *(block.norm for block in model.single_transformer_blocks), model.norm_out]
 
 
 def _embedder_inputs(condition: dict[str, Tensor]) -> list[Tensor]:

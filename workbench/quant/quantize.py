@@ -22,7 +22,7 @@ from workbench.quant.qlinear import FloatLinear, QuantLinear
 from workbench.quant.solvers import HessianSum, solve_stack
 from workbench.types import LayerInfo, QuantWeight, SensitivityMap, SolveReport, Trace
 
-__all__ = ["QuantizedModel", "WeightBank", "build", "modulation_choice", "predicted_bytes", "quantize", "solve_bank"]
+__all__ = ["QuantizedModel", "WeightBank", "build", "modulation_choice", "predicted_bytes", "quantize", "round_bank", "solve_bank"]
 
 _MODULATION_GROUP = 64
 _ROWS_PER_FORWARD = 4096  # tokens replayed at a time
@@ -133,14 +133,31 @@ def solve_bank(bundle: Bundle, trace: Trace, alpha_TL: Tensor | None, quant: Qua
                     for choice, (weight, report) in zip(choices, results):
                         weights[name, choice.weight_bits], reports[name, choice.weight_bits] = weight, report
                 count.step(f"solved {group[0].name}")
-    keep_float = modulation_choice(quant).is_float
     error_LC = [[0.0 if bits == 16 else reports[layer.name, bits].loss_solved for bits in widths] for layer in bundle.layers]
     return WeightBank(
         quant=quant, model_hash=bundle.model_hash, layers=bundle.layers, weight_bits_C=widths, weights=weights,
         reports=reports, linears=linears, float_bytes=bundle.float_bytes,
-        modulation={} if keep_float else {layer.name: grids.quantize_nearest(linears[layer.name].weight, modulation_choice(quant))
-                                          for layer in bundle.modulation},
+        modulation=_round_modulation(bundle, linears, quant),
         weight_error_LC=torch.tensor(error_LC, dtype=torch.float64))
+
+
+def round_bank(bundle: Bundle, quant: QuantConfig, widths: Sequence[int]) -> WeightBank:
+    """Every layer rounded to nearest at every width: no trace is needed, so nothing is known about its error. For timing."""
+    linears = {layer.name: bundle.linear(layer.name) for layer in (*bundle.layers, *bundle.modulation)}
+    weights = {}
+    for layer in bundle.layers:
+        rotated_NK = transforms.make(quant.transform, layer.k_in, quant.seed).weight(linears[layer.name].weight.float())
+        for bits in set(widths) - {16}:
+            weights[layer.name, bits] = grids.quantize_nearest(rotated_NK, BitChoice(weight_bits=bits, group_size=quant.group_size))
+    return WeightBank(quant=quant, model_hash=bundle.model_hash, layers=bundle.layers, weight_bits_C=tuple(sorted(set(widths))),
+                      weights=weights, reports={}, linears=linears, float_bytes=bundle.float_bytes,
+                      modulation=_round_modulation(bundle, linears, quant),
+                      weight_error_LC=torch.full((len(bundle.layers), len(set(widths))), torch.nan, dtype=torch.float64))
+
+
+def _round_modulation(bundle: Bundle, linears: Mapping[str, nn.Linear], quant: QuantConfig) -> dict[str, QuantWeight]:
+    choice = modulation_choice(quant)
+    return {} if choice.is_float else {layer.name: grids.quantize_nearest(linears[layer.name].weight, choice) for layer in bundle.modulation}
 
 
 def build(bundle: Bundle, bank: WeightBank, plan: BitPlan) -> QuantizedModel:
