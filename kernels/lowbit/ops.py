@@ -100,12 +100,22 @@ for _name, _schema in SCHEMAS.items():
     torch.library.impl(f"lowbit::{_name}", "cpu", _on_cpu(_name))
     torch.library.register_fake(f"lowbit::{_name}", _FAKE[_name])
 
-block_hadamard = torch.ops.lowbit.block_hadamard.default
-act_quant = torch.ops.lowbit.act_quant.default
-linear_wnan = torch.ops.lowbit.linear_wnan.default
-linear_wna16 = torch.ops.lowbit.linear_wna16.default
-modulate = torch.ops.lowbit.modulate.default
-norm_rotary = torch.ops.lowbit.norm_rotary.default
+
+
+def _shortcut(name: str):
+    """The registered op; on plain CPU tensors the kernel itself, because torch's dispatcher takes as long as a small layer."""
+    registered, kernel = getattr(torch.ops.lowbit, name).default, getattr(cpu, name)
+
+    def call(x: Tensor, *arguments):
+        if type(x) is Tensor and x.device.type == "cpu" and x.dtype in _SHORT and not torch.compiler.is_compiling() and not cpu.why_not():
+            return kernel(x, *arguments)
+        return registered(x, *arguments)
+    call.__name__, call.__doc__ = name, f"`torch.ops.lowbit.{name}`: see its folder's naive.py."
+    return call
+
+
+_SHORT = {*cpu.FORMATS, torch.int8}
+block_hadamard, act_quant, linear_wnan, linear_wna16, modulate, norm_rotary = map(_shortcut, SCHEMAS)
 
 
 @torch.no_grad()
