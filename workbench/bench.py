@@ -19,19 +19,13 @@ from torch import nn
 
 from workbench import latency
 from workbench.families import Bundle
-from workbench.options import Frozen, OnProgress, Progress, ignore_progress, setting
+from workbench.options import BenchConfig, OnProgress, Progress, QuantConfig, ignore_progress
 from workbench.plans import BitPlan, LatencyTable
 from workbench.quant.quantize import QuantizedModel
 
 FLOAT_TYPES = (torch.float32, torch.bfloat16)
+CALLS = 5  # of a layer in a row: its weight is then as warm as memory allows
 CHOICES = ((8, 8), (4, 8), (4, 4), (3, 3), (4, 16))  # (weight bits, activation bits) timed per layer
-
-
-class BenchConfig(Frozen):
-    """What is timed."""
-
-    steps: int = setting(20, "denoising steps of one image", ge=1, le=100, step=1)
-    rounds: int = setting(9, "turns over which medians are taken", ge=3, le=200, step=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,23 +63,24 @@ class ModelTime:
     peak_process_bytes: int
 
 
-def in_turns(runs: dict[str, Callable[[], object]], rounds: int, device: torch.device, report: Callable[[int], None] = lambda _: None
-             ) -> dict[str, float]:
-    """Median microseconds of each, taken one after another in every round."""
+def in_turns(runs: dict[str, Callable[[], object]], rounds: int, device: torch.device, *, calls: int = 1,
+             report: Callable[[int], None] = lambda _: None) -> dict[str, float]:
+    """Median microseconds of each, taken one after another in every round, as the mean of `calls` in a row."""
     taken: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(-2, rounds):
         report(max(0, number))
         for name, run in runs.items():
             before = time.perf_counter()
-            run()
+            for _ in range(calls):
+                run()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             if number >= 0:
-                taken[name].append((time.perf_counter() - before) * 1e6)
+                taken[name].append((time.perf_counter() - before) * 1e6 / calls)
     return {name: statistics.median(times) for name, times in taken.items()}
 
 
-def layers(bundle: Bundle, quant, config: BenchConfig, *, on_progress: OnProgress = ignore_progress) -> list[LayerTime]:
+def layers(bundle: Bundle, quant: QuantConfig, config: BenchConfig, *, on_progress: OnProgress = ignore_progress) -> list[LayerTime]:
     """Every distinct layer shape at the usual choices, against the faster float type."""
     shapes, found = list(dict.fromkeys(latency.shape_of(layer) for layer in bundle.layers)), []
     for number, (tokens, n_out, k_in, bias) in enumerate(shapes):
@@ -98,7 +93,7 @@ def layers(bundle: Bundle, quant, config: BenchConfig, *, on_progress: OnProgres
         for weight_bits, act_bits in CHOICES:
             runs[_label(weight_bits, act_bits, quant)] = _call(latency.module_of(linear, quant, weight_bits, act_bits), x.to(bundle.dtype))
         with torch.no_grad():
-            us = in_turns(runs, config.rounds * 3, bundle.device)
+            us = in_turns(runs, config.rounds, bundle.device, calls=CALLS)
         float_us = min(us[str(dtype)] for dtype in FLOAT_TYPES)
         backend = ops.backend(bundle.device.type, bundle.dtype)
         found += [LayerTime(m=tokens, n=n_out, k=k_in, choice=label, backend=backend.reason if backend.is_kernel else backend.name,
@@ -111,12 +106,12 @@ def _call(module: nn.Module, x: torch.Tensor) -> Callable[[], torch.Tensor]:
     return lambda: module(x.view(x.shape))
 
 
-def _label(weight_bits: int, act_bits: int, quant) -> str:
+def _label(weight_bits: int, act_bits: int, quant: QuantConfig) -> str:
     grouped = f" g{quant.group_size}" if quant.group_size else ""
     return f"W{weight_bits}A{act_bits}{grouped}"
 
 
-def whole_model(bundle: Bundle, quantized: QuantizedModel, table: LatencyTable, config: BenchConfig, *,
+def whole_model(bundle: Bundle, quantized: QuantizedModel, table: LatencyTable, config: BenchConfig, steps: int, *,
                 on_progress: OnProgress = ignore_progress) -> ModelTime:
     """One image through all steps: float in each float type, and the plan with its float parts in each."""
     plan = quantized.plan
@@ -130,10 +125,10 @@ def whole_model(bundle: Bundle, quantized: QuantizedModel, table: LatencyTable, 
     with bundle.lock:
         runs = {}
         for dtype in types:
-            runs[f"float {_name(dtype)}"] = _generation(bundle, config.steps, dtype, None)
+            runs[f"float {_name(dtype)}"] = _generation(bundle, steps, dtype, None)
             if dtype == bundle.dtype or not keeps_float:
-                runs[f"quantized {_name(dtype)}"] = _generation(bundle, config.steps, dtype, quantized)
-        us = in_turns(runs, config.rounds, bundle.device, report)
+                runs[f"quantized {_name(dtype)}"] = _generation(bundle, steps, dtype, quantized)
+        us = in_turns(runs, config.rounds, bundle.device, report=report)
     for label, value in us.items():
         kind, name = label.split()
         (float_us if kind == "float" else quantized_us)[name] = value / 1000
@@ -142,7 +137,7 @@ def whole_model(bundle: Bundle, quantized: QuantizedModel, table: LatencyTable, 
     stored = sum(quantized.modules[layer.name].weight_bytes for layer in bundle.layers)
     return ModelTime(float_ms=float_us[best_float], float_type=best_float, float_ms_by_type=float_us,
                      quantized_ms=quantized_us[best_quantized], quantized_type=best_quantized, quantized_ms_by_type=quantized_us,
-                     predicted_ms=table.plan_ms(plan.weight_bits_L, _rows(plan, bundle, config.steps)), float_bytes=bundle.float_bytes,
+                     predicted_ms=table.plan_ms(plan.weight_bits_L, _rows(plan, bundle, steps)), float_bytes=bundle.float_bytes,
                      quantized_bytes=quantized.weight_bytes, layer_bytes_share=stored / sixteen,
                      peak_process_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 

@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from workbench import flags, terminal, tuning, verbs
-from workbench.options import BadInput, Cancelled, ModelSpec, QuantConfig, SearchConfig, SensitivityConfig, TraceConfig
+from workbench.options import BadInput, BenchConfig, Cancelled, LatencyConfig, ModelSpec, QuantConfig, SearchConfig, SensitivityConfig, TraceConfig
 
 BAD_INPUT, INTERRUPTED = 2, 130
 PROFILE = (TraceConfig, SensitivityConfig)
@@ -15,10 +15,11 @@ PROFILE = (TraceConfig, SensitivityConfig)
 VERBS = {
     "models": (verbs.models, "?", (), ()),
     "profile": (verbs.profile, None, (*PROFILE, QuantConfig), ("prompts",)),
-    "search": (verbs.search, None, (verbs.Limits, *PROFILE, QuantConfig, SearchConfig), ("prompts", "plan-out")),
+    "search": (verbs.search, None, (verbs.Limits, LatencyConfig, *PROFILE, QuantConfig, SearchConfig), ("prompts", "plan-out")),
     "quantize": (verbs.quantize, None, PROFILE, ("plan", "prompts")),
     "generate": (verbs.generate, None, PROFILE, ("to", "plan", "prompts")),
     "compare": (verbs.compare, None, (verbs.Contest, TraceConfig), ("prompts",)),
+    "bench": (verbs.bench, None, (BenchConfig, QuantConfig), ("plan",)),
     "export": (verbs.export, None, PROFILE, ("plan", "to", "prompts")),
     "serve": (verbs.serve, "", (), ("port", "host")),
 }

@@ -26,13 +26,14 @@ from lowbit import build, ops
 from torch import Tensor, nn
 
 from workbench.families import Bundle
-from workbench.options import ACT_BITS, WEIGHT_BITS, BadInput, OnProgress, Progress, QuantConfig, ignore_progress
+from workbench.options import ACT_BITS, WEIGHT_BITS, BadInput, LatencyConfig, OnProgress, Progress, QuantConfig, ignore_progress
 from workbench.plans import BitChoice, LatencyTable
 from workbench.quant import grids, transforms
 from workbench.quant.qlinear import FloatLinear, QuantLinear
 from workbench.types import LayerInfo
 
-THIS_MACHINE = "this machine"
+THIS_MACHINE = LatencyConfig().target
+STEPS_OF_SCHEDULE = 20
 REPEATS, WARM_UP, CELL_SECONDS = 15, 3, 0.5  # a cell stops early once it has three repeats and has used its time
 
 
@@ -56,14 +57,16 @@ CHIPS = {
 TARGETS = (THIS_MACHINE, *CHIPS)
 
 
-def tabulate(bundle: Bundle, quant: QuantConfig, target: str = THIS_MACHINE, *, steps: int = 20,
-             on_progress: OnProgress = ignore_progress) -> LatencyTable:
-    """The table of a target; `steps` is the schedule whose middle step is timed. Raises BadInput for an unknown target."""
-    if target == THIS_MACHINE:
-        return measure(bundle, quant, steps=steps, on_progress=on_progress)
-    if target not in CHIPS:
+def tabulate(bundle: Bundle, quant: QuantConfig, target: str = THIS_MACHINE, *, on_progress: OnProgress = ignore_progress) -> LatencyTable:
+    """The table of a target. Raises BadInput for an unknown one."""
+    check(target)
+    return measure(bundle, quant, on_progress=on_progress) if target == THIS_MACHINE else model(bundle, quant, target)
+
+
+def check(target: str) -> None:
+    """BadInput for a target that is none."""
+    if target not in TARGETS:
         raise BadInput(f"unknown latency target {target!r}; use one of {', '.join(TARGETS)}")
-    return model(bundle, quant, target)
 
 
 # --- modelled ---
@@ -93,11 +96,11 @@ def _roofline_us(chip: Chip, layer: LayerInfo, weight_bits: int, act_bits: int, 
 
 # --- measured ---
 
-def measure(bundle: Bundle, quant: QuantConfig, *, steps: int = 20, on_progress: OnProgress = ignore_progress) -> LatencyTable:
-    """Median times of the real modules on the bundle's device, for one image at a time.
+def measure(bundle: Bundle, quant: QuantConfig, *, anew: bool = False, on_progress: OnProgress = ignore_progress) -> LatencyTable:
+    """Median times of the real modules on the bundle's device, for one image at a time; `anew` forgets earlier measurements.
 
     Activations of 3 to 8 bits are held in the same 8 bits and run the same instructions: they share one measurement."""
-    cache = _Cache(bundle)
+    cache = _Cache(bundle, anew)
     shapes = list(dict.fromkeys(shape_of(layer) for layer in bundle.layers))
     held = {act_bits: 16 if act_bits == 16 else 8 for act_bits in ACT_BITS}
     cells = [(shape, weight_bits, bits) for shape in shapes for weight_bits in WEIGHT_BITS for bits in (8, 16)]
@@ -111,7 +114,7 @@ def measure(bundle: Bundle, quant: QuantConfig, *, steps: int = 20, on_progress:
                                 for weight_bits in WEIGHT_BITS] for layer in bundle.layers], dtype=torch.float64)
         on_progress(Progress(stage="latency", done=len(cells), total=len(cells) + 1, message="a whole step"))
         step_us = cache.get(("step", bundle.model_hash, quant.group_size, quant.transform, quant.modulation_bits),
-                            lambda: (_time_step(bundle, quant, steps), 0.0))[0]
+                            lambda: (_time_step(bundle, quant), 0.0))[0]
     cache.save()
     four, eight = WEIGHT_BITS.index(4), ACT_BITS.index(8)
     return LatencyTable(target=f"{THIS_MACHINE} (measured): {device_name(bundle)}", measured=True, provenance=cache.provenance,
@@ -193,7 +196,7 @@ def module_of(linear: nn.Linear, quant: QuantConfig, weight_bits: int, act_bits:
     return QuantLinear(grids.quantize_nearest(linear.weight, choice), linear.bias, transform, **place)
 
 
-def _time_step(bundle: Bundle, quant: QuantConfig, steps: int) -> float:
+def _time_step(bundle: Bundle, quant: QuantConfig) -> float:
     """A whole step of the model for one image, W4 A8 everywhere (rounded to nearest: the numbers cost the same)."""
     choice = BitChoice(weight_bits=4, group_size=quant.group_size)
     linears = {layer.name: bundle.linear(layer.name) for layer in (*bundle.layers, *bundle.modulation)}
@@ -204,23 +207,23 @@ def _time_step(bundle: Bundle, quant: QuantConfig, steps: int) -> float:
     try:
         for name, module in modules.items():
             bundle.replace(name, module)
-        return median_us(step_of(bundle, steps), bundle.device)
+        return median_us(_step_of(bundle), bundle.device)
     finally:
         for name, linear in linears.items():
             bundle.replace(name, linear)
 
 
-def step_of(bundle: Bundle, steps: int) -> Callable[[], Tensor]:
-    """A function that runs the middle step of a schedule for one image."""
-    schedule, conditioning = bundle.schedule(steps), bundle.encode(bundle.prompts("showcase")[:1])
+def _step_of(bundle: Bundle) -> Callable[[], Tensor]:
+    """One step of one image, the middle one of a schedule whose modulation is known."""
+    schedule, conditioning = bundle.schedule(STEPS_OF_SCHEDULE), bundle.encode(bundle.prompts("showcase")[:1])
     latent_SMD = bundle.initial_latents([0])
-    return torch.no_grad()(lambda: bundle.velocity(latent_SMD, schedule, steps // 2, conditioning))
+    return torch.no_grad()(lambda: bundle.velocity(latent_SMD, schedule, STEPS_OF_SCHEDULE // 2, conditioning))
 
 
 class _Cache:
     """Measured cells of this machine, kernel and versions, in one JSON file of the user's cache."""
 
-    def __init__(self, bundle: Bundle):
+    def __init__(self, bundle: Bundle, anew: bool):
         backend = ops.backend(bundle.device.type, bundle.dtype)
         built = build.result().library if backend.is_kernel else None
         self.key = {"device": device_name(bundle), "cores": os.cpu_count(), "torch": torch.__version__, "dtype": str(bundle.dtype),
@@ -228,7 +231,7 @@ class _Cache:
         self.provenance = ", ".join(str(value) for value in self.key.values() if value)
         digest = hashlib.sha256(json.dumps(self.key).encode()).hexdigest()[:16]
         self.path = build.cache_folder() / f"latency-{digest}.json"
-        self.cells: dict[str, list[float]] = self._read()
+        self.cells: dict[str, list[float]] = {} if anew else self._read()
 
     def _read(self) -> dict[str, list[float]]:
         try:

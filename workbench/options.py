@@ -149,6 +149,19 @@ class SearchConfig(Frozen):
     seed: int = setting(0, "seed", ge=0, le=2**31 - 1, step=1)
 
 
+class BenchConfig(Frozen):
+    """What is timed: one image through all steps, and its layers."""
+
+    rounds: int = setting(9, "turns over which medians are taken", ge=3, le=200, step=1)
+    peers: bool = setting(True, "time other libraries that are installed too")
+
+
+class LatencyConfig(Frozen):
+    """Where a plan is to run."""
+
+    target: str = setting("this machine", "measured here, or modelled: a100, h100, rtx4090, rtx5090, b200", min_length=1)
+
+
 class Budget(Frozen):
     """What a plan may spend. None means no limit; at least one limit must be set."""
 

@@ -7,14 +7,18 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
+
+from workbench import bench as benches
 from workbench import costs as cost_tables
-from workbench import families, generate, sensitivity, trace
+from workbench import families, generate, latency, sensitivity, trace
 from workbench.families import Bundle
 from workbench.methods import METHODS, Method
 from workbench.options import (
     ACT_BITS,
     WEIGHT_BITS,
     BadInput,
+    BenchConfig,
     Budget,
     ModelSpec,
     OnProgress,
@@ -26,7 +30,7 @@ from workbench.options import (
     ignore_progress,
 )
 from workbench.plans import BitChoice, BitPlan, CostTable, ScoredPlan, make_plan
-from workbench.quant.quantize import QuantizedModel, WeightBank, build, solve_bank
+from workbench.quant.quantize import QuantizedModel, WeightBank, build, round_bank, solve_bank
 from workbench.rollout import Rollout
 from workbench.runs import Run
 from workbench.search.pareto import plan_point, within
@@ -61,8 +65,11 @@ def load(source: str = "emoji-flux", device: str = "auto", *, on_progress: OnPro
 
 
 def profile(bundle: Bundle, trace_config: TraceConfig | None = None, config: SensitivityConfig | None = None,
-            quant: QuantConfig | None = None, *, run: Run | None = None, on_progress: OnProgress = ignore_progress) -> Profile:
-    """Record the float trajectories, map their sensitivity, solve every layer at every width. Stages that `run` holds are read."""
+            quant: QuantConfig | None = None, *, target: str = latency.THIS_MACHINE, run: Run | None = None,
+            on_progress: OnProgress = ignore_progress) -> Profile:
+    """Record the float trajectories, map their sensitivity, solve every layer at every width, tabulate what each choice costs on
+    `target`. Stages that `run` holds are read."""
+    latency.check(target)
     trace_config, config, quant = trace_config or TraceConfig(), config or SensitivityConfig(), quant or QuantConfig()
     started = time.perf_counter()
     with bundle.lock:
@@ -70,7 +77,8 @@ def profile(bundle: Bundle, trace_config: TraceConfig | None = None, config: Sen
         smap = _stored(run, SensitivityMap, "sensitivity", (recorded, config, quant.transform, quant.seed),
                        lambda: sensitivity.profile(bundle, recorded, config, quant, on_progress=on_progress))
         bank = solve_bank(bundle, recorded, smap.alpha_TL, quant, WEIGHT_BITS, on_progress=on_progress)
-        return Profile(trace=recorded, sensitivity=smap, bank=bank, quant=quant, costs=cost_tables.tabulate(bundle, quant),
+        costs = cost_tables.tabulate(bundle, quant, latency.tabulate(bundle, quant, target, on_progress=on_progress))
+        return Profile(trace=recorded, sensitivity=smap, bank=bank, quant=quant, costs=costs,
                        table=sensitivity.tabulate(smap, bank.weight_bits_C, bank.weight_error_LC),
                        seconds=time.perf_counter() - started)
 
@@ -165,6 +173,20 @@ def validate_plan(bundle: Bundle, plan: BitPlan | dict | str) -> BitPlan:
     if plan.layer_names != names:
         raise BadInput(f"the plan names {len(plan.layer_names)} layers that are not the {len(names)} of {bundle.name}")
     return plan
+
+
+def bench(bundle: Bundle, plan: BitPlan, config: BenchConfig | None = None, *, on_progress: OnProgress = ignore_progress) -> dict:
+    """Layers, whole model and installed peers, timed here and now, as the JSON object of `bench`.
+
+    Weights are rounded to nearest: that costs what solved weights cost, and needs no calibration."""
+    config, quant = config or BenchConfig(), plan.quant
+    table = latency.measure(bundle, quant, anew=True, on_progress=on_progress)
+    quantized = build(bundle, round_bank(bundle, quant, plan.weight_bits_L), plan)
+    whole = benches.whole_model(bundle, quantized, table, config, len(plan.sigma_T), on_progress=on_progress)
+    each = benches.layers(bundle, quant, config, on_progress=on_progress)
+    others = []
+    return {"device": latency.device_name(bundle), "threads": torch.get_num_threads(), "kernels": table.provenance,
+            "layers": [{**vars(layer), "speedup": layer.speedup} for layer in each], "model": vars(whole), "peers": others}
 
 
 # --- comparing methods ---------------------------------------------------------------------------------------------

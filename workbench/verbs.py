@@ -18,8 +18,10 @@ from workbench.options import (
     ACT_BITS,
     WEIGHT_BITS,
     BadInput,
+    BenchConfig,
     Budget,
     Frozen,
+    LatencyConfig,
     QuantConfig,
     SearchConfig,
     SensitivityConfig,
@@ -35,6 +37,7 @@ class Limits(Frozen):
     """What a plan may spend."""
 
     budget_mb: float | None = setting(None, "resident megabytes (10^6 bytes) of the transformer", gt=0)
+    budget_ms: float | None = setting(None, "milliseconds of one image's transformer calls on the target", gt=0)
     act_bits: float | None = setting(None, "mean activation bits over steps and layers", ge=min(ACT_BITS), le=16)
 
 
@@ -94,7 +97,7 @@ def profile(args, listener):
 def search(args, listener):
     """Find the plans that trade bits for error best, and choose one within a budget."""
     limits = flags.read(args, Limits)
-    budget = Budget.parse({"max_mean_act_bits": limits.act_bits,
+    budget = Budget.parse({"max_mean_act_bits": limits.act_bits, "max_latency_ms": limits.budget_ms,
                            "max_weight_bytes": None if limits.budget_mb is None else int(limits.budget_mb * MEGABYTE)}, "budget")
     config, quant = flags.read(args, SearchConfig), flags.read(args, QuantConfig)
     from workbench import costs, pipeline, runs
@@ -194,6 +197,27 @@ def export(args, listener):
                     f"{_megabytes(written.weight_bytes)} of transformer weights, verified by reading back"]
 
 
+def bench(args, listener):
+    """Time the quantized model on this machine: layers, whole images, other libraries."""
+    config, quant = flags.read(args, BenchConfig), flags.read(args, QuantConfig)
+    text = _read_plan(args.plan) if args.plan else None
+    from workbench import pipeline
+
+    bundle = pipeline.load(args.model, args.device, on_progress=listener)
+    sigma_T = bundle.schedule(TraceConfig().steps).sigma_T1[:-1].tolist()
+    plan = pipeline.validate_plan(bundle, text) if text else pipeline.uniform_plan(bundle, quant, sigma_T, 4, 4)
+    result = pipeline.bench(bundle, plan, config, on_progress=listener)
+    made, where = result["model"], f"{result['device']}, medians"
+    rows = [(f"{r['m']} x {r['n']} x {r['k']}", r["choice"], r["backend"], f"{r['us']:.0f}", f"{r['float_us']:.0f}", f"{r['speedup']:.2f}")
+            for r in result["layers"]]
+    whole = [("float", made["float_type"], f"{made['float_ms']:.1f}", _megabytes(made["float_bytes"])),
+             ("quantized", made["quantized_type"], f"{made['quantized_ms']:.1f}", _megabytes(made["quantized_bytes"])),
+             ("quantized, predicted", "", f"{made['predicted_ms']:.1f}", _megabytes(plan.weight_bytes)),
+             *((f"{peer['name']} {peer['version']}", "", f"{peer['model_ms']:.1f}", _megabytes(peer["bytes"])) for peer in result["peers"])]
+    return result, [terminal.table(f"layers, one image ({where})", ("M x N x K", "choice", "runs on", "us", "float us", "times faster"), rows),
+                    terminal.table(f"one image, {len(plan.sigma_T)} steps ({where})", ("model", "float type", "ms", "bytes"), whole)]
+
+
 def serve(args, _listener):
     """Start the app in the browser."""
     if args.port is not None and not 1 <= args.port <= 65535:
@@ -215,7 +239,8 @@ def _profiled(args, listener, quant: QuantConfig):
     from workbench import pipeline
 
     bundle = pipeline.load(args.model, args.device, on_progress=listener)
-    return bundle, pipeline.profile(bundle, trace_config, sensitivity_config, quant, run=run, on_progress=listener)
+    target = flags.read(args, LatencyConfig).target
+    return bundle, pipeline.profile(bundle, trace_config, sensitivity_config, quant, target=target, run=run, on_progress=listener)
 
 
 def _quantized(args, listener):
