@@ -112,12 +112,24 @@ class SensitivityConfig(Frozen):
 class QuantConfig(Frozen):
     """How weights are solved. Weight bits per layer come from the plan."""
 
-    transform: str = setting("hadamard", "applied to a layer's input, inverted in its weight", pattern="^(none|hadamard)$")
-    solver: str = setting("gptq", "gptq or nearest rounding", pattern="^(gptq|nearest)$")
-    hessian: str = setting("fisher", "calibration weighting of the Hessian", pattern="^(fisher|uniform)$")
+    transform: str = setting("hadamard", "applied to a layer's input, inverted in its weight",
+                             pattern="^(none|hadamard|smooth|smooth_hadamard)$")
+    smoothing: str = setting("fixed", "smoothing vector: of one alpha, or searched by a layer's output error", pattern="^(fixed|search)$")
+    smooth_alpha: float = setting(0.5, "how much of the outliers smoothing moves into the weight", ge=0, le=1, step=0.05)
+    solver: str = setting("gptq", "gptq, nearest rounding, or nearest with searched scales (clip)", pattern="^(gptq|nearest|clip)$")
+    hessian: str = setting("fisher", "calibration weighting of the Hessian (ssc: by Spearman correlation)",
+                          pattern="^(fisher|ssc|uniform)$")
+    weight_grid: str = setting("symmetric", "grid of the weights", pattern="^(symmetric|asymmetric)$")
     group_size: int | None = setting(64, "weights that share a scale; none: one scale per output channel")
+    branch_bits: float = setting(0.0, "bits per weight for a low-rank branch in 16 bits; its rank follows", ge=0, le=4, step=0.05)
+    act_scale: str = setting("token", "activations that share a scale: a token, a group of one token, or (static) the tensor",
+                             pattern="^(token|group|tensor)$")
+    act_grid: str = setting("symmetric", "grid of the activations", pattern="^(symmetric|asymmetric)$")
+    act_clip: float = setting(1.0, "share of the activations' range that the grid covers", gt=0, le=1, step=0.05)
     damping: float = setting(0.01, "added to the Hessian's diagonal, as a fraction of its mean", gt=0, le=1, step=0.01)
     modulation_bits: int = setting(8, "weight bits of the adaLN linears (activations stay float)")
+    modulation: str = setting("stored", "adaLN weights stored, or their outputs cached per prompt and step and the weights dropped",
+                              pattern="^(stored|cached)$")
     seed: int = setting(0, "seed of the Hadamard signs", ge=0, le=2**31 - 1, step=1)
 
     @field_validator("group_size")

@@ -86,6 +86,10 @@ class Bundle(abc.ABC):
     def decode(self, latent_SMD: Tensor) -> np.ndarray:
         """Images uint8 (S, H, W, 3)."""
 
+    def modulation_input(self, schedule: Schedule, step: int, conditioning: Conditioning) -> Tensor:
+        """What every adaLN linear reads at a step (S, K). A family whose modulation depends on the latent has none."""
+        raise BadInput(f"{self.name}: its modulation cannot be cached; store it instead")
+
     # --- shared ---
 
     def _read_step(self, _module, _args, kwargs):

@@ -113,6 +113,15 @@ class FluxBundle(Bundle):
         return output if output.dtype == torch.float64 else output.float()
 
     @torch.no_grad()
+    def modulation_input(self, schedule: Schedule, step: int, conditioning: Conditioning) -> Tensor:
+        """Depends on the time, the pooled prompt and the guidance: cached per prompt and schedule."""
+        pooled = conditioning.per_sample["pooled_projections"].to(self.dtype)
+        timestep = schedule.timestep_T[step].to(self.device).expand(len(pooled)).to(self.dtype) / 1000 * 1000  # as the transformer does
+        guidance = conditioning.per_sample.get("guidance")
+        embedded = [timestep] if guidance is None else [timestep, guidance.to(self.dtype) * 1000]
+        return torch.nn.functional.silu(self.transformer.time_text_embed(*embedded, pooled))
+
+    @torch.no_grad()
     def decode(self, latent_SMD: Tensor) -> np.ndarray:
         vae = self.pipeline.vae
         latent = self.pipeline._unpack_latents(latent_SMD.to(self.device), self.size, self.size, self.pipeline.vae_scale_factor)
