@@ -60,6 +60,9 @@ class Disturbed(SimpleNamespace):
 
     plan, weight_bytes, compute = _plan(), 5, ("emulated", "why")
 
+    def cache_modulation(self, *_):
+        """It has no modulation."""
+
     @contextmanager
     def attached(self, bundle):
         bundle.shift += self.error

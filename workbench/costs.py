@@ -12,7 +12,7 @@ from workbench.plans import CostTable
 from workbench.quant import sizes
 from workbench.quant.sizes import choice_of
 
-__all__ = ["choice_of", "effective_bits", "tabulate"]
+__all__ = ["choice_of", "effective_bits", "layer_parameters", "outside_bytes", "tabulate"]
 
 
 def tabulate(bundle: Bundle, quant: QuantConfig, steps: int = 0, group_size_L: Sequence[int | None] | None = None) -> CostTable:
@@ -26,6 +26,16 @@ def tabulate(bundle: Bundle, quant: QuantConfig, steps: int = 0, group_size_L: S
                    + sizes.modulation_bytes(bundle.modulation, quant, steps))
     return CostTable(weight_bits_C=WEIGHT_BITS, weight_bytes_LC=torch.tensor(rows, dtype=torch.int64), fixed_bytes=fixed_bytes,
                      macs_L=torch.tensor([layer.macs_per_step for layer in bundle.layers], dtype=torch.int64))
+
+
+def layer_parameters(bundle: Bundle) -> int:
+    """Parameters of the quantizable layers, biases included."""
+    return sum(layer.n_out * (layer.k_in + layer.has_bias) for layer in bundle.layers)
+
+
+def outside_bytes(bundle: Bundle, quant: QuantConfig, steps: int) -> int:
+    """Bytes of everything but the quantizable layers: what is left when their codes, scales, branches and vectors are taken away."""
+    return tabulate(bundle, quant, steps).fixed_bytes - sizes.shared_bytes(bundle.layers, quant)
 
 
 def effective_bits(weight_bytes: int, parameters: int) -> float:

@@ -117,8 +117,8 @@ class QuantConfig(Frozen):
     smoothing: str = setting("fixed", "smoothing vector: of one alpha, or searched by a layer's output error", pattern="^(fixed|search)$")
     smooth_alpha: float = setting(0.5, "how much of the outliers smoothing moves into the weight", ge=0, le=1, step=0.05)
     solver: str = setting("gptq", "gptq, nearest rounding, or nearest with searched scales (clip)", pattern="^(gptq|nearest|clip)$")
-    hessian: str = setting("fisher", "calibration weighting of the Hessian (ssc: by Spearman correlation)",
-                          pattern="^(fisher|ssc|uniform)$")
+    hessian: str = setting("fisher", "calibration weighting of the Hessian (ssc: by Spearman correlation; none: no Hessian)",
+                          pattern="^(fisher|ssc|uniform|none)$")
     weight_grid: str = setting("symmetric", "grid of the weights", pattern="^(symmetric|asymmetric)$")
     group_size: int | None = setting(64, "weights that share a scale; none: one scale per output channel")
     branch_bits: float = setting(0.0, "bits per weight for a low-rank branch in 16 bits; its rank follows", ge=0, le=4, step=0.05)
@@ -158,6 +158,34 @@ class SearchConfig(Frozen):
     rollout: str = setting("quantized", "score along the quantized rollout, or additively at the float latents",
                            pattern="^(quantized|float)$")
     finalists: int = setting(3, "plans judged by full generations on held-out prompts", ge=1, le=16, step=1)
+    seed: int = setting(0, "seed", ge=0, le=2**31 - 1, step=1)
+
+
+class ContestConfig(Frozen):
+    """What every method of a comparison may spend."""
+
+    weight_bits: int = setting(4, f"width of every weight, one of {WEIGHT_BITS}")
+    act_bits: float = setting(4.0, "mean activation bits a method may spend", ge=min(ACT_BITS), le=16)
+    effective_bits: float | None = setting(None, "bits per weight, all storage counted, that searched plans may spend; "
+                                                 "default: their own size at the width", gt=0, le=17)
+    modulation: str = setting("stored", "adaLN weights stored, or their outputs cached per prompt and step (every method)",
+                              pattern="^(stored|cached)$")
+
+    @field_validator("weight_bits")
+    @classmethod
+    def _known_width(cls, bits):
+        if bits not in WEIGHT_BITS:
+            raise ValueError(f"not supported; use one of {WEIGHT_BITS}")
+        return bits
+
+
+class EvolutionConfig(Frozen):
+    """The evolutionary search of group sizes (Q-DiT, arXiv 2406.17343)."""
+
+    population: int = setting(12, "genomes in a generation", ge=2, le=200, step=1)
+    generations: int = setting(5, "generations after the first", ge=0, le=100, step=1)
+    samples: int = setting(2, "calibration prompts that judge a genome", ge=1, le=64, step=1)
+    mutation: float = setting(0.1, "share of layers that a mutation changes", gt=0, le=1, step=0.05)
     seed: int = setting(0, "seed", ge=0, le=2**31 - 1, step=1)
 
 

@@ -35,7 +35,8 @@ __all__ = ["QuantizedModel", "WeightBank", "build", "input_groups", "modulation_
 class WeightBank:
     """Every layer's weight solved at every width, by (layer name, bits), and the modulation layers' weights by name.
 
-    weight_error_LC float64: tr(dW H' dW^T) with H' the alpha-weighted sum over samples, steps and tokens; 0 at 16 bits.
+    weight_error_LC float64: tr(dW H' dW^T) with H' the alpha-weighted sum over samples, steps and tokens (without a Hessian:
+    the identity); 0 at 16 bits.
     transforms, branches (where the options ask for one) and static ranges by layer name.
     `scratch` shares dequantized weights between the models built from it."""
 
@@ -147,13 +148,14 @@ def solve_banks(bundle: Bundle, trace: Trace, alpha_TL: Tensor | None, quants: S
     with bundle.lock:
         linears = {layer.name: bundle.linear(layer.name) for layer in (*bundle.layers, *bundle.modulation)}
         parts = calibration.parts(input_groups(bundle.layers)) if any(bits != 16 for bits in widths) else []
-        count = Count(on_progress, "weights", sum(trace.schedule.steps + len(part) for part in parts))
+        replayed = 0 if quant.hessian == "none" else trace.schedule.steps
+        count = Count(on_progress, "weights", sum(replayed + len(part) for part in parts))
         for part in parts:
-            sums = calibration.hessians(bundle, trace, alpha_TL, part, count)
+            sums = calibration.hessians(bundle, trace, alpha_TL, part, count) if replayed else {}
             for group in part:
                 transform = fitted[group[0].name]
                 weights = {layer.name: transform.weight(linears[layer.name].weight.float()) for layer in group}
-                hessian_KK = transform.hessian(sums.pop(group[0].index).result())
+                hessian_KK = transform.hessian(sums.pop(group[0].index).result()) if replayed else None
                 for each in solved:
                     each.add(weights, hessian_KK)
                 count.step(f"solved {group[0].name}")
@@ -174,7 +176,7 @@ class _Solved:
         self._reports: dict[tuple[str, int], SolveReport] = {}
         self._branches: dict[str, Branch] = {}
 
-    def add(self, weights: Mapping[str, Tensor], hessian_KK: Tensor) -> None:
+    def add(self, weights: Mapping[str, Tensor], hessian_KK: Tensor | None) -> None:
         """Solve the layers of one input; w_NK transformed, by name."""
         rank = self._rank_of_layer[next(iter(weights))]
         if rank:
@@ -272,7 +274,7 @@ def _alpha(bundle: Bundle, trace: Trace, alpha_TL: Tensor | None, quant: QuantCo
     shape = (trace.schedule.steps, len(bundle.layers))
     if quant.hessian == "ssc":
         return calibration.spearman_weights(bundle, trace, on_progress=on_progress)
-    if alpha_TL is None or quant.hessian == "uniform":
+    if alpha_TL is None or quant.hessian in ("uniform", "none"):
         return torch.ones(shape)
     if tuple(alpha_TL.shape) != shape or not bool((torch.isfinite(alpha_TL) & (alpha_TL >= 0)).all()):
         raise BadInput(f"calibration weights are {tuple(alpha_TL.shape)}; expected finite ones of shape {shape}")
