@@ -51,6 +51,7 @@ class Bundle(abc.ABC):
         self.name, self.source, self.pipeline, self.model_hash, self.device = name, source, pipeline, model_hash, device
         self.transformer: nn.Module = pipeline.transformer.eval().requires_grad_(False)
         self.dtype = next(self.transformer.parameters()).dtype
+        self._parameters = sum(p.numel() for p in self.transformer.parameters())  # while quantized layers are lent, fewer are there
         self.cursor = StepCursor()
         self.lock = threading.RLock()
         self.transformer.register_forward_pre_hook(self._read_step, with_kwargs=True)
@@ -110,8 +111,8 @@ class Bundle(abc.ABC):
 
     @property
     def parameters(self) -> int:
-        """Parameters of the transformer."""
-        return sum(p.numel() for p in self.transformer.parameters())
+        """Parameters of the float transformer."""
+        return self._parameters
 
     @property
     def float_bytes(self) -> int:
