@@ -37,6 +37,16 @@ def test_the_branch_is_as_good_as_the_singular_value_decomposition(shape, rank):
     assert np.sqrt((spread[rank:] ** 2).sum()) - 1e-9 <= left <= np.sqrt((spread[rank:] ** 2).sum()) + 2**-9 * np.linalg.norm(spread)
 
 
+def test_a_large_weight_is_matched_as_well_and_always_alike(monkeypatch):
+    w_NK = weight(60, 90)
+    exact = float((w_NK - truncated(w_NK, 3).value()).norm())
+    monkeypatch.setattr("workbench.quant.lowrank._EXACT", 8)
+    state = torch.get_rng_state()
+    found = truncated(w_NK, 3)
+    assert float((w_NK - found.value()).norm()) <= 1.001 * exact
+    assert torch.equal(found.value(), truncated(w_NK, 3).value()) and torch.equal(torch.get_rng_state(), state)
+
+
 def by_svd(w_NK, rank, rounded):
     """The alternation from its definition, with numpy's SVD: objective after every round, until no gain."""
     w, losses, low = w_NK.double().numpy(), [], None

@@ -152,7 +152,7 @@ def _smooth(bundle: Bundle, group: list[LayerInfo], seen: _Rows, quant: QuantCon
     smooth_K, _ = smoothing.search(
         seen.rows(), w_NK, seen.absmax_K, transform_of=transform_of,
         round_input=lambda x: activations.fake_quantize(x, bits, form),
-        round_weight=lambda w: grids.dequantize(grids.quantize_nearest(w, choice)))
+        round_weight=lambda w: grids.rounded(w, choice))
     return transform_of(smooth_K)
 
 

@@ -21,6 +21,8 @@ from lowbit.memo import LastInput
 from torch import Tensor
 
 MAX_ROUNDS = 16
+_EXACT = 512  # largest matrix whose decomposition is cheaper than an approximation is wrong
+_OVERSAMPLED, _ITERATIONS = 16, 6  # of the randomized decomposition of larger ones
 
 
 class Down:
@@ -52,7 +54,7 @@ class Branch:
 
     def rows(self, part: slice) -> Branch:
         """The branch of one of the layers that share it."""
-        return Branch(up_NR=self.up_NR[part].contiguous(), down=self.down)
+        return Branch(up_NR=self.up_NR[part].clone(), down=self.down)
 
 
 def rank_of(n_out: int, k_in: int, branch_bits: float) -> int:
@@ -63,15 +65,24 @@ def rank_of(n_out: int, k_in: int, branch_bits: float) -> int:
 
 
 def truncated(w_NK: Tensor, rank: int) -> Branch:
-    """The best rank-R match (Eckart-Young), factors balanced, rounded to float16. Through the smaller Gram matrix: only the
-    leading directions are wanted, and these it gives to full precision."""
-    w = w_NK.double()
+    """The best rank-R match (Eckart-Young), factors balanced, rounded to float16."""
+    w = w_NK.float()
     tall = len(w) > w.shape[1]
-    basis = torch.linalg.eigh(w.T @ w if tall else w @ w.T)[1][:, -rank:].flip(1)
+    basis = _leading(w.T if tall else w, rank)
     up, down = (w @ basis, basis.T) if tall else (basis, basis.T @ w)
-    size_R = (up.norm(dim=0) * down.norm(dim=1)).clamp(min=1e-30).sqrt()  # sqrt of the singular values
+    size_R = (up.norm(dim=0) * down.norm(dim=1)).clamp(min=1e-30).sqrt()  # square roots of the singular values
     up, down = up / up.norm(dim=0).clamp(min=1e-30) * size_R, down / down.norm(dim=1, keepdim=True).clamp(min=1e-30) * size_R[:, None]
     return Branch(up_NR=up.half(), down=Down(down.half().contiguous()))
+
+
+def _leading(w: Tensor, rank: int) -> Tensor:
+    """The leading left singular vectors of a wide matrix, from its Gram matrix: squared, the trailing directions drown in float32,
+    but only the leading ones are wanted. Large ones by randomized subspace iteration, always with the same start."""
+    if len(w) <= _EXACT:
+        return torch.linalg.eigh(w @ w.T)[1][:, -rank:].flip(1)
+    with torch.random.fork_rng(devices=[w.device] if w.is_cuda else []):
+        torch.manual_seed(0)
+        return torch.svd_lowrank(w, q=rank + _OVERSAMPLED, niter=_ITERATIONS)[0][:, :rank]
 
 
 def alternate(w_NK: Tensor, rank: int, rounded: Callable[[Tensor], Tensor]) -> tuple[Branch, tuple[float, ...]]:

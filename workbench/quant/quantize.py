@@ -191,8 +191,7 @@ class _Solved:
     def _branch(self, weights: Mapping[str, Tensor], rank: int) -> dict[str, Branch]:
         """The branch that these layers share, found by alternation with rounding at one width."""
         choice = choice_of(calibration.reference_bits(self.widths), self.quant)
-        shared, _ = lowrank.alternate(torch.cat(list(weights.values())), rank,
-                                      lambda residual_NK: grids.dequantize(grids.quantize_nearest(residual_NK, choice)))
+        shared, _ = lowrank.alternate(torch.cat(list(weights.values())), rank, lambda residual_NK: grids.rounded(residual_NK, choice))
         found, row = {}, 0
         for name, w_NK in weights.items():
             found[name] = shared.rows(slice(row, row := row + len(w_NK)))
@@ -209,11 +208,12 @@ class _Solved:
 def with_groups(banks: Mapping[int | None, WeightBank], group_size_L: Sequence[int | None]) -> WeightBank:
     """One bank with a group size of its own for every layer, from banks of one group size each."""
     any_bank = next(iter(banks.values()))
+    if any_bank.branches:
+        raise BadInput("layers that share a low-rank branch need one group size")
     chosen = {layer.name: banks[size] for layer, size in zip(any_bank.layers, group_size_L)}
-    return replace(any_bank, scratch={},
+    return replace(any_bank, scratch={key: chosen[key[0]].scratch.setdefault(key, {}) for key in any_bank.weights},
                    weights={key: chosen[key[0]].weights[key] for key in any_bank.weights},
                    reports={key: chosen[key[0]].reports[key] for key in any_bank.reports},
-                   branches={name: chosen[name].branches[name] for name in any_bank.branches},
                    weight_error_LC=torch.stack([chosen[layer.name].weight_error_LC[layer.index] for layer in any_bank.layers]))
 
 
