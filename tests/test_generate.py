@@ -64,6 +64,9 @@ class Disturbed(SimpleNamespace):
     def compute(self, bundle):
         return Backend("emulated", "why")
 
+    def cache_modulation(self, *_):
+        """It has no modulation."""
+
     @contextmanager
     def attached(self, bundle):
         bundle.shift += self.error

@@ -90,7 +90,7 @@ def test_a_damaged_cache_is_measured_again(bundle, cache, clock, damage):
 
 
 def test_a_real_layer_is_timed(bundle):
-    whole_us, preparing_us = latency._time_layer(bundle, QuantConfig(), (16, 64, 128, True), 4, 8)
+    whole_us, preparing_us = latency._time_layer(bundle, QuantConfig(), (16, 64, 128, True, 0), 4, 8)
     assert 0 < preparing_us < whole_us < 1e6
 
 
@@ -103,7 +103,8 @@ def test_modelled_targets_say_so_and_never_gain_from_more_bits(bundle, target):
 
 def test_a_chip_without_four_bit_units_runs_four_bits_as_eight():
     chip = latency.CHIPS["h100"]
-    layer = latency.LayerInfo(index=0, name="x", block="b", role="r", n_out=3072, k_in=3072, tokens=1 << 16, has_bias=False, shares_input_with=0)
+    layer = latency.LayerInfo(index=0, name="x", block="b", role="r", n_out=3072, k_in=3072, tokens=1 << 16, has_bias=False,
+                              shares_input_with=0)
     at = [latency._roofline_us(chip, layer, bits, bits, QuantConfig()) for bits in (4, 8, 16)]
     assert at[0] == at[1] == pytest.approx(2 * layer.macs_per_step / 1979 / 1e6) and at[2] == pytest.approx(at[1] * 1979 / 989)
 

@@ -27,9 +27,11 @@ from torch import Tensor, nn
 
 from workbench.families import Bundle
 from workbench.options import ACT_BITS, WEIGHT_BITS, BadInput, LatencyConfig, OnProgress, Progress, QuantConfig, ignore_progress
-from workbench.plans import BitChoice, LatencyTable
-from workbench.quant import grids, transforms
-from workbench.quant.qlinear import FloatLinear, QuantLinear
+from workbench.plans import LatencyTable
+from workbench.quant import grids, sizes, transforms
+from workbench.quant.activations import format_of
+from workbench.quant.lowrank import Branch, Down
+from workbench.quant.qlinear import Extras, FloatLinear, QuantLinear
 from workbench.types import LayerInfo
 
 THIS_MACHINE = LatencyConfig().target
@@ -77,8 +79,8 @@ def model(bundle: Bundle, quant: QuantConfig, target: str) -> LatencyTable:
     The operands' width is that of the wider of weight and activation; the rest of a step is charged for 16-bit modulation and
     embedders alone, because attention and norms depend on kernels that a peak rate says nothing about."""
     chip = CHIPS[target]
-    us_LWA = torch.tensor([[[_roofline_us(chip, layer, weight_bits, act_bits, quant) for act_bits in ACT_BITS] for weight_bits in WEIGHT_BITS]
-                           for layer in bundle.layers], dtype=torch.float64)
+    us_LWA = torch.tensor([[[_roofline_us(chip, layer, weight_bits, act_bits, quant) for act_bits in ACT_BITS]
+                            for weight_bits in WEIGHT_BITS] for layer in bundle.layers], dtype=torch.float64)
     other_bytes = bundle.float_bytes - sum(2 * layer.n_out * layer.k_in for layer in bundle.layers)
     return LatencyTable(target=f"{chip.label} (modelled)", measured=False, provenance=f"peak rates: {chip.source}",
                         weight_bits_W=WEIGHT_BITS, act_bits_A=ACT_BITS, us_LWA=us_LWA, fixed_us=other_bytes / chip.bandwidth / 1e3)
@@ -87,7 +89,7 @@ def model(bundle: Bundle, quant: QuantConfig, target: str) -> LatencyTable:
 def _roofline_us(chip: Chip, layer: LayerInfo, weight_bits: int, act_bits: int, quant: QuantConfig) -> float:
     width = max(weight_bits, act_bits)
     rate = chip.tera_ops[min(bits for bits in chip.tera_ops if bits >= width)]
-    choice = BitChoice(weight_bits=weight_bits, group_size=quant.group_size)
+    choice = sizes.choice_of(weight_bits, quant)
     held_bits = 16 if act_bits == 16 else 8 if act_bits > 4 else 4
     traffic_bytes = (grids.predicted_bytes(layer.n_out, layer.k_in, choice, layer.has_bias)
                      + layer.tokens * (layer.k_in * held_bits / 8 + layer.n_out * 2))
@@ -100,20 +102,23 @@ def measure(bundle: Bundle, quant: QuantConfig, *, anew: bool = False, on_progre
     """Median times of the real modules on the bundle's device, for one image at a time; `anew` forgets earlier measurements.
 
     Activations of 3 to 8 bits are held in the same 8 bits and run the same instructions: they share one measurement."""
-    cache = _Cache(bundle, anew)
-    shapes = list(dict.fromkeys(shape_of(layer) for layer in bundle.layers))
+    cache, ranks = _Cache(bundle, anew), sizes.ranks(bundle.layers, quant)
+    shape_L = [(*shape_of(layer), ranks[layer.name]) for layer in bundle.layers]
+    shapes = list(dict.fromkeys(shape_L))
+    form = (quant.group_size, quant.transform, quant.act_scale, quant.act_grid, quant.act_clip)
     held = {act_bits: 16 if act_bits == 16 else 8 for act_bits in ACT_BITS}
     cells = [(shape, weight_bits, bits) for shape in shapes for weight_bits in WEIGHT_BITS for bits in (8, 16)]
     found: dict[tuple, tuple[float, float]] = {}
     with bundle.lock:
         for number, (shape, weight_bits, bits) in enumerate(cells):
-            on_progress(Progress(stage="latency", done=number, total=len(cells) + 1, message=f"{shape[1]} x {shape[2]}, W{weight_bits} A{bits}"))
-            found[shape, weight_bits, bits] = cache.get((*shape, weight_bits, bits, quant.group_size, quant.transform),
+            on_progress(Progress(stage="latency", done=number, total=len(cells) + 1,
+                                 message=f"{shape[1]} x {shape[2]}, W{weight_bits} A{bits}"))
+            found[shape, weight_bits, bits] = cache.get((*shape, weight_bits, bits, *form),
                                                         lambda: _time_layer(bundle, quant, shape, weight_bits, bits))  # noqa: B023
-        us_LWA = torch.tensor([[[_charged(layer, found[shape_of(layer), weight_bits, held[act_bits]]) for act_bits in ACT_BITS]
-                                for weight_bits in WEIGHT_BITS] for layer in bundle.layers], dtype=torch.float64)
+        us_LWA = torch.tensor([[[_charged(layer, found[shape, weight_bits, held[act_bits]]) for act_bits in ACT_BITS]
+                                for weight_bits in WEIGHT_BITS] for layer, shape in zip(bundle.layers, shape_L)], dtype=torch.float64)
         on_progress(Progress(stage="latency", done=len(cells), total=len(cells) + 1, message="a whole step"))
-        step_us = cache.get(("step", bundle.model_hash, quant.group_size, quant.transform, quant.modulation_bits),
+        step_us = cache.get(("step", bundle.model_hash, *form, quant.branch_bits, quant.modulation, quant.modulation_bits),
                             lambda: (_time_step(bundle, quant), 0.0))[0]
     cache.save()
     four, eight = WEIGHT_BITS.index(4), ACT_BITS.index(8)
@@ -155,7 +160,7 @@ def cpu_name() -> str:
 
 
 def shape_of(layer: LayerInfo) -> tuple[int, int, int, bool]:
-    """(M, N, K, bias): layers of one shape cost the same."""
+    """(M, N, K, bias): layers of one shape cost the same, unless their branches differ in rank."""
     return layer.tokens, layer.n_out, layer.k_in, layer.has_bias
 
 
@@ -173,37 +178,42 @@ class _Row:
 
 def _time_layer(bundle: Bundle, quant: QuantConfig, shape: tuple, weight_bits: int, act_bits: int) -> tuple[float, float]:
     """(microseconds of the layer, of which preparing its input): with a new input each time, as in a model."""
-    tokens, n_out, k_in, bias = shape
+    tokens, n_out, k_in, bias, rank = shape
     linear = nn.Linear(k_in, n_out, bias=bias, device=bundle.device, dtype=bundle.dtype).requires_grad_(False)
-    module = module_of(linear, quant, weight_bits, act_bits)
+    module = module_of(linear, quant, weight_bits, act_bits, rank)
     inputs = [torch.randn(1, tokens, k_in, device=bundle.device, dtype=bundle.dtype) for _ in range(2)]
     turn = iter(range(1 << 30))
     with torch.no_grad():
         whole_us = median_us(lambda: module(inputs[next(turn) % 2]), bundle.device)
-        prepare = (lambda x: module.transform.quantized(x, act_bits)) if act_bits < 16 else module.transform.forward
+        prepare = module.transform.forward if act_bits == 16 else lambda x: module.transform.quantized(x, act_bits)
         if weight_bits == 16:
             return whole_us, 0.0
         return whole_us, median_us(lambda: prepare(inputs[next(turn) % 2]), bundle.device)
 
 
-def module_of(linear: nn.Linear, quant: QuantConfig, weight_bits: int, act_bits: int) -> nn.Module:
-    """A layer at one choice, rounded to nearest: its numbers cost what solved ones do."""
-    transform = transforms.make(quant.transform, linear.in_features, quant.seed)
-    place = {"cursor": _Row(act_bits), "layer_index": 0}
+def module_of(linear: nn.Linear, quant: QuantConfig, weight_bits: int, act_bits: int, rank: int = 0) -> nn.Module:
+    """A layer at one choice, rounded to nearest, smoothed by ones, with a branch of noise: its numbers cost what solved ones do."""
+    k_in, device = linear.in_features, linear.weight.device
+    transform = transforms.make(quant.transform, k_in, quant.seed, torch.ones(k_in, dtype=torch.float16, device=device))
+    noise = [torch.randn(shape, device=device).half() for shape in ((linear.out_features, rank), (rank, k_in))]
+    extras = Extras(act=format_of(quant, quant.group_size), range_2=torch.tensor([-4.0, 4.0], dtype=torch.float16, device=device),
+                    branch=Branch(up_NR=noise[0], down=Down(noise[1])) if rank else None)
+    place = {"cursor": _Row(act_bits), "layer_index": 0, "extras": extras}
     if weight_bits == 16:
         return FloatLinear(linear, transform, **place)
-    choice = BitChoice(weight_bits=weight_bits, group_size=quant.group_size)
+    choice = sizes.choice_of(weight_bits, quant)
     return QuantLinear(grids.quantize_nearest(linear.weight, choice), linear.bias, transform, **place)
 
 
 def _time_step(bundle: Bundle, quant: QuantConfig) -> float:
-    """A whole step of the model for one image, W4 A8 everywhere (rounded to nearest: the numbers cost the same)."""
-    choice = BitChoice(weight_bits=4, group_size=quant.group_size)
+    """A whole step of the model for one image, W4 A8 everywhere."""
     linears = {layer.name: bundle.linear(layer.name) for layer in (*bundle.layers, *bundle.modulation)}
-    modules = {layer.name: module_of(linears[layer.name], quant, choice.weight_bits, 8) for layer in bundle.layers}
-    if quant.modulation_bits != 16:
-        modules |= {layer.name: QuantLinear(grids.quantize_nearest(linears[layer.name].weight, BitChoice(weight_bits=quant.modulation_bits)),
-                                            linears[layer.name].bias, transforms.make("none", layer.k_in, 0)) for layer in bundle.modulation}
+    ranks = sizes.ranks(bundle.layers, quant)
+    modules = {layer.name: module_of(linears[layer.name], quant, 4, 8, ranks[layer.name]) for layer in bundle.layers}
+    stored = sizes.modulation_choice(quant)
+    if quant.modulation == "stored" and not stored.is_float:
+        modules |= {layer.name: QuantLinear(grids.quantize_nearest(linears[layer.name].weight, stored), linears[layer.name].bias,
+                                            transforms.make("none", layer.k_in, 0)) for layer in bundle.modulation}
     try:
         for name, module in modules.items():
             bundle.replace(name, module)

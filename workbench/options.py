@@ -112,12 +112,24 @@ class SensitivityConfig(Frozen):
 class QuantConfig(Frozen):
     """How weights are solved. Weight bits per layer come from the plan."""
 
-    transform: str = setting("hadamard", "applied to a layer's input, inverted in its weight", pattern="^(none|hadamard)$")
-    solver: str = setting("gptq", "gptq or nearest rounding", pattern="^(gptq|nearest)$")
-    hessian: str = setting("fisher", "calibration weighting of the Hessian", pattern="^(fisher|uniform)$")
+    transform: str = setting("hadamard", "applied to a layer's input, inverted in its weight",
+                             pattern="^(none|hadamard|smooth|smooth_hadamard)$")
+    smoothing: str = setting("fixed", "smoothing vector: of one alpha, or searched by a layer's output error", pattern="^(fixed|search)$")
+    smooth_alpha: float = setting(0.5, "how much of the outliers smoothing moves into the weight", ge=0, le=1, step=0.05)
+    solver: str = setting("gptq", "gptq, nearest rounding, or nearest with searched scales (clip)", pattern="^(gptq|nearest|clip)$")
+    hessian: str = setting("fisher", "calibration weighting of the Hessian (ssc: by Spearman correlation; none: no Hessian)",
+                          pattern="^(fisher|ssc|uniform|none)$")
+    weight_grid: str = setting("symmetric", "grid of the weights", pattern="^(symmetric|asymmetric)$")
     group_size: int | None = setting(64, "weights that share a scale; none: one scale per output channel")
+    branch_bits: float = setting(0.0, "bits per weight for a low-rank branch in 16 bits; its rank follows", ge=0, le=4, step=0.05)
+    act_scale: str = setting("token", "activations that share a scale: a token, a group of one token, or (static) the tensor",
+                             pattern="^(token|group|tensor)$")
+    act_grid: str = setting("symmetric", "grid of the activations", pattern="^(symmetric|asymmetric)$")
+    act_clip: float = setting(1.0, "share of the activations' range that the grid covers", gt=0, le=1, step=0.05)
     damping: float = setting(0.01, "added to the Hessian's diagonal, as a fraction of its mean", gt=0, le=1, step=0.01)
     modulation_bits: int = setting(8, "weight bits of the adaLN linears (activations stay float)")
+    modulation: str = setting("stored", "adaLN weights stored, or their outputs cached per prompt and step and the weights dropped",
+                              pattern="^(stored|cached)$")
     seed: int = setting(0, "seed of the Hadamard signs", ge=0, le=2**31 - 1, step=1)
 
     @field_validator("group_size")
@@ -160,6 +172,34 @@ class LatencyConfig(Frozen):
     """Where a plan is to run."""
 
     target: str = setting("this machine", "measured here, or modelled: a100, h100, rtx4090, rtx5090, b200", min_length=1)
+
+
+class ContestConfig(Frozen):
+    """What every method of a comparison may spend."""
+
+    weight_bits: int = setting(4, f"width of every weight, one of {WEIGHT_BITS}")
+    act_bits: float = setting(4.0, "mean activation bits a method may spend", ge=min(ACT_BITS), le=16)
+    effective_bits: float | None = setting(None, "bits per weight, all storage counted, that searched plans may spend; "
+                                                 "default: their own size at the width", gt=0, le=17)
+    modulation: str = setting("stored", "adaLN weights stored, or their outputs cached per prompt and step (every method)",
+                              pattern="^(stored|cached)$")
+
+    @field_validator("weight_bits")
+    @classmethod
+    def _known_width(cls, bits):
+        if bits not in WEIGHT_BITS:
+            raise ValueError(f"not supported; use one of {WEIGHT_BITS}")
+        return bits
+
+
+class EvolutionConfig(Frozen):
+    """The evolutionary search of group sizes (Q-DiT, arXiv 2406.17343)."""
+
+    population: int = setting(12, "genomes in a generation", ge=2, le=200, step=1)
+    generations: int = setting(5, "generations after the first", ge=0, le=100, step=1)
+    samples: int = setting(2, "calibration prompts that judge a genome", ge=1, le=64, step=1)
+    mutation: float = setting(0.1, "share of layers that a mutation changes", gt=0, le=1, step=0.05)
+    seed: int = setting(0, "seed", ge=0, le=2**31 - 1, step=1)
 
 
 class Budget(Frozen):

@@ -13,9 +13,7 @@ from workbench import bench as benches
 from workbench import costs as cost_tables
 from workbench import families, generate, latency, sensitivity, trace
 from workbench.families import Bundle
-from workbench.methods import METHODS, Method
 from workbench.options import (
-    ACT_BITS,
     WEIGHT_BITS,
     BadInput,
     BenchConfig,
@@ -29,7 +27,10 @@ from workbench.options import (
     TraceConfig,
     ignore_progress,
 )
-from workbench.plans import BitChoice, BitPlan, CostTable, ScoredPlan, make_plan
+from workbench.plans import BitPlan, CostTable, ScoredPlan, make_plan
+from workbench.quant import calibration
+from workbench.quant import quantize as quantize_stage
+from workbench.quant.activations import format_of
 from workbench.quant.quantize import QuantizedModel, WeightBank, build, round_bank, solve_bank
 from workbench.rollout import Rollout
 from workbench.runs import Run
@@ -73,21 +74,24 @@ def profile(bundle: Bundle, trace_config: TraceConfig | None = None, config: Sen
     trace_config, config, quant = trace_config or TraceConfig(), config or SensitivityConfig(), quant or QuantConfig()
     started = time.perf_counter()
     with bundle.lock:
-        recorded = _recorded(bundle, trace_config, run, on_progress)
-        smap = _stored(run, SensitivityMap, "sensitivity", (recorded, config, quant.transform, quant.seed),
-                       lambda: sensitivity.profile(bundle, recorded, config, quant, on_progress=on_progress))
-        bank = solve_bank(bundle, recorded, smap.alpha_TL, quant, WEIGHT_BITS, on_progress=on_progress)
-        costs = cost_tables.tabulate(bundle, quant, latency.tabulate(bundle, quant, target, on_progress=on_progress))
-        return Profile(trace=recorded, sensitivity=smap, bank=bank, quant=quant, costs=costs,
+        recorded = record(bundle, trace_config, run=run, on_progress=on_progress)
+        fitted = calibration.fit_transforms(bundle, recorded, quant, WEIGHT_BITS, on_progress=on_progress)
+        smap = _stored(run, SensitivityMap, "sensitivity", (recorded, config, *_basis(quant)),
+                       lambda: sensitivity.profile(bundle, recorded, config, quant, fitted=fitted, on_progress=on_progress))
+        bank = solve_bank(bundle, recorded, smap.alpha_TL, quant, WEIGHT_BITS, fitted=fitted, on_progress=on_progress)
+        times = latency.tabulate(bundle, quant, target, on_progress=on_progress)
+        return Profile(trace=recorded, sensitivity=smap, bank=bank, quant=quant,
+                       costs=cost_tables.tabulate(bundle, quant, recorded.schedule.steps, latency=times),
                        table=sensitivity.tabulate(smap, bank.weight_bits_C, bank.weight_error_LC),
                        seconds=time.perf_counter() - started)
 
 
 def search(bundle: Bundle, profiled: Profile, budget: Budget, config: SearchConfig | None = None, *, run: Run | None = None,
-           on_progress: OnProgress = ignore_progress) -> SearchResult:
+           judge_prompts: Sequence[str] = (), on_progress: OnProgress = ignore_progress) -> SearchResult:
     """AdaTSQ's beam search under a budget; with `run`, an interrupted search goes on where it was.
 
-    The front is measured on calibration prompts; the best few plans within budget are then judged on held-out ones."""
+    The front is measured on calibration prompts; the best few plans within budget are then judged on held-out ones, or on
+    `judge_prompts` where the held-out ones are kept for a comparison."""
     config, sigma_T = config or SearchConfig(), sigma_of(profiled.trace)
     checkpoints = None if run is None else _Checkpoints(
         run, Run.key(bundle.model_hash, profiled.trace, profiled.sensitivity.config, profiled.quant, budget, config))
@@ -102,13 +106,14 @@ def search(bundle: Bundle, profiled: Profile, budget: Budget, config: SearchConf
             model_hash=bundle.model_hash, budget=budget, config=config, evaluator=rollout, on_progress=on_progress,
             checkpoint=checkpoints and checkpoints.save, resume=checkpoints and checkpoints.load())
     finalists = sorted((scored for scored in result.front if within(plan_point(scored), budget)), key=lambda scored: scored.error)
-    return replace(result, chosen=_judge(bundle, profiled, finalists[:config.finalists], weights, on_progress))
+    return replace(result, chosen=_judge(bundle, profiled, finalists[:config.finalists], weights, judge_prompts, on_progress))
 
 
-def _judge(bundle: Bundle, profiled: Profile, finalists: list[ScoredPlan], weights, on_progress: OnProgress) -> ScoredPlan:
+def _judge(bundle: Bundle, profiled: Profile, finalists: list[ScoredPlan], weights, judge_prompts: Sequence[str],
+           on_progress: OnProgress) -> ScoredPlan:
     """The finalist of least error on prompts that neither calibration nor search has seen."""
     seen = set(profiled.trace.prompts)
-    prompts = tuple(prompt for prompt in bundle.prompts("held_out") if prompt not in seen)[:JUDGE_PROMPTS]
+    prompts = tuple(prompt for prompt in judge_prompts or bundle.prompts("held_out") if prompt not in seen)[:JUDGE_PROMPTS]
     steps = profiled.trace.schedule.steps
     held_out = trace.record(bundle, TraceConfig(prompts=prompts, steps=steps, seed=JUDGE_SEED), on_progress=on_progress)
     judged = []
@@ -121,11 +126,15 @@ def _judge(bundle: Bundle, profiled: Profile, finalists: list[ScoredPlan], weigh
 
 
 def uniform_plan(bundle: Bundle, quant: QuantConfig, sigma_T: Sequence[float], weight_bits: int | Sequence[int], act_bits: int,
-                 method: str = "adatsq_uniform") -> BitPlan:
-    """A plan with one activation width for all steps and layers, and one weight width, or one per layer."""
+                 method: str = "adatsq_uniform", *, group_size_L: Sequence[int | None] | None = None) -> BitPlan:
+    """A plan with one activation width for all steps and layers, and one weight width, or one per layer; `group_size_L` where
+    layers have group sizes of their own."""
     widths_L = [weight_bits] * len(bundle.layers) if isinstance(weight_bits, int) else weight_bits
-    return make_plan(layers=bundle.layers, sigma_T=sigma_T, costs=cost_tables.tabulate(bundle, quant), quant=quant, method=method,
-                     weight_choice_L=[BitChoice(weight_bits=bits, group_size=quant.group_size) for bits in widths_L],
+    sizes_L = group_size_L or [quant.group_size] * len(bundle.layers)
+    return make_plan(layers=bundle.layers, sigma_T=sigma_T, quant=quant, method=method,
+                     costs=cost_tables.tabulate(bundle, quant, len(sigma_T), sizes_L),
+                     weight_choice_L=[cost_tables.choice_of(bits, quant).model_copy(update={"group_size": size})
+                                      for bits, size in zip(widths_L, sizes_L)],
                      act_bits_TL=[[act_bits] * len(bundle.layers)] * len(sigma_T), model_hash=bundle.model_hash)
 
 
@@ -137,10 +146,9 @@ def sigma_of(recorded: Trace) -> tuple[float, ...]:
 def quantize(bundle: Bundle, profiled: Profile, plan: BitPlan, *, on_progress: OnProgress = ignore_progress) -> QuantizedModel:
     """The model a plan describes. Reuses the profile's solved weights; solves anew only if the plan was made with other options."""
     validate_plan(bundle, plan)
-    if plan.quant == profiled.quant:
+    if plan.quant == profiled.quant and {choice.group_size for choice in plan.weight_choice_L} == {plan.quant.group_size}:
         return build(bundle, profiled.bank, plan)
-    bank = solve_bank(bundle, profiled.trace, profiled.sensitivity.alpha_TL, plan.quant, plan.weight_bits_L, on_progress=on_progress)
-    return build(bundle, bank, plan)
+    return quantize_stage.quantize(bundle, profiled.trace, profiled.sensitivity, plan, on_progress=on_progress)
 
 
 def compare(bundle: Bundle, quantized: QuantizedModel, prompts: Sequence[str], seed: int, steps: int, *,
@@ -189,70 +197,20 @@ def bench(bundle: Bundle, plan: BitPlan, config: BenchConfig | None = None, *, o
             "layers": [{**vars(layer), "speedup": layer.speedup} for layer in each], "model": vars(whole), "peers": others}
 
 
-# --- comparing methods ---------------------------------------------------------------------------------------------
-
-
-def compare_methods(bundle: Bundle, methods: Sequence[str], *, weight_bits: int, act_bits: float, prompts: Sequence[str] = (),
-                    steps: int = 20, seed: int = 0, run: Run | None = None, on_progress: OnProgress = ignore_progress) -> dict:
-    """Every method on the same prompts and seeds at one nominal size, as the JSON object of `compare`.
-
-    `act_bits` is the mean that a method may spend: a plan is searched within it, the others use it uniformly."""
-    for name in methods or ("",):
-        if name not in METHODS:
-            raise BadInput(f"unknown method {name!r}; use one or several of {', '.join(METHODS)}")
-        if METHODS[name].allocation == "uniform":
-            _whole(act_bits, name)
-    prompts, seeds = generate.sample(tuple(prompts) or bundle.prompts("held_out"), seed, steps)
-    float_run = generate.run(bundle, prompts, seeds, bundle.schedule(steps), on_progress=on_progress)
-    trace_config, profiles, results = TraceConfig(steps=steps), {}, []
-    for name in methods:
-        quantized = _quantized_by(bundle, METHODS[name], trace_config, weight_bits, act_bits, profiles, run, on_progress)
-        result = compare(bundle, quantized, prompts, seed, steps, on_progress=on_progress, float_run=float_run)
-        results.append(_row(bundle, name, quantized.plan, result))
-    return {"model": bundle.name, "steps": steps, "seed": seed, "device": str(bundle.device), "results": results,
-            "float": {"weight_bytes": bundle.float_bytes, "seconds_per_image": float_run.seconds_per_image}}
-
-
-def _quantized_by(bundle: Bundle, method: Method, trace_config: TraceConfig, weight_bits: int, act_bits: float, profiles: dict,
-                  run: Run | None, on_progress: OnProgress) -> QuantizedModel:
-    """The model one method makes. `profiles` keeps what methods with the same base share."""
-    if method.allocation == "uniform" and method.quant.hessian != "fisher":
-        recorded = _recorded(bundle, trace_config, run, on_progress)
-        bank = solve_bank(bundle, recorded, None, method.quant, (weight_bits,), on_progress=on_progress)
-        return build(bundle, bank, uniform_plan(bundle, method.quant, sigma_of(recorded), weight_bits, int(act_bits), method.name))
-    if method.quant not in profiles:
-        profiles[method.quant] = profile(bundle, trace_config, quant=method.quant, run=run, on_progress=on_progress)
-    profiled = profiles[method.quant]
-    plan = uniform_plan(bundle, method.quant, sigma_of(profiled.trace), weight_bits, 16 if method.allocation == "plan" else int(act_bits),
-                        method.name)
-    if method.allocation == "plan":
-        budget = Budget.parse({"max_weight_bytes": plan.weight_bytes, "max_mean_act_bits": act_bits}, "budget")
-        plan = search(bundle, profiled, budget, run=run, on_progress=on_progress).chosen.plan
-    return build(bundle, profiled.bank, plan)
-
-
-def _whole(act_bits: float, name: str) -> None:
-    if act_bits not in ACT_BITS:
-        raise BadInput(f"{name} uses one activation width everywhere; {act_bits:g} is none of {', '.join(map(str, ACT_BITS))}")
-
-
-def _row(bundle: Bundle, name: str, plan: BitPlan, result: Comparison) -> dict:
-    layers = sum(layer.n_out * (layer.k_in + layer.has_bias) for layer in bundle.layers)
-    layer_bytes = result.quantized_bytes - cost_tables.tabulate(bundle, plan.quant).fixed_bytes
-    intervals = {key: {"mean": value.mean, "low": value.low, "high": value.high, "n": value.n} for key, value in result.metrics.items()}
-    return {"method": name, "weight_bytes": result.quantized_bytes,
-            "act_bits_mean": plan.act_bits_mean, "act_bits_macs": plan.act_bits_macs,
-            "weight_bits_quantized": cost_tables.effective_bits(layer_bytes, layers),
-            "weight_bits_total": cost_tables.effective_bits(result.quantized_bytes, bundle.parameters),
-            "seconds_per_image": result.quantized_seconds_per_image, "compute": result.compute, "reason": result.reason, **intervals}
-
-
 # --- storage ---------------------------------------------------------------------------------------------------------
 
 
-def _recorded(bundle: Bundle, config: TraceConfig, run: Run | None, on_progress: OnProgress) -> Trace:
+def record(bundle: Bundle, config: TraceConfig, *, run: Run | None = None, on_progress: OnProgress = ignore_progress) -> Trace:
+    """The float trajectories; read from `run` where it holds them."""
     made_from = (bundle.model_hash, config, config.prompts or bundle.prompts("calibration"))
     return _stored(run, Trace, "trace", made_from, lambda: trace.record(bundle, config, on_progress=on_progress))
+
+
+def _basis(quant: QuantConfig) -> tuple:
+    """The options that decide what a sensitivity map is measured in: the transform and the activation quantizer."""
+    if quant.transform.startswith("smooth"):
+        return (quant,)
+    return (quant.transform, quant.seed, format_of(quant, quant.group_size))
 
 
 def _stored(run: Run | None, cls: type, stage: str, made_from: tuple, make):

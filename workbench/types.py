@@ -248,6 +248,7 @@ class Pair:
     ssim: float
     latent_nmse: float
     latent_nmse_T: tuple[float, ...]
+    vif: float | None = None  # not defined for tiny images
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,6 @@ import runpy
 import sys
 from pathlib import Path
 
-from pydantic import field_validator
-
 from workbench import flags, prompts, terminal
 from workbench.options import (
     ACT_BITS,
@@ -20,6 +18,8 @@ from workbench.options import (
     BadInput,
     BenchConfig,
     Budget,
+    ContestConfig,
+    EvolutionConfig,
     Frozen,
     LatencyConfig,
     QuantConfig,
@@ -42,18 +42,10 @@ class Limits(Frozen):
 
 
 class Contest(Frozen):
-    """What each method may spend."""
+    """Who competes, and who the others are paired with."""
 
-    methods: str = setting("rtn,gptq,adatsq_uniform,adatsq", "names, separated by commas", min_length=1)
-    weight_bits: int = setting(4, f"width of every weight, one of {WEIGHT_BITS}")
-    act_bits: float = setting(4.0, "mean activation bits a method may spend", ge=min(ACT_BITS), le=16)
-
-    @field_validator("weight_bits")
-    @classmethod
-    def _known_width(cls, bits):
-        if bits not in WEIGHT_BITS:
-            raise ValueError(f"not supported; use one of {WEIGHT_BITS}")
-        return bits
+    methods: str = setting("rtn,gptq,adatsq_uniform,adatsq", "names, separated by commas, or all", min_length=1)
+    reference: str = setting("", "method that the paired differences are against; default: adatsq, else the last")
 
 
 # The verbs.
@@ -102,7 +94,8 @@ def search(args, listener):
     config, quant = flags.read(args, SearchConfig), flags.read(args, QuantConfig)
     from workbench import costs, pipeline, runs
 
-    costs_of_model = costs.tabulate(pipeline.load(args.model, args.device, on_progress=listener), quant)
+    steps = flags.read(args, TraceConfig).steps
+    costs_of_model = costs.tabulate(pipeline.load(args.model, args.device, on_progress=listener), quant, steps)
     smallest = costs_of_model.total_bytes([min(WEIGHT_BITS)] * len(costs_of_model.macs_L))
     if limits.budget_mb is not None and budget.max_weight_bytes < smallest:  # before a minute is spent on a profile
         raise BadInput(f"--budget-mb {limits.budget_mb:g} is below the smallest feasible, {smallest / MEGABYTE:.2f} "
@@ -164,21 +157,39 @@ def generate(args, listener):
 
 def compare(args, listener):
     """Judge methods by the same prompts and seeds against the float model."""
-    contest, images = flags.read(args, Contest), flags.read(args, TraceConfig, prompts=_prompts(args))
-    names = tuple(name.strip() for name in contest.methods.split(",") if name.strip())
-    from workbench import pipeline
+    entry, terms = flags.read(args, Contest), flags.read(args, ContestConfig)
+    images = flags.read(args, TraceConfig, prompts=_prompts(args))
+    search, evolution = flags.read(args, SearchConfig), flags.read(args, EvolutionConfig)
+    names = tuple(name.strip() for name in entry.methods.split(",") if name.strip())
+    from workbench import contest, pipeline
+    from workbench.contest.compare import Settings
+    from workbench.contest.table import NUMBERS, QUALITY, cell
 
+    names = contest.chosen(names)
     bundle = pipeline.load(args.model, args.device, on_progress=listener)
-    result = pipeline.compare_methods(bundle, names, weight_bits=contest.weight_bits, act_bits=contest.act_bits,
-                                      prompts=images.prompts or bundle.prompts("held_out"), steps=images.steps, seed=images.seed,
-                                      run=_run(args), on_progress=listener)
-    rows = [(r["method"], _megabytes(r["weight_bytes"]), f"{r['weight_bits_quantized']:.2f} / {r['weight_bits_total']:.2f}",
-             f"{r['act_bits_mean']:.2f}", _mean(r["psnr_db"], ".2f"), _mean(r["ssim"], ".4f"), _mean(r["latent_nmse"], ".1e"),
-             f"{r['seconds_per_image']:.3f}", r["compute"]) for r in result["results"]]
-    title = (f"{result['model']}, {result['steps']} steps, {result['results'][0]['psnr_db']['n']} prompts; float: "
+    settings = Settings(terms=terms, trace=TraceConfig(steps=images.steps), search=search, evolution=evolution)
+    float_run, entrants, result = contest.hold(bundle, names, settings, prompts=images.prompts, seed=images.seed, run=_run(args),
+                                               reference=entry.reference, on_progress=listener)
+    _write_comparison(args, float_run, entrants, result)
+    shown = [name for name in QUALITY if any(name in row for row in result["results"])]
+    rows = [(r["method"], *(cell(r, name) for name in (*NUMBERS, *shown)), r["compute"]) for r in result["results"]]
+    title = (f"{result['model']}, {result['steps']} steps, {len(float_run.made.prompts)} prompts; float: "
              f"{_megabytes(result['float']['weight_bytes'])}, {result['float']['seconds_per_image']:.3f} s per image")
-    return result, [terminal.table(title, ("method", "weights", "bits quantized / total", "act bits", "PSNR dB", "SSIM",
-                                           "latent NMSE", "s per image", "compute"), rows)]
+    columns = ("method", *(NUMBERS[name][0] for name in NUMBERS), *(QUALITY[name][0] for name in shown), "compute")
+    return result, [terminal.table(title, columns, rows)]
+
+
+def _write_comparison(args, float_run, entrants, result) -> None:
+    """--csv, --markdown and --grid."""
+    from workbench import contest
+
+    for path, text in ((args.csv, contest.csv_text), (args.markdown, contest.markdown_text)):
+        if path:
+            Path(path).write_text(text(result), encoding="utf-8")
+    if args.grid:
+        from PIL import Image
+
+        Image.fromarray(contest.image_grid(float_run, entrants)).save(args.grid, format="PNG")
 
 
 def export(args, listener):
@@ -214,7 +225,8 @@ def bench(args, listener):
              ("quantized", made["quantized_type"], f"{made['quantized_ms']:.1f}", _megabytes(made["quantized_bytes"])),
              ("quantized, predicted", "", f"{made['predicted_ms']:.1f}", _megabytes(plan.weight_bytes)),
              *((f"{peer['name']} {peer['version']}", "", f"{peer['model_ms']:.1f}", _megabytes(peer["bytes"])) for peer in result["peers"])]
-    return result, [terminal.table(f"layers, one image ({where})", ("M x N x K", "choice", "runs on", "us", "float us", "times faster"), rows),
+    return result, [terminal.table(f"layers, one image ({where})", ("M x N x K", "choice", "runs on", "us", "float us", "times faster"),
+                                   rows),
                     terminal.table(f"one image, {len(plan.sigma_T)} steps ({where})", ("model", "float type", "ms", "bytes"), whole)]
 
 

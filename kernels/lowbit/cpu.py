@@ -170,7 +170,8 @@ def _weight(packed_NP: Tensor, scale_NG: Tensor, zero_NG: Tensor | None, bits: i
     if not k_in:
         raise ValueError("a layer without input features has no product")
     n_out, groups = len(packed_NP), -(-k_in // (group_size or k_in))
-    expected = {"packed_NP": (packed_NP, torch.uint8, (n_out, packed_bytes(k_in, bits))), "scale_NG": (scale_NG, torch.float16, (n_out, groups))}
+    expected = {"packed_NP": (packed_NP, torch.uint8, (n_out, packed_bytes(k_in, bits))),
+                "scale_NG": (scale_NG, torch.float16, (n_out, groups))}
     if zero_NG is not None:
         expected["zero_NG"] = (zero_NG, torch.uint8, (n_out, groups))
     for name, (tensor, dtype, shape) in expected.items():
@@ -221,9 +222,9 @@ def norm_rotary(x: Tensor, weight_C: Tensor, cos_SC: Tensor, sin_SC: Tensor, eps
     if len(out_BSHC) != samples or heads * channels != width or first < 0 or first + tokens > total:
         raise ValueError(f"tokens {tuple(x.shape)} do not fit into {tuple(out_BSHC.shape)} from token {first} on")
     if out_BSHC.dtype != x.dtype or not out_BSHC.is_contiguous() or channels % 2 or channels > 512:
-        raise ValueError(f"the output is {out_BSHC.dtype}, heads of {channels} channels; it must be dense, {x.dtype}, an even number up to 512")
+        raise ValueError(f"the output is {out_BSHC.dtype}, heads of {channels} channels; it must be dense {x.dtype}, even, at most 512")
     if weight_C.shape != (channels,) or not cos_SC.shape == sin_SC.shape == (tokens, channels):
-        raise ValueError(f"weight {tuple(weight_C.shape)} and tables {tuple(cos_SC.shape)} do not fit {tokens} tokens of {channels} channels")
+        raise ValueError(f"weight {tuple(weight_C.shape)} and tables {tuple(cos_SC.shape)} do not fit {tokens} tokens, {channels} channels")
     x, weight_C, cos_SC, sin_SC = _dense(x), *(_dense(t.float()) for t in (weight_C, cos_SC, sin_SC))
     if x.numel():
         _call("lowbit_norm_rotary", x.data_ptr(), FORMATS[x.dtype], weight_C.data_ptr(), cos_SC.data_ptr(), sin_SC.data_ptr(), eps,

@@ -7,8 +7,8 @@
     modulate(x, shift, scale, eps)                         adaptive layer norm
     norm_rotary(x, weight, cos, sin, eps, out, first)      RMS norm and rotary embedding of queries and keys, into `out`
 
-Signatures and arithmetic are those of each folder's `naive.py`, which is also the portable default (for the rotation its faster torch form). A faster backend that
-does not run says why (`backend`), and the screen shows it.
+Signatures and arithmetic are those of each folder's `naive.py`, which is also the portable default (for the rotation its faster
+torch form). A faster backend that does not run says why (`backend`), and the screen shows it.
 """
 
 from __future__ import annotations

@@ -74,6 +74,9 @@ class ToyBundle(Bundle):
     def velocity(self, latent_SMD, schedule, step, conditioning):
         return self.transformer(latent_SMD, timestep=schedule.sigma_T1[step])
 
+    def modulation_input(self, schedule, steps, conditioning):
+        return torch.stack([self.transformer.time(schedule.sigma_T1[step].view(1, 1)) for step in steps])
+
     def decode(self, latent_SMD):
         return np.zeros((len(latent_SMD), 1, 1, 3), np.uint8)
 
@@ -117,3 +120,10 @@ def plan_of(bundle, schedule, quant, weight_bits_L, act_bits_TL):
                       macs_L=torch.tensor([layer.macs_per_step for layer in layers]))
     return make_plan(layers=layers, sigma_T=schedule.sigma_T1[:-1].tolist(), weight_choice_L=choices, act_bits_TL=act_bits_TL,
                      costs=costs, quant=quant, model_hash=bundle.model_hash)
+
+
+def method_plan(bundle, schedule, quant, weight_bits, act_bits):
+    """The uniform plan of a method's options, with the costs that the pipeline would give it."""
+    from workbench import pipeline
+
+    return pipeline.uniform_plan(bundle, quant, schedule.sigma_T1[:-1].tolist(), weight_bits, act_bits)

@@ -53,6 +53,7 @@ class Bundle(abc.ABC):
         self.name, self.source, self.pipeline, self.model_hash, self.device = name, source, pipeline, model_hash, device
         self.transformer: nn.Module = pipeline.transformer.eval().requires_grad_(False)
         self.dtype = next(self.transformer.parameters()).dtype
+        self._parameters = sum(p.numel() for p in self.transformer.parameters())  # while quantized layers are lent, fewer are there
         self.cursor = StepCursor()
         self.lock = threading.RLock()
         self.transformer.register_forward_pre_hook(self._read_step, with_kwargs=True)
@@ -88,6 +89,10 @@ class Bundle(abc.ABC):
     def decode(self, latent_SMD: Tensor) -> np.ndarray:
         """Images uint8 (S, H, W, 3)."""
 
+    def modulation_input(self, schedule: Schedule, steps: range, conditioning: Conditioning) -> Tensor:
+        """What every adaLN linear reads at these steps (T, S, K). A family whose modulation depends on the latent has none."""
+        raise BadInput(f"{self.name}: its modulation cannot be cached; store it instead")
+
     # --- shared ---
 
     def _read_step(self, _module, _args, kwargs):
@@ -121,8 +126,8 @@ class Bundle(abc.ABC):
 
     @property
     def parameters(self) -> int:
-        """Parameters of the transformer."""
-        return sum(p.numel() for p in self.transformer.parameters())
+        """Parameters of the float transformer."""
+        return self._parameters
 
     @property
     def float_bytes(self) -> int:

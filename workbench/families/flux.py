@@ -110,21 +110,26 @@ class FluxBundle(Bundle):
     def velocity(self, latent_SMD: Tensor, schedule: Schedule, step: int, conditioning: Conditioning) -> Tensor:
         latent_SMD = latent_SMD.to(self.dtype)
         if torch.is_grad_enabled() or self.transformer.is_cache_enabled:
-            inputs = self._inputs(len(latent_SMD), schedule, range(step, step + 1), conditioning)
-            text = conditioning.per_sample["encoder_hidden_states"].to(self.dtype)
-            output = self.transformer(hidden_states=latent_SMD, encoder_hidden_states=text, **inputs, **conditioning.shared, return_dict=False)[0]
+            timestep = schedule.timestep_T[step].to(self.device).expand(len(latent_SMD)).to(self.dtype) / 1000
+            condition = {key: value.to(self.dtype) for key, value in conditioning.per_sample.items()}
+            output = self.transformer(hidden_states=latent_SMD, timestep=timestep, **condition, **conditioning.shared, return_dict=False)[0]
         else:
             self.cursor.move_to(float(schedule.timestep_T[step]) / 1000)
             output = self._lean.velocity(self.transformer, latent_SMD, schedule, step, conditioning,
-                                         lambda steps: self._inputs(len(latent_SMD), schedule, steps, conditioning))
+                                         lambda steps: self.modulation_input(schedule, steps, conditioning))
         return output if output.dtype == torch.float64 else output.float()
 
-    def _inputs(self, samples: int, schedule: Schedule, steps: range, conditioning: Conditioning) -> dict[str, Tensor]:
-        """Time, pooled text and guidance: a row per step and sample."""
-        timestep = schedule.timestep_T[steps.start:steps.stop].to(self.device, self.dtype).repeat_interleave(samples) / 1000
-        others = {key: value.to(self.dtype).repeat(len(steps), *[1] * (value.dim() - 1))
-                  for key, value in conditioning.per_sample.items() if key != "encoder_hidden_states"}
-        return {"timestep": timestep, **others}
+    @torch.no_grad()
+    def modulation_input(self, schedule: Schedule, steps: range, conditioning: Conditioning) -> Tensor:
+        """Depends on the time, the pooled prompt and the guidance: cached per prompt and schedule."""
+        pooled_SP = conditioning.per_sample["pooled_projections"].to(self.dtype)
+        samples = len(pooled_SP)
+        timestep = schedule.timestep_T[steps.start:steps.stop].to(self.device, self.dtype).repeat_interleave(samples)
+        embedded = [timestep / 1000 * 1000]  # as the transformer does
+        if "guidance" in conditioning.per_sample:
+            embedded.append(conditioning.per_sample["guidance"].to(self.dtype).repeat(len(steps)) * 1000)
+        made = self.transformer.time_text_embed(*embedded, pooled_SP.repeat(len(steps), 1))
+        return torch.nn.functional.silu(made).unflatten(0, (len(steps), samples))
 
     @torch.no_grad()
     def decode(self, latent_SMD: Tensor) -> np.ndarray:

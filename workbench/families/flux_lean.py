@@ -47,10 +47,10 @@ class LeanFlux:
 
     @torch.no_grad()
     def velocity(self, model: nn.Module, latent_BSD: Tensor, schedule: Schedule, step: int, conditioning: Conditioning,
-                 condition: Callable[[range], dict[str, Tensor]]) -> Tensor:
-        """The transformer's output for `latent_BSD` (B, image tokens, channels). `condition(steps)` gives timestep, pooled text and
-        guidance of those steps, one row per step and sample, as the transformer takes them."""
-        kept = self._remember(model, schedule, step, conditioning, condition, latent_BSD)
+                 modulation_input: Callable[[range], Tensor]) -> Tensor:
+        """The transformer's output for `latent_BSD` (B, image tokens, channels). `modulation_input(steps)` gives what the modulation
+        linears read at those steps, (T, B, D)."""
+        kept = self._remember(model, schedule, step, conditioning, modulation_input, latent_BSD)
         samples = len(latent_BSD)
         rows = slice((step - kept.steps.start) * samples, (step + 1 - kept.steps.start) * samples)
         parts = {norm: made[rows] for norm, made in kept.modulation.items()}
@@ -63,7 +63,7 @@ class LeanFlux:
         scale_BD, shift_BD = parts[model.norm_out].chunk(2, 1)
         return model.proj_out(ops.modulate(joined_BSD[:, text_BSD.shape[1]:], shift_BD, scale_BD, EPS))
 
-    def _remember(self, model, schedule, step: int, conditioning, condition, latent_BSD: Tensor) -> _Remembered:
+    def _remember(self, model, schedule, step: int, conditioning, modulation_input, latent_BSD: Tensor) -> _Remembered:
         norms, kept = _norms(model), self._last
         modules = tuple(norm.linear for norm in norms)  # other weights, other modulation
         if (kept is not None and kept.schedule() is schedule and kept.conditioning() is conditioning and kept.modules == modules
@@ -73,7 +73,7 @@ class LeanFlux:
         row_bytes = sum(linear.out_features for linear in modules) * latent_BSD.element_size()
         fits = schedule.steps * samples * row_bytes <= REMEMBERED_BYTES
         steps = range(schedule.steps) if fits else range(step, step + 1)
-        active = F.silu(model.time_text_embed(*_embedder_inputs(condition(steps))))
+        active = modulation_input(steps).flatten(0, 1)
         ids = torch.cat((conditioning.shared["txt_ids"], conditioning.shared["img_ids"]))
         cos_SC, sin_SC = model.pos_embed(ids)
         self._last = _Remembered(
@@ -87,12 +87,6 @@ def _norms(model: nn.Module) -> list[nn.Module]:
     """Every norm that is modulated, in the order of execution."""
     return [*(norm for block in model.transformer_blocks for norm in (block.norm1, block.norm1_context)),
             *(block.norm for block in model.single_transformer_blocks), model.norm_out]
-
-
-def _embedder_inputs(condition: dict[str, Tensor]) -> list[Tensor]:
-    """timestep (and guidance) in thousandths, pooled text: in the order of diffusers' embedder."""
-    timed = [condition[name] * 1000 for name in ("timestep", "guidance") if name in condition]
-    return [*timed, condition["pooled_projections"]]
 
 
 def _double_block(block, text_BSD: Tensor, image_BSD: Tensor, parts: dict, kept: _Remembered) -> tuple[Tensor, Tensor]:
