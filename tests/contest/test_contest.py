@@ -16,7 +16,8 @@ from workbench.runs import Run
 
 STEPS, PROMPTS = 2, ("fluent red heart", "noto grinning face", "twemoji pizza")
 pytestmark = pytest.mark.slow
-SMALL = make.Settings(trace=TraceConfig(steps=STEPS, prompts=("fluent rocket", "noto turtle")), search=SearchConfig(beam=1, samples=1, finalists=1),
+SMALL = make.Settings(trace=TraceConfig(steps=STEPS, prompts=("fluent rocket", "noto turtle")),
+                      search=SearchConfig(beam=1, samples=1, finalists=1),
                       evolution=EvolutionConfig(population=2, generations=1, samples=1))
 
 
