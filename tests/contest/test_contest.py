@@ -15,7 +15,9 @@ from workbench.options import BadInput, Cancelled, ContestConfig, EvolutionConfi
 from workbench.runs import Run
 
 STEPS, PROMPTS = 2, ("fluent red heart", "noto grinning face", "twemoji pizza")
-SMALL = make.Settings(trace=TraceConfig(steps=STEPS, prompts=("fluent rocket", "noto turtle")), search=SearchConfig(beam=2, samples=2),
+pytestmark = pytest.mark.slow
+SMALL = make.Settings(trace=TraceConfig(steps=STEPS, prompts=("fluent rocket", "noto turtle")),
+                      search=SearchConfig(beam=1, samples=1, finalists=1),
                       evolution=EvolutionConfig(population=2, generations=1, samples=1))
 
 
@@ -29,7 +31,8 @@ def held(bundle, tmp_path_factory):
     run = Run(tmp_path_factory.mktemp("contest") / "run")
     names = ("rtn", "qdit", "svdquant", "adatsq")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("workbench.pipeline.WEIGHT_BITS", (3, 4, 16))  # fewer widths to solve and to measure
+        patch.setattr("workbench.pipeline.WEIGHT_BITS", (4, 16))  # fewer widths and sizes to solve and to measure
+        patch.setattr("workbench.quant.evolution.SIZES", (64, None))
         return (run, *contest.hold(bundle, names, SMALL, prompts=PROMPTS, seed=5, run=run))
 
 
