@@ -14,7 +14,8 @@ import torch
 
 from workbench.options import BadInput, Budget, QuantConfig, SearchConfig
 from workbench.plans import CostTable
-from workbench.search.lagrangian import ActHull, activation_hull, allocate_weights, largest_sum
+from workbench.search.knapsack import allocate_weights
+from workbench.search.lagrangian import ActHull, activation_hull, largest_sum
 from workbench.search.ledger import Path, Row
 from workbench.search.rivals import uniform_rows, uniform_weights
 from workbench.types import DistortionTable, LayerInfo
