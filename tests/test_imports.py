@@ -17,7 +17,7 @@ RANKS = (
     ("trace", "quant", "terminal"),
     ("methods",),
     ("sensitivity", "costs", "generate", "rollout", "search"),
-    ("export",),
+    ("export", "projection"),
     ("pipeline",),
     ("jobs",),
     ("verbs",),

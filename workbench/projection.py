@@ -116,7 +116,7 @@ class _Errors:
         return delta_CNK
 
 
-def with_coherence(table: DistortionTable, projection: Projection, layers: tuple[LayerInfo, ...]) -> DistortionTable:
+def with_signs(table: DistortionTable, projection: Projection, layers: tuple[LayerInfo, ...]) -> DistortionTable:
     """The table with every error multiplied by how much the errors of its kind add up over the steps.
 
     Activations: one factor per role and width, (sum_t p)^2 over sum_t p^2. Weights: one per layer over all its widths, projected

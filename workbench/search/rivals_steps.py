@@ -47,7 +47,7 @@ def _whole_levels(cost_TC: np.ndarray, limit: float) -> tuple[np.ndarray, int]:
     else:
         unit = max(left, float(extra_TC.max())) / COST_LEVELS
     most = float(extra_TC.max(axis=1).sum())
-    return np.ceil(extra_TC / unit - 1e-12).astype(np.int64), int(np.floor(min(left, most) / unit + 1e-12))
+    return np.ceil(extra_TC / unit).astype(np.int64), int(np.floor(min(left, most) / unit))
 
 
 def steps_bisection(problem: Problem) -> np.ndarray:
