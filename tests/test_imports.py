@@ -13,7 +13,7 @@ RANKS = (
     ("plans",),
     ("types",),
     ("lowbit", "runs", "metrics", "prompts", "flags", "tuning", "modelcard"),
-    ("families",),
+    ("families", "checkpoints"),
     ("trace", "quant", "terminal"),
     ("methods",),
     ("sensitivity", "costs", "generate", "rollout", "search"),

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from workbench import costs as cost_tables
 from workbench import families, generate, metrics, projection, sensitivity, trace
+from workbench.checkpoints import Checkpoints
 from workbench.families import Bundle
 from workbench.methods import METHODS, Method
 from workbench.options import (
@@ -84,7 +85,7 @@ def search(bundle: Bundle, profiled: Profile, budget: Budget, config: SearchConf
     config, sigma_T = config or SearchConfig(), sigma_of(profiled.trace)
     fresh = _fresh_trace(bundle, profiled, config, run, on_progress)
     signed = _projected(bundle, profiled, fresh, config, run, on_progress)
-    checkpoints = None if run is None else _Checkpoints(
+    checkpoints = None if run is None else Checkpoints(
         run, Run.key(bundle.model_hash, profiled.trace, fresh, profiled.sensitivity.config, profiled.quant, budget, config))
     guide = projection.with_signs(profiled.table, signed, bundle.layers) if signed and config.guide == "signed" else profiled.table
     weights = weights_of(bundle, profiled)
@@ -294,29 +295,6 @@ def _recorded(bundle: Bundle, config: TraceConfig, run: Run | None, on_progress:
 
 def _stored(run: Run | None, cls: type, stage: str, made_from: tuple, make):
     return make() if run is None else run.resume(cls, stage, Run.key(*made_from), make)
-
-
-class _Checkpoints:
-    """A search's last checkpoint in a run folder: the states first, the table that names them last."""
-
-    def __init__(self, run: Run, key: str):
-        self.run, self.key = run, key
-
-    def save(self, table: dict, blobs: dict[str, bytes]) -> None:
-        for name, blob in blobs.items():
-            if not self.run.path("state", f"{self.key}-{name}").exists():
-                self.run.save_blob("state", f"{self.key}-{name}", blob)
-        self.run.save_json("search", self.key, {"table": table, "states": sorted(blobs)})
-        for path in self.run.folder.glob(f"state-{self.key}-*.safetensors"):
-            if path.stem.removeprefix(f"state-{self.key}-") not in blobs:
-                path.unlink(missing_ok=True)
-
-    def load(self) -> tuple[dict, dict[str, bytes]] | None:
-        found = self.run.load_json("search", self.key)
-        if not found:
-            return None
-        blobs = {name: self.run.load_blob("state", f"{self.key}-{name}") for name in found["states"]}
-        return found["table"], {name: blob for name, blob in blobs.items() if blob is not None}
 
 
 def default_budget(bundle: Bundle, profiled: Profile) -> Budget:
