@@ -93,7 +93,8 @@ def search(bundle: Bundle, profiled: Profile, budget: Budget, config: SearchConf
                  adjoint_RSTMD=None if signed is None else signed.adjoint_RSTMD) as rollout:
         result = run_search(
             layers=bundle.layers, sigma_T=sigma_T, table=profiled.table, guide=guide, costs=profiled.costs, quant=profiled.quant,
-            model_hash=bundle.model_hash, budget=budget, config=config, evaluator=rollout, prompts=Run.key(fresh.prompts, fresh.seeds),
+            model_hash=bundle.model_hash, budget=budget, config=config, evaluator=rollout,
+            ranked=_forms(profiled.sensitivity, profiled), prompts=Run.key(fresh.prompts, fresh.seeds),
             on_progress=on_progress, checkpoint=checkpoints and checkpoints.save, resume=checkpoints and checkpoints.load())
     return replace(result, chosen=_judge(bundle, profiled, _finalists(result, budget, config), weights, on_progress))
 
@@ -125,6 +126,26 @@ def _projected(bundle: Bundle, profiled: Profile, fresh: Trace, config: SearchCo
     made_from = (fresh, profiled.trace, profiled.sensitivity.config, profiled.quant, profiled.bank.weight_bits_C)
     return _stored(run, projection.Projection, "projection", made_from,
                    lambda: projection.project(bundle, fresh, profiled.bank, on_progress=on_progress))
+
+
+def _forms(smap: SensitivityMap, profiled: Profile) -> dict[str, DistortionTable]:
+    """Both forms of the distortion table that follow from one sensitivity map, by estimator and form."""
+    tables = {}
+    for form in ("directional", "white"):
+        formed = replace(smap, config=smap.config.model_copy(update={"distortion": form}))
+        tables[f"{smap.config.estimator} {form}"] = sensitivity.tabulate(formed, profiled.bank.weight_bits_C, profiled.bank.weight_error_LC)
+    return tables
+
+
+def table_variants(bundle: Bundle, profiled: Profile, *, run: Run | None = None,
+                   on_progress: OnProgress = ignore_progress) -> dict[str, DistortionTable]:
+    """All four distortion tables, {adjoint, local} x {directional, white}; the estimator that the profile lacks costs one replay."""
+    tables = _forms(profiled.sensitivity, profiled)
+    other = "local" if profiled.sensitivity.config.estimator == "adjoint" else "adjoint"
+    config = profiled.sensitivity.config.model_copy(update={"estimator": other})
+    smap = _stored(run, SensitivityMap, "sensitivity", (profiled.trace, config, profiled.quant.transform, profiled.quant.seed),
+                   lambda: sensitivity.profile(bundle, profiled.trace, config, profiled.quant, on_progress=on_progress))
+    return tables | _forms(smap, profiled)
 
 
 def _finalists(result: SearchResult, budget: Budget, config: SearchConfig) -> list[ScoredPlan]:

@@ -14,7 +14,7 @@ from workbench.search.beam import beam_search
 from workbench.search.ledger import Row
 from workbench.search.log import Log
 from workbench.search.online import online_rollout
-from workbench.search.ranking import rank
+from workbench.search.ranking import NEAR, rank
 from workbench.search.refine import Corrected, Factors
 from workbench.search.task import Rows, Task
 from workbench.types import Ranking
@@ -122,10 +122,10 @@ def _planned_beam(task: Task, seeds: int) -> int:
 
 
 def ranking(task: Task, log: Log) -> tuple[Ranking, ...]:
-    """How well the guide and the additive table order what was measured."""
+    """How well the guide and the other tables order what was measured."""
     plans = list(log.measured.values())
-    tables = {"guide": task.guide, "additive": task.table} if task.guide is not task.table else {"additive": task.table}
+    tables = {"guide": task.guide, **(task.ranked or {"additive": task.table})}
     predicted = {name: [task.predicted_error(plan.weight_bits_L, plan.act_bits_TL, table) for plan in plans]
                  for name, table in tables.items()}
-    near = [abs(plan.act_bits_mean - task.target_bits) < 0.1 * task.target_bits for plan in plans]
+    near = [abs(plan.act_bits_mean - task.target_bits) < NEAR * task.target_bits for plan in plans]
     return rank(predicted, [plan.error for plan in plans], near)

@@ -10,7 +10,7 @@ Dimension letters as in `types.py`: T steps, L layers, C choices.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from workbench.options import Budget, Cancelled, OnProgress, QuantConfig, SearchConfig, ignore_progress
 from workbench.plans import BitChoice, CostTable, ScoredPlan, make_plan
@@ -24,17 +24,20 @@ from workbench.types import DistortionTable, LayerInfo, SearchResult
 
 def search(*, layers: Sequence[LayerInfo], sigma_T: Sequence[float], table: DistortionTable, costs: CostTable, quant: QuantConfig,
            model_hash: str, budget: Budget, config: SearchConfig, evaluator: Evaluator, guide: DistortionTable | None = None,
-           prompts: str = "", checkpoint: Checkpoint | None = None, resume: tuple[dict, dict[str, bytes]] | None = None,
+           ranked: Mapping[str, DistortionTable] | None = None, prompts: str = "", checkpoint: Checkpoint | None = None,
+           resume: tuple[dict, dict[str, bytes]] | None = None,
            on_progress: OnProgress = ignore_progress) -> SearchResult:
     """Measure plans and return their front; `chosen` has the least measured error within `budget`.
 
-    Rivals plan by `table`, this search by `guide` (by default the same). `prompts` names what the evaluator measures on.
+    Rivals plan by `table`, this search by `guide` (by default the same). `prompts` names what the evaluator measures on; `ranked` are
+    tables whose ranks are compared with those measured.
     `checkpoint(json, blobs)` is called after each step of the beam and each measured plan; pass the pair of the last
     call as `resume` and the result is that of the uninterrupted search, `seconds` apart. It may have had another budget or beam.
     Raises BadInput when the budget is below the smallest feasible or the evaluator gives nothing usable. `so_far` of SearchFailed and
     Cancelled is the result up to there, or None when no plan within budget had been measured."""
     task = Task(layers=tuple(layers), sigma_T=tuple(float(sigma) for sigma in sigma_T), table=table, guide=guide or table, costs=costs,
-                quant=quant, model_hash=model_hash, budget=budget, config=config, prompts=prompts)
+                quant=quant, model_hash=model_hash, budget=budget, config=config, prompts=prompts,
+                ranked=ranked or {})
     task.check()
     log = Log(evaluator, costs, steps=task.steps, summed=config.scoring == "raw", question=task.fingerprint(),
               on_progress=on_progress, checkpoint=checkpoint, resume=resume)

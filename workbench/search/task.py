@@ -6,7 +6,8 @@ Dimension letters as in `types.py`: T steps, L layers, C choices.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -18,6 +19,7 @@ from workbench.search.knapsack import allocate_weights
 from workbench.search.lagrangian import largest_sum
 from workbench.search.ledger import Row
 from workbench.search.meters import Steering, bit_meter, meters, steering
+from workbench.search.ranking import predict
 from workbench.search.rivals import Problem, uniform_rows, uniform_weights
 from workbench.types import DistortionTable, LayerInfo
 
@@ -35,7 +37,7 @@ class Task:
     """What is asked, and the allocations that follow from the tables alone.
 
     `table` is the additive distortion table that rivals plan by; `guide` is what this search plans by. `prompts` stands for the prompts
-    that measurements are made on."""
+    that measurements are made on. `ranked` are tables of which the result says how well they order what was measured."""
 
     layers: tuple[LayerInfo, ...]
     sigma_T: tuple[float, ...]
@@ -47,6 +49,7 @@ class Task:
     budget: Budget
     config: SearchConfig
     prompts: str = ""
+    ranked: Mapping[str, DistortionTable] = field(default_factory=dict)
 
     @property
     def steps(self) -> int:
@@ -160,11 +163,7 @@ class Task:
 
     def predicted_error(self, weight_bits_L: Row, act_bits_TL: Rows, table: DistortionTable | None = None) -> float:
         """A table's sum over weights and over all (step, layer); by default the guide's."""
-        table = table or self.guide
-        act_TL = torch.tensor([[self.table.act_bits_C.index(bits) for bits in row] for row in act_bits_TL])
-        weight_L = torch.tensor([self.table.weight_bits_C.index(bits) for bits in weight_bits_L])
-        return float(table.error_TLC.double().gather(2, act_TL[..., None]).sum()
-                     + table.weight_error_LC.double().gather(1, weight_L[:, None]).sum())
+        return predict(table or self.guide, weight_bits_L, act_bits_TL)
 
     def scaled(self, act_TLC: np.ndarray, weight_L: np.ndarray) -> DistortionTable:
         """The guide with its errors multiplied."""
