@@ -142,7 +142,7 @@ class QuantConfig(Frozen):
 class SearchConfig(Frozen):
     """The beam search of AdaTSQ (arXiv 2602.09883) and the refinement of what it finds, section 4 of the design."""
 
-    beam: int = setting(4, "surviving paths per step", ge=1, le=64, step=1)
+    beam: int = setting(3, "surviving paths per step", ge=1, le=64, step=1)
     configs: int = setting(3, "configurations tried from each path (at least low, mid, high)", ge=3, le=16, step=1)
     samples: int = setting(4, "prompts that score a path", ge=1, le=64, step=1)
     scoring: str = setting("adjoint", "adjoint: predicted effect on the final latent; raw: deviation of this step (the paper)",

@@ -31,6 +31,7 @@ from workbench.quant.quantize import QuantizedModel, WeightBank, build, solve_ba
 from workbench.rollout import Rollout
 from workbench.runs import Run
 from workbench.search.pareto import plan_point, within
+from workbench.search.ranking import predict
 from workbench.search.search import search as run_search
 from workbench.types import Comparison, DistortionTable, SearchResult, SensitivityMap, Trace
 
@@ -83,8 +84,8 @@ def search(bundle: Bundle, profiled: Profile, budget: Budget, config: SearchConf
 
     Plans are measured on prompts that calibration has not seen; the best few within budget are then judged on held-out ones."""
     config, sigma_T = config or SearchConfig(), sigma_of(profiled.trace)
-    fresh = _fresh_trace(bundle, profiled, config, run, on_progress)
-    signed = _projected(bundle, profiled, fresh, config, run, on_progress)
+    fresh = fresh_trace(bundle, profiled, config, run, on_progress)
+    signed = projected(bundle, profiled, fresh, config, run, on_progress)
     checkpoints = None if run is None else Checkpoints(
         run, Run.key(bundle.model_hash, profiled.trace, fresh, profiled.sensitivity.config, profiled.quant, budget, config))
     guide = projection.with_signs(profiled.table, signed, bundle.layers) if signed and config.guide == "signed" else profiled.table
@@ -106,7 +107,7 @@ def weights_of(bundle: Bundle, profiled: Profile):
     return build_one
 
 
-def _fresh_trace(bundle: Bundle, profiled: Profile, config: SearchConfig, run: Run | None, on_progress: OnProgress) -> Trace:
+def fresh_trace(bundle: Bundle, profiled: Profile, config: SearchConfig, run: Run | None, on_progress: OnProgress) -> Trace:
     """Float trajectories of the model's calibration prompts that the profile has not used: weights are solved to fit the ones it has.
     Where too few are left, the profile's own."""
     seen, held_out = set(profiled.trace.prompts), set(bundle.prompts("held_out"))
@@ -118,7 +119,7 @@ def _fresh_trace(bundle: Bundle, profiled: Profile, config: SearchConfig, run: R
     return _recorded(bundle, chosen, run, on_progress)
 
 
-def _projected(bundle: Bundle, profiled: Profile, fresh: Trace, config: SearchConfig, run: Run | None,
+def projected(bundle: Bundle, profiled: Profile, fresh: Trace, config: SearchConfig, run: Run | None,
                on_progress: OnProgress) -> projection.Projection | None:
     """Signed errors on the search's prompts, where scoring or planning needs them."""
     if config.scoring != "adjoint" and config.guide != "signed":
@@ -178,6 +179,15 @@ def _held_out(bundle: Bundle, profiled: Profile, count: int, on_progress: OnProg
     seen = set(profiled.trace.prompts)
     prompts = tuple(prompt for prompt in bundle.prompts("held_out") if prompt not in seen)[:count]
     return trace.record(bundle, TraceConfig(prompts=prompts, steps=profiled.trace.schedule.steps, seed=JUDGE_SEED), on_progress=on_progress)
+
+
+def paint_plan(bundle: Bundle, profiled: Profile, weight_bits_L: Sequence[int], act_bits_TL: Sequence[Sequence[int]],
+               method: str = "painted") -> BitPlan:
+    """A plan of these bits, with its exact costs and what the profile's table predicts for it. Nothing is run."""
+    choices = [BitChoice(weight_bits=bits, group_size=profiled.quant.group_size) for bits in weight_bits_L]
+    return make_plan(layers=bundle.layers, sigma_T=sigma_of(profiled.trace), weight_choice_L=choices, act_bits_TL=act_bits_TL,
+                     costs=profiled.costs, quant=profiled.quant, model_hash=bundle.model_hash, method=method,
+                     predicted_error=predict(profiled.table, weight_bits_L, act_bits_TL))
 
 
 def evaluate_plan(bundle: Bundle, profiled: Profile, plan: BitPlan, *, prompts: int = JUDGE_PROMPTS,

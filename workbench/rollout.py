@@ -95,12 +95,16 @@ class Rollout:
 
     def errors_of(self, plan: BitPlan) -> Tensor:
         """The error of every sample (S) after running a whole plan."""
+        return self._errors(self.final_of(plan))
+
+    def final_of(self, plan: BitPlan) -> Tensor:
+        """The final latent (S, M, D) after running a whole plan."""
         self.use_weights(plan.weight_bits_L)
         state = self.start()
         for step, row in enumerate(plan.act_bits_TL):
             self._on_step(Progress(stage="rollout", done=step, total=len(plan.act_bits_TL), message=f"step {step + 1} of the plan"))
             state = self.extend(state, step, row)
-        return self._errors(state)
+        return state
 
     def save(self, state: Tensor) -> bytes:
         return save_safetensors({"latent_SMD": state.contiguous()})

@@ -41,8 +41,8 @@ def test_nobody_is_blamed_exactly_when_the_smallest_plan_fits(size, bits):
 def test_the_blame_states_the_gap_and_both_numbers():
     reachable = picks.Feasible(weight_bytes=(8_000_000, 20_000_000), mean_act_bits=(4.0, 16.0), latency_ms=None, uniform=())
     lines = picks.blame(Budget(max_weight_bytes=7_500_000, max_mean_act_bits=3.5), reachable)
-    assert lines == ("memory: 7.5 MB is 0.5 MB below the smallest reachable, 8 MB",
-                     "mean activation bits: 3.5 bits is 0.5 bits below the smallest reachable, 4 bits")
+    assert lines == ("memory: 7.5 MB is 0.5 MB below the smallest feasible, 8 MB",
+                     "mean activation bits: 3.5 bits is 0.5 bits below the smallest feasible, 4 bits")
 
 
 def test_a_painted_plan_over_its_budget_is_told_by_how_much():

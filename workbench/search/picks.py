@@ -66,7 +66,7 @@ def blame(budget: Budget, reachable: Feasible) -> tuple[str, ...]:
               ("mean activation bits", budget.max_mean_act_bits, reachable.mean_act_bits, 1.0, "bits")]
     if reachable.latency_ms is not None:
         limits.append(("time of an image", getattr(budget, "max_latency_ms", None), reachable.latency_ms, 1.0, "ms"))
-    return tuple(f"{name}: {limit * scale:.4g} {unit} is {(least - limit) * scale:.2g} {unit} below the smallest reachable, "
+    return tuple(f"{name}: {limit * scale:.4g} {unit} is {(least - limit) * scale:.2g} {unit} below the smallest feasible, "
                  f"{least * scale:.4g} {unit}" for name, limit, (least, _), scale, unit in limits if limit is not None and limit < least)
 
 

@@ -25,7 +25,7 @@ from workbench.types import DistortionTable, LayerInfo
 
 Rows = tuple[Row, ...]  # activation bits (T, L)
 
-RUNGS = (3.2, 3.6, 4.0, 4.5, 5.2, 6.5, 8.0)  # mean activation bits of the Lagrangian plans that seed the beam
+RUNGS = (3.2, 3.6, 4.0, 4.5, 5.5, 8.0)  # mean activation bits of the Lagrangian plans that seed the beam
 LOW, HIGH = 0.85, 1.4  # the beam's configurations steer towards LOW to HIGH times the target
 TYPICAL_ACT_BITS = 4.0  # the target where nothing limits activations
 TYPICAL_WEIGHT_BITS = 4  # what the beam runs on where no memory limit is set
@@ -133,7 +133,7 @@ class Task:
 
     def other_weights(self) -> dict[Row, list[Rows]]:
         """Allocations that span the range of memory, the best within the bytes of every uniform width, each with the plans of
-        activation bits it is measured with: one that suits the width, and the target."""
+        activation bits it is measured with: one that suits the width."""
         levels: dict[Row, list[Rows]] = {}
         beam_on, least = self.weight_candidates(), min(self.table.act_bits_C)
         for width, size in self.uniform_bytes.items():
@@ -141,10 +141,8 @@ class Task:
             if weights in levels or weights in beam_on:
                 continue
             suited = self.rows_within(max(least, COMPANION_BITS[width]))
-            # The smallest plan of all makes every feasible budget selectable; float weights gain nothing at few bits.
-            first = suited if levels else self.rows_uniform(least)
-            at_few = width == 16 and self.target_bits < COMPANION_BITS[16]
-            levels[weights] = list(dict.fromkeys([first] if at_few else [first, self.rows_within(self.target_bits)]))
+            # The smallest plan of all makes every feasible budget selectable.
+            levels[weights] = [suited] if levels else [self.rows_uniform(least), suited]
         return levels
 
     def rungs(self, weight_bits_L: Row) -> list[Rows]:
