@@ -21,7 +21,11 @@ class BadInput(ValueError):
 
 
 class Cancelled(Exception):
-    """Raised by a progress callback to stop a stage; the stage leaves nothing half-written behind."""
+    """Raised by a progress callback to stop a stage; the stage leaves nothing half-written behind.
+
+    `so_far` is what the stage had by then, where it has something to show: a search's result up to there."""
+
+    so_far: Any = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,15 +152,19 @@ class QuantConfig(Frozen):
 
 
 class SearchConfig(Frozen):
-    """The beam search of AdaTSQ (arXiv 2602.09883), section 4 of the design."""
+    """The beam search of AdaTSQ (arXiv 2602.09883) and the refinement of what it finds, section 4 of the design."""
 
-    beam: int = setting(4, "surviving paths per step", ge=1, le=64, step=1)
+    beam: int = setting(3, "surviving paths per step", ge=1, le=64, step=1)
     configs: int = setting(3, "configurations tried from each path (at least low, mid, high)", ge=3, le=16, step=1)
-    samples: int = setting(4, "calibration prompts that score a path", ge=1, le=64, step=1)
+    samples: int = setting(4, "prompts that score a path", ge=1, le=64, step=1)
     scoring: str = setting("adjoint", "adjoint: predicted effect on the final latent; raw: deviation of this step (the paper)",
                            pattern="^(adjoint|raw)$")
     rollout: str = setting("quantized", "score along the quantized rollout, or additively at the float latents",
                            pattern="^(quantized|float)$")
+    guide: str = setting("signed", "plan by signed: errors added up with their signs on fresh prompts; additive: the distortion table",
+                         pattern="^(signed|additive)$")
+    refine: int = setting(12, "swaps of bits proposed and judged by measured error after the beam; 0: none", ge=0, le=200, step=1)
+    rivals: str = setting("all", "allocations of other methods measured beside the search", pattern="^(all|uniform)$")
     finalists: int = setting(3, "plans judged by full generations on held-out prompts", ge=1, le=16, step=1)
     seed: int = setting(0, "seed", ge=0, le=2**31 - 1, step=1)
 

@@ -11,7 +11,8 @@ import torch
 
 from workbench import bench as benches
 from workbench import costs as cost_tables
-from workbench import families, generate, latency, sensitivity, trace
+from workbench import families, generate, latency, metrics, projection, sensitivity, trace
+from workbench.checkpoints import Checkpoints
 from workbench.families import Bundle
 from workbench.options import (
     WEIGHT_BITS,
@@ -34,11 +35,13 @@ from workbench.quant.activations import format_of
 from workbench.quant.quantize import QuantizedModel, WeightBank, build, round_bank, solve_bank
 from workbench.rollout import Rollout
 from workbench.runs import Run
-from workbench.search.pareto import plan_point, within
+from workbench.search.pareto import fits
+from workbench.search.ranking import predict
 from workbench.search.search import search as run_search
 from workbench.types import Comparison, DistortionTable, SearchResult, SensitivityMap, Trace
 
 JUDGE_PROMPTS, JUDGE_SEED = 8, 10_000  # held-out prompts that choose among the finalists, and their seeds
+SEARCH_PROMPTS, SEARCH_SEED = 8, 5_000  # prompts that a search measures on (at least), and their seeds
 _LOADED: dict[tuple[str, str], Bundle] = {}
 _LOADING = threading.Lock()
 
@@ -88,41 +91,129 @@ def profile(bundle: Bundle, trace_config: TraceConfig | None = None, config: Sen
 
 def search(bundle: Bundle, profiled: Profile, budget: Budget, config: SearchConfig | None = None, *, run: Run | None = None,
            judge_prompts: Sequence[str] = (), on_progress: OnProgress = ignore_progress) -> SearchResult:
-    """AdaTSQ's beam search under a budget; with `run`, an interrupted search goes on where it was.
+    """AdaTSQ's beam search under a budget, refined on measured error; with `run`, an interrupted search goes on where it was.
 
-    The front is measured on calibration prompts; the best few plans within budget are then judged on held-out ones, or on
-    `judge_prompts` where the held-out ones are kept for a comparison."""
+    Plans are measured on prompts that calibration has not seen; the best few within budget are then judged on held-out ones, or
+    on `judge_prompts` where the held-out ones are kept for a comparison."""
     config, sigma_T = config or SearchConfig(), sigma_of(profiled.trace)
-    checkpoints = None if run is None else _Checkpoints(
-        run, Run.key(bundle.model_hash, profiled.trace, profiled.sensitivity.config, profiled.quant, budget, config))
-
-    def weights(weight_bits_L):
-        return build(bundle, profiled.bank, uniform_plan(bundle, profiled.quant, sigma_T, weight_bits_L, 16))
-
-    with Rollout(bundle, profiled.trace, weights, samples=config.samples, scoring=config.scoring,
-                 adjoint_RSTMD=profiled.sensitivity.adjoint_RSTMD) as rollout:
+    fresh = fresh_trace(bundle, profiled, config, run, on_progress)
+    signed = projected(bundle, profiled, fresh, config, run, on_progress)
+    checkpoints = None if run is None else Checkpoints(
+        run, Run.key(bundle.model_hash, profiled.trace, fresh, profiled.sensitivity.config, profiled.quant, budget, config))
+    guide = projection.with_signs(profiled.table, signed, bundle.layers) if signed and config.guide == "signed" else profiled.table
+    weights = weights_of(bundle, profiled)
+    with Rollout(bundle, fresh, weights, samples=config.samples, scoring=config.scoring,
+                 adjoint_RSTMD=None if signed is None else signed.adjoint_RSTMD) as rollout:
         result = run_search(
-            layers=bundle.layers, sigma_T=sigma_T, table=profiled.table, costs=profiled.costs, quant=profiled.quant,
-            model_hash=bundle.model_hash, budget=budget, config=config, evaluator=rollout, on_progress=on_progress,
-            checkpoint=checkpoints and checkpoints.save, resume=checkpoints and checkpoints.load())
-    finalists = sorted((scored for scored in result.front if within(plan_point(scored), budget)), key=lambda scored: scored.error)
-    return replace(result, chosen=_judge(bundle, profiled, finalists[:config.finalists], weights, judge_prompts, on_progress))
+            layers=bundle.layers, sigma_T=sigma_T, table=profiled.table, guide=guide, costs=profiled.costs, quant=profiled.quant,
+            model_hash=bundle.model_hash, budget=budget, config=config, evaluator=rollout,
+            ranked=_forms(profiled.sensitivity, profiled), prompts=Run.key(fresh.prompts, fresh.seeds),
+            on_progress=on_progress, checkpoint=checkpoints and checkpoints.save, resume=checkpoints and checkpoints.load())
+    return replace(result, chosen=_judge(bundle, profiled, _finalists(result, budget, config), judge_prompts, on_progress))
 
 
-def _judge(bundle: Bundle, profiled: Profile, finalists: list[ScoredPlan], weights, judge_prompts: Sequence[str],
-           on_progress: OnProgress) -> ScoredPlan:
+def weights_of(bundle: Bundle, profiled: Profile):
+    """The quantized model of one width per layer, as a `Rollout` asks for it."""
+    def build_one(weight_bits_L):
+        return build(bundle, profiled.bank, uniform_plan(bundle, profiled.quant, sigma_of(profiled.trace), weight_bits_L, 16))
+    return build_one
+
+
+def fresh_trace(bundle: Bundle, profiled: Profile, config: SearchConfig, run: Run | None, on_progress: OnProgress) -> Trace:
+    """Float trajectories of the model's calibration prompts that the profile has not used: weights are solved to fit the ones it has.
+    Where too few are left, the profile's own."""
+    seen, held_out = set(profiled.trace.prompts), set(bundle.prompts("held_out"))
+    fresh = [prompt for prompt in dict.fromkeys(bundle.prompts("calibration")) if prompt not in seen and prompt not in held_out]
+    count = max(SEARCH_PROMPTS, config.samples)
+    if len(fresh) < config.samples:
+        return profiled.trace
+    chosen = TraceConfig(prompts=tuple(fresh[:count]), steps=profiled.trace.schedule.steps, seed=SEARCH_SEED)
+    return record(bundle, chosen, run=run, on_progress=on_progress)
+
+
+def projected(bundle: Bundle, profiled: Profile, fresh: Trace, config: SearchConfig, run: Run | None,
+               on_progress: OnProgress) -> projection.Projection | None:
+    """Signed errors on the search's prompts, where scoring or planning needs them."""
+    if config.scoring != "adjoint" and config.guide != "signed":
+        return None
+    made_from = (fresh, profiled.trace, profiled.sensitivity.config, profiled.quant, profiled.bank.weight_bits_C)
+    return _stored(run, projection.Projection, "projection", made_from,
+                   lambda: projection.project(bundle, fresh, profiled.bank, on_progress=on_progress))
+
+
+def _forms(smap: SensitivityMap, profiled: Profile) -> dict[str, DistortionTable]:
+    """Both forms of the distortion table that follow from one sensitivity map, by estimator and form."""
+    tables = {}
+    for form in ("directional", "white"):
+        formed = replace(smap, config=smap.config.model_copy(update={"distortion": form}))
+        tables[f"{smap.config.estimator} {form}"] = sensitivity.tabulate(formed, profiled.bank.weight_bits_C, profiled.bank.weight_error_LC)
+    return tables
+
+
+def table_variants(bundle: Bundle, profiled: Profile, *, run: Run | None = None,
+                   on_progress: OnProgress = ignore_progress) -> dict[str, DistortionTable]:
+    """All four distortion tables, {adjoint, local} x {directional, white}; the estimator that the profile lacks costs one replay."""
+    tables = _forms(profiled.sensitivity, profiled)
+    other = "local" if profiled.sensitivity.config.estimator == "adjoint" else "adjoint"
+    config = profiled.sensitivity.config.model_copy(update={"estimator": other})
+    smap = _stored(run, SensitivityMap, "sensitivity", (profiled.trace, config, *_basis(profiled.quant)),
+                   lambda: sensitivity.profile(bundle, profiled.trace, config, profiled.quant, fitted=profiled.bank.transforms,
+                                               on_progress=on_progress))
+    return tables | _forms(smap, profiled)
+
+
+def _finalists(result: SearchResult, budget: Budget, config: SearchConfig) -> list[ScoredPlan]:
+    """The plans of least measured error within budget, the search's choice first."""
+    fitting = [scored for scored in result.front if fits(scored, budget)]
+    return list(dict.fromkeys([result.chosen, *sorted(fitting, key=lambda scored: scored.error)]))[:config.finalists]
+
+
+def _judge(bundle: Bundle, profiled: Profile, finalists: list[ScoredPlan], prompts: Sequence[str], on_progress: OnProgress) -> ScoredPlan:
     """The finalist of least error on prompts that neither calibration nor search has seen."""
-    seen = set(profiled.trace.prompts)
-    prompts = tuple(prompt for prompt in judge_prompts or bundle.prompts("held_out") if prompt not in seen)[:JUDGE_PROMPTS]
-    steps = profiled.trace.schedule.steps
-    held_out = trace.record(bundle, TraceConfig(prompts=prompts, steps=steps, seed=JUDGE_SEED), on_progress=on_progress)
+    held_out = _held_out(bundle, profiled, JUDGE_PROMPTS, on_progress, prompts)
     judged = []
-    with Rollout(bundle, held_out, weights, samples=len(prompts), scoring="raw") as rollout:
+    with Rollout(bundle, held_out, weights_of(bundle, profiled), samples=held_out.samples, scoring="raw", on_step=on_progress) as rollout:
         for number, scored in enumerate(finalists):
             on_progress(Progress(stage="judge", done=number, total=len(finalists), message=f"finalist {number + 1} on held-out prompts"))
-            judged.append(scored.model_copy(update={"error": rollout.error_of(scored.plan), "samples": len(prompts), "held_out": True}))
+            judged.append(_judged(rollout, scored))
     on_progress(Progress(stage="judge", done=len(finalists), total=len(finalists), message="finalists judged on held-out prompts"))
     return min(judged, key=lambda scored: scored.error)
+
+
+def _judged(rollout: Rollout, scored: ScoredPlan) -> ScoredPlan:
+    """A plan with its error on held-out prompts and the interval of it."""
+    measured = metrics.interval(rollout.errors_of(scored.plan).tolist(), higher_is_better=False)
+    return scored.model_copy(update={"error": measured.mean, "samples": measured.n, "held_out": True,
+                                     "low": max(0.0, measured.low), "high": measured.high})
+
+
+def _held_out(bundle: Bundle, profiled: Profile, count: int, on_progress: OnProgress, prompts: Sequence[str] = ()) -> Trace:
+    """Float trajectories of held-out prompts, the model's own unless others are given."""
+    seen = set(profiled.trace.prompts)
+    prompts = tuple(prompt for prompt in prompts or bundle.prompts("held_out") if prompt not in seen)[:count]
+    return trace.record(bundle, TraceConfig(prompts=prompts, steps=profiled.trace.schedule.steps, seed=JUDGE_SEED), on_progress=on_progress)
+
+
+def paint_plan(bundle: Bundle, profiled: Profile, weight_bits_L: Sequence[int], act_bits_TL: Sequence[Sequence[int]],
+               method: str = "painted") -> BitPlan:
+    """A plan of these bits, with its exact costs and what the profile's table predicts for it. Nothing is run."""
+    choices = [cost_tables.choice_of(bits, profiled.quant) for bits in weight_bits_L]
+    return make_plan(layers=bundle.layers, sigma_T=sigma_of(profiled.trace), weight_choice_L=choices, act_bits_TL=act_bits_TL,
+                     costs=profiled.costs, quant=profiled.quant, model_hash=bundle.model_hash, method=method,
+                     predicted_error=predict(profiled.table, weight_bits_L, act_bits_TL))
+
+
+def evaluate_plan(bundle: Bundle, profiled: Profile, plan: BitPlan, *, prompts: int = JUDGE_PROMPTS,
+                  on_progress: OnProgress = ignore_progress) -> ScoredPlan:
+    """A plan from anywhere, painted by hand for instance, really run on held-out prompts; its error comes with an interval."""
+    validate_plan(bundle, plan)
+    if plan.quant != profiled.quant:
+        raise BadInput("the plan's weights are solved with other settings than this profile's; profile with the plan's settings first")
+    held_out = _held_out(bundle, profiled, prompts, on_progress)
+    if plan.sigma_T != sigma_of(profiled.trace):
+        raise BadInput(f"the plan has {len(plan.sigma_T)} steps and its own noise levels; the profile has {held_out.schedule.steps} others")
+    with Rollout(bundle, held_out, weights_of(bundle, profiled), samples=held_out.samples, scoring="raw", on_step=on_progress) as rollout:
+        return _judged(rollout, ScoredPlan(plan=plan, error=0.0, samples=1, origin="painted"))
 
 
 def uniform_plan(bundle: Bundle, quant: QuantConfig, sigma_T: Sequence[float], weight_bits: int | Sequence[int], act_bits: int,
@@ -215,29 +306,6 @@ def _basis(quant: QuantConfig) -> tuple:
 
 def _stored(run: Run | None, cls: type, stage: str, made_from: tuple, make):
     return make() if run is None else run.resume(cls, stage, Run.key(*made_from), make)
-
-
-class _Checkpoints:
-    """A search's last checkpoint in a run folder: the states first, the table that names them last."""
-
-    def __init__(self, run: Run, key: str):
-        self.run, self.key = run, key
-
-    def save(self, table: dict, blobs: dict[str, bytes]) -> None:
-        for name, blob in blobs.items():
-            if not self.run.path("state", f"{self.key}-{name}").exists():
-                self.run.save_blob("state", f"{self.key}-{name}", blob)
-        self.run.save_json("search", self.key, {"table": table, "states": sorted(blobs)})
-        for path in self.run.folder.glob(f"state-{self.key}-*.safetensors"):
-            if path.stem.removeprefix(f"state-{self.key}-") not in blobs:
-                path.unlink(missing_ok=True)
-
-    def load(self) -> tuple[dict, dict[str, bytes]] | None:
-        found = self.run.load_json("search", self.key)
-        if not found:
-            return None
-        blobs = {name: self.run.load_blob("state", f"{self.key}-{name}") for name in found["states"]}
-        return found["table"], {name: blob for name, blob in blobs.items() if blob is not None}
 
 
 def default_budget(bundle: Bundle, profiled: Profile) -> Budget:

@@ -170,10 +170,13 @@ def make_plan(*, layers, sigma_T, weight_choice_L, act_bits_TL, costs: CostTable
 
 
 class ScoredPlan(Frozen):
-    """A plan with its measured error: normalised MSE of the final latent against float, over `samples` prompts."""
+    """A plan with its measured error: normalised MSE of the final latent against float, over `samples` prompts. `low` and `high` are
+    its 95 % interval over prompts, where it was judged."""
 
     plan: BitPlan
     error: float = Field(ge=0)
     samples: int = Field(ge=1)
     held_out: bool = False
     origin: str = Field(default="beam", description="beam, lagrangian, uniform, ...")
+    low: float | None = None
+    high: float | None = None

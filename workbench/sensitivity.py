@@ -97,7 +97,7 @@ def profile(bundle: Bundle, trace: Trace, config: SensitivityConfig, quant: Quan
     generator = torch.Generator().manual_seed(config.seed)
     probe_RSMD = torch.randn((config.probes, *trace.target_STMD[:, 0].shape), generator=generator, dtype=trace.target_STMD.dtype)
     lambda_RSMD, adjoint, columns = probe_RSMD, [None] * steps, [None] * steps
-    rotated = _RotatedWeights(bundle, quant, fitted or {})
+    rotated = RotatedWeights(bundle, quant, fitted or {})
     for done, step in enumerate(reversed(range(steps))):
         on_progress(Progress(stage="sensitivity", done=done, total=steps, message=f"backward replay, step {step + 1} of {steps}"))
         adjoint[step] = lambda_RSMD
@@ -141,7 +141,7 @@ def _add_layers(bundle, tap, gradients_RL, rotated, totals) -> None:
     absmax, delta_CSMK = 0.0, None
     for layer in bundle.layers:
         if layer.shares_input_with == layer.index:
-            absmax, delta_CSMK = _input_errors(rotated, layer, tap.inputs[layer.index])
+            absmax, delta_CSMK = input_errors(rotated, layer, tap.inputs[layer.index])
         weight_NK, i = rotated.weight(layer), layer.index
         totals.absmax_L[i] = max(float(totals.absmax_L[i]), absmax)
         g_RSMN = torch.stack([g_L[i] for g_L in gradients_RL])
@@ -158,7 +158,7 @@ def _add_layers(bundle, tap, gradients_RL, rotated, totals) -> None:
         totals.squared_LC[i, :widths] += (few_CMK @ weight_NK.T).square().sum(-1).mean(-1).double().cpu() * samples
 
 
-def _input_errors(rotated: _RotatedWeights, layer: LayerInfo, x_SMK: Tensor) -> tuple[float, Tensor]:
+def input_errors(rotated: RotatedWeights, layer: LayerInfo, x_SMK: Tensor) -> tuple[float, Tensor]:
     """Largest |input|, and the quantization error (C, S, M, K) of the transformed input at every width but the last, float."""
     dtype = torch.float64 if x_SMK.dtype == torch.float64 else torch.float32
     rotated_SMK = rotated.transform(layer).forward(x_SMK.to(dtype))
@@ -168,7 +168,7 @@ def _input_errors(rotated: _RotatedWeights, layer: LayerInfo, x_SMK: Tensor) -> 
     return float(x_SMK.abs().max()), delta_CSMK.sub_(rotated_SMK)
 
 
-class _RotatedWeights:
+class RotatedWeights:
     """Each layer's transform and its float weight in the transformed basis, made once; `act`: how inputs are quantized."""
 
     def __init__(self, bundle: Bundle, quant: QuantConfig, fitted: Mapping[str, Transform]):

@@ -172,8 +172,21 @@ class SearchEvent:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ranking:
+    """How a prediction orders measured plans: Spearman's rank correlation over all plans, and over those near the budget alone. None where
+    there are too few plans, or nothing to order."""
+
+    prediction: str
+    spearman: float | None
+    plans: int
+    spearman_near: float | None
+    plans_near: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class SearchResult:
-    """front: non-dominated in (weight bytes, mean act bits, error); references: uniform and other rivals, as points."""
+    """front: non-dominated in (weight bytes, mean act bits, error); references: uniform and other rivals, as points, by `origin`;
+    ranking: how well each table predicted what was measured."""
 
     front: tuple[ScoredPlan, ...]
     references: tuple[ScoredPlan, ...]
@@ -181,6 +194,7 @@ class SearchResult:
     evaluations: int
     seconds: float
     events: tuple[SearchEvent, ...] = field(default=(), repr=False)
+    ranking: tuple[Ranking, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,10 +14,10 @@ from pathlib import Path
 from workbench import flags, prompts, terminal
 from workbench.options import (
     ACT_BITS,
-    WEIGHT_BITS,
     BadInput,
     BenchConfig,
     Budget,
+    Cancelled,
     ContestConfig,
     EvolutionConfig,
     Frozen,
@@ -39,6 +39,8 @@ class Limits(Frozen):
     budget_mb: float | None = setting(None, "resident megabytes (10^6 bytes) of the transformer", gt=0)
     budget_ms: float | None = setting(None, "milliseconds of one image's transformer calls on the target", gt=0)
     act_bits: float | None = setting(None, "mean activation bits over steps and layers", ge=min(ACT_BITS), le=16)
+    pick: str = setting("best", "of the front: best: least error within the budget; knee: best compromise within it; or a quality floor "
+                                "in dB of the latent, met as cheaply as possible", pattern=r"^(best|knee|\d+(\.\d+)?)$")
 
 
 class Contest(Frozen):
@@ -92,26 +94,61 @@ def search(args, listener):
     budget = Budget.parse({"max_mean_act_bits": limits.act_bits, "max_latency_ms": limits.budget_ms,
                            "max_weight_bytes": None if limits.budget_mb is None else int(limits.budget_mb * MEGABYTE)}, "budget")
     config, quant = flags.read(args, SearchConfig), flags.read(args, QuantConfig)
-    from workbench import costs, pipeline, runs
+    from workbench import costs, latency, pipeline
+    from workbench.search import picks
 
-    steps = flags.read(args, TraceConfig).steps
-    costs_of_model = costs.tabulate(pipeline.load(args.model, args.device, on_progress=listener), quant, steps)
-    smallest = costs_of_model.total_bytes([min(WEIGHT_BITS)] * len(costs_of_model.macs_L))
-    if limits.budget_mb is not None and budget.max_weight_bytes < smallest:  # before a minute is spent on a profile
-        raise BadInput(f"--budget-mb {limits.budget_mb:g} is below the smallest feasible, {smallest / MEGABYTE:.2f} "
-                       f"(every layer at {min(WEIGHT_BITS)} bits)")
+    steps, target = flags.read(args, TraceConfig).steps, flags.read(args, LatencyConfig).target
+    bundle = pipeline.load(args.model, args.device, on_progress=listener)
+    times = latency.tabulate(bundle, quant, target, on_progress=listener) if limits.budget_ms else None
+    reachable = picks.feasible(costs.tabulate(bundle, quant, steps, latency=times), ACT_BITS, steps)
+    if blamed := picks.blame(budget, reachable):  # before a minute is spent on a profile
+        raise BadInput("the budget is not feasible: " + "; ".join(blamed))
     bundle, found = _profiled(args, listener, quant)
-    result = pipeline.search(bundle, found, budget, config, run=_run(args), on_progress=listener)
-    path = _plan_path(args, result.chosen.plan)
-    runs.write_json(path, result.chosen.plan.model_dump(mode="json"))
+    try:
+        result = pipeline.search(bundle, found, budget, config, run=_run(args), on_progress=listener)
+    except Cancelled as stopped:
+        if stopped.so_far is not None:
+            path = _written_plan(args, stopped.so_far.chosen.plan)
+            print(f"stopped; the best plan so far (error {stopped.so_far.chosen.error:.3g}) is in {path}", file=sys.stderr)
+        raise
+    picked = _picked(result, budget, limits.pick)
+    path = _written_plan(args, picked.plan)
     front = [_point(scored) for scored in sorted(result.front, key=lambda s: (s.plan.weight_bytes, s.plan.act_bits_mean))]
-    chosen = {**_point(result.chosen), "act_bits_macs": result.chosen.plan.act_bits_macs, "plan": str(path)}
+    interval = {"low": picked.low, "high": picked.high, "samples": picked.samples, "held_out": picked.held_out}
+    chosen = {**_point(picked), **interval, "origin": picked.origin, "act_bits_macs": picked.plan.act_bits_macs, "plan": str(path)}
+    point = {"weight_bytes": picked.plan.weight_bytes, "act_bits_mean": picked.plan.act_bits_mean}
     rows = [(_megabytes(p["weight_bytes"]), f"{p['act_bits_mean']:.2f}", f"{p['error']:.3e}",
-             "chosen" if p == _point(result.chosen) else "") for p in front]
+             "chosen" if point.items() <= p.items() else "") for p in front]
     title = f"front of {len(front)} plans, {result.evaluations} evaluations, {result.seconds:.1f} s"
-    return ({"front": front, "chosen": chosen, "evaluations": result.evaluations, "seconds": result.seconds,
-             "references": [{**_point(s), "origin": s.origin} for s in result.references]},
-            [terminal.table(title, ("weights", "mean act bits", "error (NMSE)", ""), rows), f"plan: {path}"])
+    others = [(s.origin, _megabytes(s.plan.weight_bytes), f"{s.plan.act_bits_mean:.2f}", f"{s.error:.3e}") for s in result.references]
+    ranking = [vars(each) for each in result.ranking]
+    shown = [terminal.table(title, ("weights", "mean act bits", "error (NMSE)", ""), rows),
+             terminal.table("rivals and references", ("plan", "weights", "mean act bits", "error (NMSE)"), others),
+             *(f"rank correlation of {r.prediction} with measured error: {_rho(r.spearman)} over {r.plans} plans, "
+               f"{_rho(r.spearman_near)} over {r.plans_near} near the budget" for r in result.ranking), f"plan: {path}"]
+    return ({"front": front, "chosen": chosen, "evaluations": result.evaluations, "seconds": result.seconds, "ranking": ranking,
+             "references": [{**_point(s), "origin": s.origin} for s in result.references]}, shown)
+
+
+def _picked(result, budget, pick: str):
+    """The plan that was asked for: the search's choice, the knee, or the cheapest above a floor in dB."""
+    from workbench.search import picks
+
+    if pick == "best":
+        return result.chosen
+    return picks.pick_knee(result.front, budget) if pick == "knee" else picks.pick_cheapest(result.front, float(pick))
+
+
+def _written_plan(args, plan) -> Path:
+    from workbench import runs
+
+    path = _plan_path(args, plan)
+    runs.write_json(path, plan.model_dump(mode="json"))
+    return path
+
+
+def _rho(value: float | None) -> str:
+    return "too few" if value is None else f"{value:.2f}"
 
 
 def quantize(args, listener):
@@ -160,7 +197,7 @@ def compare(args, listener):
     entry, terms = flags.read(args, Contest), flags.read(args, ContestConfig)
     images = flags.read(args, TraceConfig, prompts=_prompts(args))
     search, evolution = flags.read(args, SearchConfig), flags.read(args, EvolutionConfig)
-    names = tuple(name.strip() for name in entry.methods.split(",") if name.strip())
+    names = tuple(name.strip().replace("-", "_") for name in entry.methods.split(",") if name.strip())
     from workbench import contest, pipeline
     from workbench.contest.compare import Settings
     from workbench.contest.table import NUMBERS, QUALITY, cell
@@ -307,7 +344,8 @@ def _image_folder(path: str | None) -> Path:
 
 
 def _point(scored) -> dict:
-    return {"weight_bytes": scored.plan.weight_bytes, "act_bits_mean": scored.plan.act_bits_mean, "error": scored.error}
+    return {"weight_bytes": scored.plan.weight_bytes, "act_bits_mean": scored.plan.act_bits_mean, "latency_ms": scored.plan.latency_ms,
+            "error": scored.error}
 
 
 def _megabytes(count: int) -> str:
