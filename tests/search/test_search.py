@@ -174,9 +174,9 @@ def test_what_one_search_has_measured_serves_one_with_another_budget_and_beam():
 def test_scoring_at_the_float_latents_measures_each_row_once_and_only_survivors_to_the_end():
     table = make_table(3, steps=6)
     evaluator = EntangledEvaluator(table)
-    result = run(table, evaluator, rollout="float", refine=0, rivals="uniform")
+    result = run(table, evaluator, rollout="float", beam=6, refine=0, rivals="uniform")
     assert evaluator.calls <= result.evaluations + 6  # the start of a plan that follows a reference
-    assert result.evaluations < run(table, evaluator, refine=0, rivals="uniform").evaluations
+    assert result.evaluations < run(table, evaluator, beam=6, refine=0, rivals="uniform").evaluations
 
 
 @pytest.mark.parametrize("rollout", ["quantized", "float"])

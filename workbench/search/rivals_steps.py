@@ -46,6 +46,8 @@ def _whole_levels(cost_TC: np.ndarray, limit: float) -> tuple[np.ndarray, int]:
         unit = float(max(1, gcd(*(int(extra) for extra in extra_TC.ravel()))))
     else:
         unit = max(left, float(extra_TC.max())) / COST_LEVELS
+    if left < 0:
+        raise BadInput(f"no choice fits everywhere within a limit of {limit:g}")
     most = float(extra_TC.max(axis=1).sum())
     return np.ceil(extra_TC / unit).astype(np.int64), int(np.floor(min(left, most) / unit))
 
