@@ -108,7 +108,7 @@ def paired_cell(row: dict, name: str) -> str:
         return "–"
     form = QUALITY[name][1].replace("%", "f") if name != "retrieval" else "+.1%"
     form = form if form.startswith("+") else f"+{form}"
-    apart = "\\*" if value["low"] > 0 or value["high"] < 0 else ""
+    apart = "*" if value["low"] > 0 or value["high"] < 0 else ""
     return f"{value['mean']:{form}} [{value['low']:{form}}, {value['high']:{form}}]{apart}"
 
 
@@ -125,7 +125,7 @@ def markdown_text(found: dict) -> str:
         pairs = [name for name in shown if any(name in (row["paired"] or {}) for row in found["results"])]
         lines += ["", f"{label} minus each method, prompt by prompt (95 % interval; \\* where it excludes zero):", "",
                   "| method | " + " | ".join(QUALITY[name][0] for name in pairs) + " |", "|" + "---|" * (len(pairs) + 1)]
-        lines += ["| " + " | ".join([row["label"], *(paired_cell(row, name) for name in pairs)]) + " |"
+        lines += ["| " + " | ".join([row["label"], *(paired_cell(row, name).replace("*", "\\*") for name in pairs)]) + " |"
                   for row in found["results"] if row["paired"]]
     return "\n".join(lines) + "\n"
 
