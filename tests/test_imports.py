@@ -12,7 +12,7 @@ RANKS = (
     ("options",),
     ("plans",),
     ("types",),
-    ("lowbit", "runs", "metrics", "prompts", "flags", "tuning", "modelcard", "judge"),
+    ("lowbit", "runs", "metrics", "prompts", "flags", "tuning", "modelcard", "judge", "lpips"),
     ("families",),
     ("trace", "quant", "terminal"),
     ("methods",),

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 MB = 1_000_000
 REFERENCE = "adatsq"  # whom the others are paired with by default
+# title, format, higher is better
 QUALITY = {"psnr_db": ("PSNR dB", ".2f", True), "ssim": ("SSIM", ".4f", True), "vif": ("VIF", ".4f", True),
-           "latent_nmse": ("latent NMSE", ".2e", False), "retrieval": ("retrieval", ".1%", True)}  # title, format, higher is better
+           "lpips": ("LPIPS", ".4f", False), "latent_nmse": ("latent NMSE", ".2e", False), "retrieval": ("retrieval", ".1%", True)}
 NUMBERS = {"weight_bits_quantized": ("bits, layers", ".2f"), "weight_bits_total": ("bits, whole", ".2f"), "weight_bytes": ("MB", ".2f"),
            "act_bits_mean": ("act bits", ".2f"), "act_bits_macs": ("act bits, by MACs", ".2f"), "quantize_seconds": ("quantize s", ".1f"),
            "search_seconds": ("search s", ".1f"), "seconds_per_image": ("s per image", ".3f")}
