@@ -69,7 +69,7 @@ def matched_table(entrants, found: dict) -> list[str]:
             pairs["retrieval"] = vars(metrics.paired(ours.retrieved, rival.retrieved))
         row = {"paired": pairs}
         lines.append(f"| {rival.method} | {rival.weight_bits_quantized:.2f} | {bits:.2f} | "
-                     + " | ".join(paired_cell(row, name) for name in ("psnr_db", "latent_nmse", "retrieval")) + " |")
+                     + " | ".join(paired_cell(row, name).replace("*", "\\*") for name in ("psnr_db", "latent_nmse", "retrieval")) + " |")
     return lines if len(lines) > 2 else []
 
 

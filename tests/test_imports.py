@@ -12,7 +12,7 @@ RANKS = (
     ("options",),
     ("plans",),
     ("types",),
-    ("lowbit", "runs", "metrics", "prompts", "flags", "tuning", "modelcard", "judge"),
+    ("lowbit", "runs", "metrics", "prompts", "flags", "tuning", "modelcard", "judge", "lpips"),
     ("families", "checkpoints"),
     ("trace", "quant", "terminal"),
     ("methods",),

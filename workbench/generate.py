@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workbench import metrics
+from workbench import lpips, metrics
 from workbench.options import BadInput, OnProgress, Progress, TraceConfig, ignore_progress
 from workbench.types import Comparison, Pair, Schedule
 
@@ -135,4 +135,4 @@ def _pair(index: int, float_run: Generated, quantized_run: Generated) -> Pair:
     image, reference = quantized_run.images[index], float_run.images[index]
     return Pair(prompt=float_run.prompts[index], seed=float_run.seeds[index], image_float=reference, image_quantized=image,
                 psnr_db=metrics.psnr_db(image, reference), ssim=metrics.ssim(image, reference), vif=metrics.vif(image, reference),
-                latent_nmse=nmse_T[-1], latent_nmse_T=nmse_T)
+                lpips=lpips.distance(image, reference), latent_nmse=nmse_T[-1], latent_nmse_T=nmse_T)

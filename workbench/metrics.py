@@ -15,7 +15,8 @@ from workbench.types import Interval
 PSNR_CEILING_DB = 120.0
 
 # Unit and direction of each metric.
-METRICS: dict[str, tuple[str, bool]] = {"psnr_db": ("dB", True), "ssim": ("", True), "vif": ("", True), "latent_nmse": ("", False)}
+METRICS: dict[str, tuple[str, bool]] = {"psnr_db": ("dB", True), "ssim": ("", True), "vif": ("", True), "lpips": ("", False),
+                                        "latent_nmse": ("", False)}
 
 _VIF_LEAST_PX = 41  # the metric's coarsest scale needs this much
 _LUMA = (0.299, 0.587, 0.114)

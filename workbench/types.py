@@ -263,6 +263,7 @@ class Pair:
     latent_nmse: float
     latent_nmse_T: tuple[float, ...]
     vif: float | None = None  # not defined for tiny images
+    lpips: float | None = None  # where its weights are present
 
 
 @dataclass(frozen=True, kw_only=True)

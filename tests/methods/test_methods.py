@@ -47,6 +47,7 @@ def test_the_papers_methods_are_here_in_its_order():
     ("qdit", ("none", "gptq", "uniform", 64, "asymmetric", "group", "asymmetric", 1.0, 0)),
     ("svdquant", ("smooth", "nearest", "none", 64, "symmetric", "group", "symmetric", 1.0, 1 / 3)),
     ("adatsq", ("hadamard", "gptq", "fisher", 64, "symmetric", "token", "symmetric", 1.0, 0)),
+    ("adatsq_grouped", ("hadamard", "gptq", "fisher", 64, "symmetric", "group", "asymmetric", 1.0, 0)),
     ("adatsq_lowrank", ("hadamard", "gptq", "fisher", 64, "symmetric", "group", "symmetric", 1.0, 1 / 3)),
     ("adatsq_smooth", ("smooth", "gptq", "fisher", 64, "symmetric", "token", "symmetric", 1.0, 0)),
 ])

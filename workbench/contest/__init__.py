@@ -7,5 +7,6 @@
 
 from workbench.contest.compare import Entrant, FloatRun, SkipMethod, chosen, compare_methods, hold
 from workbench.contest.table import csv_text, image_grid, markdown_text
+from workbench.methods import METHODS
 
-__all__ = ["Entrant", "FloatRun", "SkipMethod", "chosen", "compare_methods", "csv_text", "hold", "image_grid", "markdown_text"]
+__all__ = ["METHODS", "Entrant", "FloatRun", "SkipMethod", "chosen", "compare_methods", "csv_text", "hold", "image_grid", "markdown_text"]

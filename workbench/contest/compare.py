@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from workbench import costs, generate, judge
+from workbench import costs, generate, judge, lpips
 from workbench.contest.make import Maker, Settings, check, quant_of
 from workbench.contest.table import table
 from workbench.families import Bundle
@@ -91,7 +91,7 @@ def hold(bundle: Bundle, methods: Sequence[str], settings: Settings, *, prompts:
     prompts, seeds = generate.sample(tuple(prompts) or bundle.prompts("held_out"), seed, steps)
     with contextlib.ExitStack() as stack:
         run = run or Run(stack.enter_context(tempfile.TemporaryDirectory()))
-        made_for = (RECIPE, bundle.model_hash, str(bundle.device), prompts, seeds, steps)
+        made_for = (RECIPE, bundle.model_hash, str(bundle.device), prompts, seeds, steps, lpips.path() is not None)
         float_run = run.resume(FloatRun, "float", Run.key(*made_for), lambda: _float(bundle, prompts, seeds, steps, on_progress))
         maker, entrants, skipped = Maker(bundle, settings, run), [], []
 

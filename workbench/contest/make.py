@@ -96,7 +96,8 @@ class Maker:
         if method.allocation == "uniform":
             return Made(quantized=build(self.bundle, found.bank, self._uniform(method, quant, sigma_T)), quantize_seconds=found.seconds)
         started = time.perf_counter()
-        unseen = [prompt for prompt in self.bundle.prompts("calibration") if prompt not in found.trace.prompts]
+        # the last ones first: a search that measures on fresh prompts takes the first
+        unseen = [prompt for prompt in reversed(self.bundle.prompts("calibration")) if prompt not in found.trace.prompts]
         result = pipeline.search(self.bundle, found, self._budget(quant, sigma_T), self.settings.search, run=self.run,
                                  judge_prompts=unseen, on_progress=on_progress)
         plan = result.chosen.plan.model_copy(update={"method": method.name})

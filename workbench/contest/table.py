@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 MB = 1_000_000
 REFERENCE = "adatsq"  # whom the others are paired with by default
+# title, format, higher is better
 QUALITY = {"psnr_db": ("PSNR dB", ".2f", True), "ssim": ("SSIM", ".4f", True), "vif": ("VIF", ".4f", True),
-           "latent_nmse": ("latent NMSE", ".2e", False), "retrieval": ("retrieval", ".1%", True)}  # title, format, higher is better
+           "lpips": ("LPIPS", ".4f", False), "latent_nmse": ("latent NMSE", ".2e", False), "retrieval": ("retrieval", ".1%", True)}
 NUMBERS = {"weight_bits_quantized": ("bits, layers", ".2f"), "weight_bits_total": ("bits, whole", ".2f"), "weight_bytes": ("MB", ".2f"),
            "act_bits_mean": ("act bits", ".2f"), "act_bits_macs": ("act bits, by MACs", ".2f"), "quantize_seconds": ("quantize s", ".1f"),
            "search_seconds": ("search s", ".1f"), "seconds_per_image": ("s per image", ".3f")}
@@ -108,7 +109,7 @@ def paired_cell(row: dict, name: str) -> str:
         return "–"
     form = QUALITY[name][1].replace("%", "f") if name != "retrieval" else "+.1%"
     form = form if form.startswith("+") else f"+{form}"
-    apart = "\\*" if value["low"] > 0 or value["high"] < 0 else ""
+    apart = "*" if value["low"] > 0 or value["high"] < 0 else ""
     return f"{value['mean']:{form}} [{value['low']:{form}}, {value['high']:{form}}]{apart}"
 
 
@@ -125,7 +126,7 @@ def markdown_text(found: dict) -> str:
         pairs = [name for name in shown if any(name in (row["paired"] or {}) for row in found["results"])]
         lines += ["", f"{label} minus each method, prompt by prompt (95 % interval; \\* where it excludes zero):", "",
                   "| method | " + " | ".join(QUALITY[name][0] for name in pairs) + " |", "|" + "---|" * (len(pairs) + 1)]
-        lines += ["| " + " | ".join([row["label"], *(paired_cell(row, name) for name in pairs)]) + " |"
+        lines += ["| " + " | ".join([row["label"], *(paired_cell(row, name).replace("*", "\\*") for name in pairs)]) + " |"
                   for row in found["results"] if row["paired"]]
     return "\n".join(lines) + "\n"
 

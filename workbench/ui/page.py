@@ -1,4 +1,4 @@
-"""The page: title, status line, five screens. Built without torch; models are loaded by a job once the port is bound."""
+"""The page: title, status line, six screens. Built without torch; models are loaded by a job once the port is bound."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from workbench.jobs import Board
 from workbench.ui import style, tables
 from workbench.ui.live import Page
 from workbench.ui.session import Store
-from workbench.ui.tabs import compare, export, model, search, sensitivity
+from workbench.ui.tabs import compare, export, methods, model, search, sensitivity
 
 TITLE = "AdaTSQ Workbench"
 UPLOAD_LIMIT = "10mb"  # prompts and plans are far smaller
@@ -33,6 +33,8 @@ def build(store: Store) -> gr.Blocks:
                 search.build(page)
             with gr.Tab("Compare", id="compare", render_children=True):
                 compare.build(page)
+            with gr.Tab("Methods", id="methods", render_children=True):
+                methods.build(page)
             with gr.Tab("Export", id="export", render_children=True):
                 export.build(page)
         page.show(status, ["job", "bundle", "source"], lambda s: tables.status(_model_line(s), s.snapshot()))
