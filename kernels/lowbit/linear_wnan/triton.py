@@ -132,14 +132,12 @@ def multiply_few(a_MK: Tensor, act_scale_MG: Tensor | None, stored: Layer, after
     block_m = 16 if tokens <= 16 else 32
     block_n = 32 if n_out < 8192 else 64
     grid = (-(-n_out // block_n), -(-tokens // block_m))
-    constants = after.constants()
-    constants["WIDE"] |= a_MK.dtype == torch.float32
     triton_kernel.multiply_few[grid](
         a_MK, stored.packed_NP, act_scale_MG, stored.scale_NG, stored.zero_NG, *after.tensors, y_MN, tokens, n_out, stored.k_in,
         stored.packed_NP.shape[1], stored.groups, stored.group_size, BITS=stored.bits,
         ACT_GROUPED=act_scale_MG is not None and act_scale_MG.shape[1] > 1, HAS_ZERO=stored.zero_NG is not None,
-        BLOCK_K=min(max(gpu.ceil_power(stored.group_size), 32), 128), BLOCK_M=block_m, BLOCK_N=block_n, **constants, num_warps=4,
-        num_stages=3)
+        WIDE_A=a_MK.dtype == torch.float32 or gpu.interpreted(), BLOCK_K=min(max(gpu.ceil_power(stored.group_size), 32), 128),
+        BLOCK_M=block_m, BLOCK_N=block_n, **after.constants(), num_warps=4, num_stages=3)
 
 
 def expand(stored: Layer, dtype: torch.dtype) -> Tensor:

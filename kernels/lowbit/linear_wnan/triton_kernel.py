@@ -163,10 +163,11 @@ def multiply(q_ptr, w_ptr, act_scale_ptr, scale_ptr, sums_ptr, zero_ptr, bias_pt
 @triton.jit
 def multiply_few(a_ptr, packed_ptr, act_scale_ptr, scale_ptr, zero_ptr, bias_ptr, low_ptr, up_ptr, y_ptr, M, N, K, P, G, group,
                  BITS: tl.constexpr, ACT_GROUPED: tl.constexpr, HAS_ZERO: tl.constexpr, HAS_BIAS: tl.constexpr, RANK: tl.constexpr,
-                 WIDE: tl.constexpr, GELU_AFTER: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+                 WIDE: tl.constexpr, GELU_AFTER: tl.constexpr, WIDE_A: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_M: tl.constexpr,
+                 BLOCK_N: tl.constexpr):
     """y_MN from packed_NP and a_MK, which is int8 with scales act_scale_MG or _M, or a float type without.
 
-    A group starts at a whole cell. The integers code - zero are exact in every type that they are multiplied in."""
+    A group starts at a whole cell. The integers code - zero are exact in every type that they are multiplied in; WIDE_A: float32."""
     CODES: tl.constexpr = 8 if BITS == 3 else 4 if BITS == 2 or BITS == 6 else 8 // BITS
     INTEGER: tl.constexpr = a_ptr.dtype.element_ty == tl.int8
     m_M = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -187,7 +188,7 @@ def multiply_few(a_ptr, packed_ptr, act_scale_ptr, scale_ptr, zero_ptr, bias_ptr
                 w_NK -= 1 << (BITS - 1)
             if INTEGER:
                 sum_MN = tl.dot(a_MK, tl.trans(w_NK.to(tl.int8)), sum_MN, out_dtype=tl.int32)
-            elif WIDE:
+            elif WIDE_A:
                 sum_MN = tl.dot(a_MK.to(tl.float32), tl.trans(w_NK.to(tl.float32)), sum_MN, input_precision="ieee")
             else:
                 sum_MN = tl.dot(a_MK, tl.trans(w_NK.to(a_ptr.dtype.element_ty)), sum_MN)
@@ -215,8 +216,7 @@ def _tile(m: int, n: int, warps: int, stages: int, **more) -> triton.Config:
 _KEY = ["m_bucket", "N", "K", "group", "ACT_GROUPED", "HAS_SUMS"]
 _ONE = [_tile(128, 256, 8, 4, k=128), _tile(128, 256, 8, 2, k=256), _tile(256, 128, 8, 4, k=128), _tile(128, 128, 4, 3, k=128),
         _tile(128, 128, 8, 3, k=256), _tile(64, 256, 4, 3, k=128), _tile(64, 128, 4, 4, k=128), _tile(64, 64, 4, 4, k=128)]
-_GROUPED = [_tile(128, 128, 8, 4), _tile(128, 64, 4, 4), _tile(128, 64, 4, 4, maxnreg=168), _tile(64, 128, 4, 4),
-            _tile(64, 128, 4, 4, maxnreg=168), _tile(64, 64, 4, 4)]
+_GROUPED = [_tile(128, 128, 8, 4), _tile(128, 64, 4, 4), _tile(64, 128, 4, 4), _tile(64, 128, 4, 4, maxnreg=168), _tile(64, 64, 4, 4)]
 _INTERPRETED = [_tile(32, 32, 4, 2)]
 
 multiply_one = _tuned(multiply, [_tile(32, 32, 4, 2, k=64)] if gpu.interpreted() else _ONE, _KEY)
