@@ -110,7 +110,7 @@ def product(a_MK, w_KN, k_K, left, sum_MN, EVEN: tl.constexpr):
 def scaled_group(a_MK, w_KN, k_K, g, m_M, n_N, act_scale_ptr, scale_ptr, sums_ptr, zero_ptr, M, N, K, group, SINGLE: tl.constexpr,
                  EVEN: tl.constexpr, ACT_GROUPED: tl.constexpr, HAS_SUMS: tl.constexpr):
     """Group g's share of y_MN, before a scale per token. SINGLE: a group is one block of K; EVEN: no block is cut off."""
-    scale_N = tl.load(scale_ptr + g * N + n_N).to(tl.float32)  # early: it arrives while the product runs
+    scale_N = tl.load(scale_ptr + g * N + n_N, mask=n_N < N, other=0.0).to(tl.float32)  # early: it arrives while the product runs
     first, end = g * group, tl.minimum(g * group + group, K)
     sum_MN = tl.zeros((m_M.shape[0], n_N.shape[0]), tl.int32)
     if SINGLE:
@@ -119,11 +119,11 @@ def scaled_group(a_MK, w_KN, k_K, g, m_M, n_N, act_scale_ptr, scale_ptr, sums_pt
         for k in range(first, end, k_K.shape[0]):
             sum_MN = product(a_MK + k, w_KN + k, k_K, end - k, sum_MN, EVEN)
     if HAS_SUMS:  # code - zero = (code - 128) + (128 - zero)
-        shift_N = 128 - tl.load(zero_ptr + g * N + n_N).to(tl.int32)
-        sum_MN += tl.load(sums_ptr + g * M + m_M)[:, None] * shift_N[None, :]
+        shift_N = 128 - tl.load(zero_ptr + g * N + n_N, mask=n_N < N, other=0).to(tl.int32)
+        sum_MN += tl.load(sums_ptr + g * M + m_M, mask=m_M < M, other=0)[:, None] * shift_N[None, :]
     part_MN = sum_MN.to(tl.float32) * scale_N[None, :]
     if ACT_GROUPED:
-        part_MN *= tl.load(act_scale_ptr + g * M + m_M)[:, None]
+        part_MN *= tl.load(act_scale_ptr + g * M + m_M, mask=m_M < M, other=0.0)[:, None]
     return part_MN
 
 
@@ -148,15 +148,15 @@ def multiply(q_ptr, w_ptr, act_scale_ptr, scale_ptr, sums_ptr, zero_ptr, bias_pt
     a_MK = q_ptr + read_M.to(tl.int64)[:, None] * K + k_K[None, :]
     w_KN = w_ptr + read_N.to(tl.int64)[None, :] * stride_w + k_K[:, None]
     if ONE:
-        y_MN = scaled_group(a_MK, w_KN, k_K, 0, read_M, read_N, act_scale_ptr, scale_ptr, sums_ptr, zero_ptr, M, N, K, K,
+        y_MN = scaled_group(a_MK, w_KN, k_K, 0, m_M, n_N, act_scale_ptr, scale_ptr, sums_ptr, zero_ptr, M, N, K, K,
                             False, EVEN, ACT_GROUPED, HAS_SUMS)
     else:
         y_MN = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         for g in range(0, G):
-            y_MN += scaled_group(a_MK, w_KN, k_K, g, read_M, read_N, act_scale_ptr, scale_ptr, sums_ptr, zero_ptr, M, N, K, group,
+            y_MN += scaled_group(a_MK, w_KN, k_K, g, m_M, n_N, act_scale_ptr, scale_ptr, sums_ptr, zero_ptr, M, N, K, group,
                                  SINGLE, EVEN, ACT_GROUPED, HAS_SUMS)
     if not ACT_GROUPED:
-        y_MN *= tl.load(act_scale_ptr + read_M)[:, None]
+        y_MN *= tl.load(act_scale_ptr + m_M, mask=m_M < M, other=0.0)[:, None]
     finish(y_MN, m_M, n_N, bias_ptr, low_ptr, up_ptr, y_ptr, M, N, HAS_BIAS, RANK, WIDE, GELU_AFTER)
 
 
@@ -207,17 +207,18 @@ def _tuned(kernel, configs: list[triton.Config], key: list[str]):
     return triton.autotune(configs, key, cache_results=True)(even(kernel))
 
 
-def _tile(m: int, n: int, warps: int, stages: int, **more) -> triton.Config:
-    k = more.pop("k", None)
-    return triton.Config({"BLOCK_M": m, "BLOCK_N": n, "TALL": 8} | ({} if k is None else {"BLOCK_K": k}), num_warps=warps,
-                         num_stages=stages, **more)
+def _tile(m: int, n: int, warps: int, stages: int, tall: int = 8, **blocks: int) -> triton.Config:
+    return triton.Config({"BLOCK_M": m, "BLOCK_N": n, "TALL": tall, **blocks}, num_warps=warps, num_stages=stages)
 
 
 _KEY = ["m_bucket", "N", "K", "group", "ACT_GROUPED", "HAS_SUMS"]
-_ONE = [_tile(128, 256, 8, 4, k=128), _tile(128, 256, 8, 2, k=256), _tile(256, 128, 8, 4, k=128), _tile(128, 128, 4, 3, k=128),
-        _tile(128, 128, 8, 3, k=256), _tile(64, 256, 4, 3, k=128), _tile(64, 128, 4, 4, k=128), _tile(64, 64, 4, 4, k=128)]
-_GROUPED = [_tile(128, 128, 8, 4), _tile(128, 64, 4, 4), _tile(64, 128, 4, 4), _tile(64, 128, 4, 4, maxnreg=168), _tile(64, 64, 4, 4)]
-_INTERPRETED = [_tile(32, 32, 4, 2)]
+_ONE = [_tile(128, 256, 8, 4, BLOCK_K=128), _tile(256, 128, 8, 4, BLOCK_K=128), _tile(128, 128, 8, 3, BLOCK_K=128),
+        _tile(128, 256, 8, 2, BLOCK_K=256), _tile(128, 128, 8, 3, BLOCK_K=256), _tile(64, 256, 4, 3, BLOCK_K=128),
+        _tile(64, 128, 4, 4, BLOCK_K=128), _tile(64, 64, 4, 4, BLOCK_K=128)]
+# two accumulators: larger tiles than 128 x 128 would spill registers
+_GROUPED = [_tile(128, 128, 8, 4), _tile(128, 128, 16, 4), _tile(128, 64, 8, 4), _tile(64, 128, 8, 4), _tile(64, 128, 4, 4),
+            _tile(64, 64, 4, 4)]
+_INTERPRETED = [_tile(32, 32, 4, 2, tall=2)]
 
-multiply_one = _tuned(multiply, [_tile(32, 32, 4, 2, k=64)] if gpu.interpreted() else _ONE, _KEY)
+multiply_one = _tuned(multiply, [_tile(32, 32, 4, 2, tall=2, BLOCK_K=64)] if gpu.interpreted() else _ONE, _KEY)
 multiply_grouped = _tuned(multiply, _INTERPRETED if gpu.interpreted() else _GROUPED, _KEY)
