@@ -53,8 +53,7 @@ def expand(packed_ptr, scale_ptr, zero_ptr, w_ptr, N, K, P, G, stride_w, GROUP: 
         w_NK -= 1 << (BITS - 1)
     if SCALED:
         w_NK = w_NK.to(tl.float32) * tl.load(scale_ptr + at_NK, mask=mask_NK, other=0.0).to(tl.float32)
-    w_NK = tl.where(mask_NK, w_NK, 0).to(w_ptr.dtype.element_ty)
-    tl.store(w_ptr + n_N.to(tl.int64)[:, None] * stride_w + k_K[None, :], w_NK, mask=(n_N < N)[:, None] & (k_K < stride_w)[None, :])
+    tl.store(w_ptr + n_N.to(tl.int64)[:, None] * stride_w + k_K[None, :], w_NK.to(w_ptr.dtype.element_ty), mask=mask_NK)
 
 
 @triton.jit
