@@ -62,13 +62,23 @@ def machine(device) -> dict:
 
 
 def check(chosen: argparse.Namespace, device) -> list[dict]:
-    """The cases of the tests, on the device."""
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/kernels/triton_cases.py"]
-    command += ["-k", DRY_CASES] if chosen.dry_run else []
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
-    closing = (done.stdout.strip() or done.stderr.strip() or "no output").splitlines()
-    print("\n".join(closing[-40:] if done.returncode else closing[-1:]))
-    return [{"passed": done.returncode == 0, "summary": closing[-1]}]
+    """The cases of the tests, on the device, in several processes: compiling the kernels for all their types takes longest."""
+    pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
+    options = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True,
+               "env": os.environ | {"PYTHONPATH": str(ROOT)}}
+    shares = [["tests/kernels/triton_cases.py", "-k", DRY_CASES]]
+    if not chosen.dry_run:
+        listed = subprocess.run([*pytest, "--collect-only", "tests/kernels/triton_cases.py"], **options).stdout
+        cases = [line for line in listed.splitlines() if "::" in line]
+        count = max(min((os.cpu_count() or 2) // 2, 8), 1)
+        shares = [cases[i::count] for i in range(count)] if cases else [["tests/kernels/triton_cases.py"]]
+    running = [subprocess.Popen([*pytest, *share], **options) for share in shares if share]
+    rows = []
+    for process in running:
+        lines = process.communicate()[0].strip().splitlines() or ["no output"]
+        print("\n".join(lines[-40:] if process.returncode else lines[-1:]), flush=True)
+        rows.append({"passed": process.returncode == 0, "summary": lines[-1]})
+    return rows
 
 
 def layers(chosen: argparse.Namespace, device) -> list[dict]:

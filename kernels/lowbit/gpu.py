@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import sys
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ def interpreted() -> bool:
 
 def why_not(x: Tensor) -> str:
     """"" if a kernel can run on this tensor's device, else the reason in a few words."""
-    if importlib.util.find_spec("triton") is None:
+    if "triton" not in sys.modules and importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
     if interpreted():
         return "" if x.device.type == "cpu" else "Triton's interpreter reads tensors of the CPU only"

@@ -104,6 +104,7 @@ def test_a_machine_that_cannot_run_them_is_the_reason(monkeypatch):
     assert gpu.why_not(x) == "the tensor is not on a GPU"
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert gpu.why_not(x) == ""
+    monkeypatch.delitem(sys.modules, "triton", raising=False)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert gpu.why_not(x) == "Triton is not installed"
 

@@ -42,8 +42,8 @@ def act_quant(x: Tensor, factor_K: Tensor | None, block: int, bits: int, group_s
     group = group_size or width
     with gpu.device_of(x):
         triton_kernel.act_quant[(len(x_MK),)](
-            x_MK, None if factor_K is None else factor_K.contiguous(), q_MK, scale_MG, k_in, groups, TOP=top,
-            HAS_FACTOR=factor_K is not None, SEGMENTS=segments, BLOCK=block, GROUPS=width // group, GROUP=group,
+            x_MK, None if factor_K is None else factor_K.contiguous(), q_MK, scale_MG, float(top), k_in,
+            groups, HAS_FACTOR=factor_K is not None, SEGMENTS=segments, BLOCK=block, GROUPS=width // group, GROUP=group,
             num_warps=gpu.warps(width, 32 if block > 1 else 16), enable_fp_fusion=False)
     return q_MK.view(x.shape), scale_MG.view(*x.shape[:-1], groups)
 
