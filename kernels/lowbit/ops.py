@@ -14,13 +14,14 @@ torch form). A faster backend that does not run says why (`backend`), and the sc
 from __future__ import annotations
 
 import functools
+import importlib
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lowbit import act_quant as act_quant_folder
-from lowbit import cpu
+from lowbit import cpu, gpu
 from lowbit import modulate as modulate_folder
 from lowbit import rotary as rotary_folder
 from lowbit.act_quant.emulated import fake_quantize
@@ -48,10 +49,13 @@ class Backend:
 @functools.lru_cache(maxsize=32)
 def backend(device_type: str = "cpu", dtype: torch.dtype = torch.float32) -> Backend:
     """The backend for layers on such a device with inputs of such a type. Waits for the kernels where they are being built."""
-    if device_type != "cpu":
-        return Backend("emulated", f"no kernel for {device_type} devices")
     if dtype not in cpu.FORMATS:
         return Backend("emulated", f"{str(dtype).removeprefix('torch.')} is not a format of the kernels")
+    if device_type == "cuda":
+        reason = gpu.why_not(torch.empty(0, device=device_type))
+        return Backend("emulated", reason) if reason else Backend("kernel", "int8 matrix units (Triton; not yet measured on a GPU)")
+    if device_type != "cpu":
+        return Backend("emulated", f"no kernel for {device_type} devices")
     reason = cpu.why_not()
     return Backend("emulated", reason) if reason else Backend("kernel", cpu.label())
 
@@ -69,6 +73,7 @@ SCHEMAS = {
 _DEFAULT = {"block_hadamard": hadamard_emulated.block_hadamard, "act_quant": act_quant_folder.act_quant,
           "linear_wnan": wnan_naive.linear_wnan, "linear_wna16": wna16_naive.linear_wna16,
             "modulate": modulate_folder.modulate, "norm_rotary": rotary_folder.norm_rotary}
+_TRITON = {"block_hadamard": "hadamard", "act_quant": "act_quant", "linear_wnan": "linear_wnan", "linear_wna16": "linear_wna16"}
 
 
 def _on_cpu(name: str):
@@ -77,6 +82,17 @@ def _on_cpu(name: str):
     def run(*arguments):
         tensors = [a for a in arguments if isinstance(a, Tensor)]
         return slow(*arguments) if cpu.why_not(*tensors) else fast(*arguments)
+    return run
+
+
+def _on_gpu(name: str):
+    slow, folder = _DEFAULT[name], _TRITON.get(name)
+
+    def run(*arguments):
+        if folder is None:
+            return slow(*arguments)
+        kernel = importlib.import_module(f"lowbit.{folder}.triton")
+        return slow(*arguments) if kernel.why_not(*arguments) else getattr(kernel, name)(*arguments)
     return run
 
 
@@ -98,6 +114,7 @@ for _name, _schema in SCHEMAS.items():
     torch.library.define(f"lowbit::{_name}", _schema, tags=torch.Tag.pt2_compliant_tag)
     torch.library.impl(f"lowbit::{_name}", "default", _DEFAULT[_name])
     torch.library.impl(f"lowbit::{_name}", "cpu", _on_cpu(_name))
+    torch.library.impl(f"lowbit::{_name}", "cuda", _on_gpu(_name))
     torch.library.register_fake(f"lowbit::{_name}", _FAKE[_name])
 
 
