@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from workbench import costs as cost_tables
-from workbench import families, generate, sensitivity, trace
+from workbench import families, generate, inspection, sensitivity, trace
 from workbench.families import Bundle
 from workbench.methods import METHODS, Method
 from workbench.options import (
@@ -139,6 +139,18 @@ def compare(bundle: Bundle, quantized: QuantizedModel, prompts: Sequence[str], s
             on_progress: OnProgress = ignore_progress, float_run=None) -> Comparison:
     """The same prompts and seeds through float and quantized."""
     return generate.compare(bundle, quantized, prompts, seed, steps, on_progress=on_progress, float_run=float_run)
+
+
+def preview(bundle: Bundle, comparison: Comparison, pair: int, step: int):
+    """Both models' images as they stand after a step of a comparison; BadInput where its latents were too large to keep."""
+    if comparison.trajectories is None:
+        raise BadInput("the latents of this comparison were too large to keep, so its steps cannot be shown; compare fewer prompts")
+    return generate.preview(bundle, comparison.trajectories, pair, step)
+
+
+def inspect(bundle: Bundle, recorded: Trace, layer: int, step: int, quant: QuantConfig) -> inspection.LayerStep:
+    """One layer at one step: input ranges per channel and the weight's histogram."""
+    return inspection.inspect(bundle, recorded, layer, step, quant)
 
 
 def export(bundle: Bundle, quantized: QuantizedModel, folder, *, on_progress: OnProgress = ignore_progress):
