@@ -53,7 +53,8 @@ def heat_of(figure):
 def cells_of(html):
     """Text of every cell of every row of an HTML table."""
     rows = re.findall(r"<tr[^>]*>(.*?)</tr>", html, re.S)
-    return [[unescape(re.sub(r"<[^>]+>", "", cell)).strip() for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.S)] for row in rows]
+    cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.S) for row in rows]
+    return [[unescape(re.sub(r"<[^>]+>", "", cell)).strip() for cell in row] for row in cells]
 
 
 # Sensitivity

@@ -41,13 +41,16 @@ def test_the_script_is_the_installed_one_and_nothing_is_fetched():
     assert "'sendChartToCloud'" in (widget.STATIC / "plot.js").read_text(), "the button that would upload a chart is removed by name"
 
 
-@pytest.mark.parametrize("payload", [
-    None, {}, {"part": "other", "row": 0, "last_row": 0, "column": 0, "last_column": 0}, {"part": "steps", "row": 0, "last_row": 0, "column": 9,
-    "last_column": 12}, {"part": "steps", "row": "0", "last_row": 0, "column": 0, "last_column": 0}, {"part": "steps", "row": True, "last_row": 0,
-    "column": 0, "last_column": 0}, {"part": "steps", "row": -5, "last_row": -1, "column": 0, "last_column": 0},
+STROKE = {"part": "steps", "row": 0, "last_row": 0, "column": 0, "last_column": 0}
+
+
+@pytest.mark.parametrize("change", [
+    {"part": "other"}, {"part": None}, {"column": 9, "last_column": 12}, {"column": None}, {"row": "0"}, {"row": True},
+    {"row": -5, "last_row": -1},
 ])
-def test_a_stroke_beside_the_map_paints_nothing(payload):
-    assert widget.painted_cells(payload, rows=3, columns=4) is None
+def test_a_stroke_beside_the_map_paints_nothing(change):
+    assert widget.painted_cells(STROKE, rows=3, columns=4) is not None
+    assert widget.painted_cells(STROKE | change, rows=3, columns=4) is None
 
 
 def test_a_stroke_is_cut_to_the_map():

@@ -17,13 +17,8 @@ def build(page: Page) -> list:
     """Returns the inputs of the Generate button."""
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=320):
-            prompts = gr.Textbox(
-                label=f"prompts, one per line, at most {limits.here().compared}",
-                lines=4,
-                max_lines=8,
-                elem_id="compare-prompts",
-                interactive=True,
-            )
+            label = f"prompts, one per line, at most {limits.here().compared}"
+            prompts = gr.Textbox(label=label, lines=4, max_lines=8, elem_id="compare-prompts", interactive=True)
             with gr.Row():
                 seed = forms.component(TraceConfig, "seed", elem_id="compare-seed")
                 steps = forms.component(TraceConfig, "steps", elem_id="compare-steps")
@@ -33,34 +28,27 @@ def build(page: Page) -> list:
             notice_line(page, "compare")
             numbers = gr.HTML(elem_id="compare-numbers")
         with gr.Column(scale=3, min_width=340):
-            viewer = widget.viewer("viewer")
-            grid = widget.picker("pair-grid")
-            curve = widget.plot(elem_id="latent-curve", height=250, label="Latent error after each step; click a step to see it")
+            _pictures(page)
     page.show(prompts, ["bundle"], lambda s: "\n".join(s.compare_form[0]) if s.compare_form else gr.skip())
     page.show(seed, ["bundle"], lambda s: s.compare_form[1] if s.compare_form else gr.skip())
     page.show(steps, ["bundle", "steps", "profile"], lambda s: s.compare_form[2] if s.comparison else s.steps)
-    page.show(
-        start, ["busy", "chosen", "profile"], lambda s: gr.Button(interactive=bool(s.chosen and s.profile and not s.example) and not s.busy)
-    )
+    page.show(start, ["busy", "chosen", "profile"], lambda s: gr.Button(
+        interactive=bool(s.chosen and s.profile and not s.example) and not s.busy))
     page.show(cancel, ["busy"], lambda s: gr.Button(interactive=s.busy and s.job.kind == "compare"))
+    page.show(numbers, ["comparison"], lambda s: views.comparison_numbers(s.comparison) if s.comparison else tables.empty(
+        "Nothing has been compared", "PSNR, SSIM and latent error with their intervals, bytes, seconds and the kernel appear here."))
+    page.on(start.click, actions.compare, [prompts, seed, steps], tab="compare")
+    page.on(cancel.click, common.stop, tab="compare")
+    return [prompts, seed, steps]
+
+
+def _pictures(page: Page) -> None:
+    viewer, grid = widget.viewer("viewer"), widget.picker("pair-grid")
+    curve = widget.plot(elem_id="latent-curve", height=250, label="Latent error after each step; click a step to see it")
     now = ["comparison", "pair", "mode"]
     page.show(viewer, [*now, "gain", "at_step", "cell", "preview", "blind"], actions.shown)
     page.show(grid, now, lambda s: views.grid(s.comparison, s.pair, lambda image: pictures.address(s, image), hidden=s.mode == "blind"))
     page.show(curve, ["comparison", "pair", "cell"], lambda s: views.error_over_steps(s.comparison, s.pair, s.cell[1]))
-    page.show(
-        numbers,
-        ["comparison"],
-        lambda s: (
-            views.comparison_numbers(s.comparison)
-            if s.comparison
-            else tables.empty(
-                "Nothing has been compared", "PSNR, SSIM and latent error with their intervals, bytes, seconds and the kernel appear here."
-            )
-        ),
-    )
-    page.on(start.click, actions.compare, [prompts, seed, steps], tab="compare")
-    page.on(cancel.click, common.stop, tab="compare")
     page.on(viewer.look, actions.look, tab="compare", with_payload=True)
     page.on(grid.pick, actions.pick_pair, tab="compare", with_payload=True)
     page.on(curve.cell_click, actions.click_curve, tab="compare", with_payload=True)
-    return [prompts, seed, steps]

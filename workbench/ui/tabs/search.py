@@ -5,43 +5,20 @@ from __future__ import annotations
 import gradio as gr
 
 from workbench.options import SearchConfig
-from workbench.ui import budgets, forms, pictures, tables, widget
+from workbench.ui import budgets, forms, tables, widget
 from workbench.ui.actions import common
-from workbench.ui.actions import compare as compare_actions
 from workbench.ui.actions import search as actions
 from workbench.ui.live import Page
-from workbench.ui.tabs import notice_line
-from workbench.ui.views import compare as compare_views
-from workbench.ui.views import plans
+from workbench.ui.tabs import notice_line, plan
 from workbench.ui.views import search as views
 
 FOUND = ("events", "result")
-BRUSHES = [("select", "off"), *((f"paint {bits}", bits) for bits in (3, 4, 6, 8, 16))]
 
 
 def build(page: Page) -> list:
     """Returns the inputs of the Search button."""
-    with gr.Row(equal_height=True, elem_classes=["tools"]):
-        start = gr.Button("Search", variant="primary", elem_id="search", min_width=110, scale=0, interactive=False)
-        stop = gr.Button("Stop", elem_id="stop-search", min_width=90, scale=0, interactive=False)
-        sliders = [
-            gr.Slider(
-                0,
-                1,
-                label=f"at most, {axis.label} ({axis.unit})" if axis.unit not in axis.label else f"at most, {axis.label}",
-                step=axis.step,
-                elem_id=f"budget-{axis.short.lower()}",
-                interactive=False,
-                visible=axis.column is not None,
-                min_width=200,
-            )
-            for axis in budgets.AXES
-        ]
-    with gr.Row(equal_height=True, elem_classes=["tools"]):
-        knee = gr.Button("Knee of the front", elem_id="knee", min_width=140, scale=0, interactive=False)
-        floor = gr.Button("Smallest plan above the floor", elem_id="floor", min_width=210, scale=0, interactive=False)
-        floor_db = gr.Number(value=30, label="quality floor (dB, latent signal to error)", elem_id="floor-db", scale=0, min_width=270)
-        floor_db.preprocess = lambda value: value
+    start, stop, sliders = _tools()
+    knee, floor, floor_db = _picks()
     notice_line(page, "search")
     with gr.Accordion("Settings of the search", open=False, elem_classes=["settings"]):
         settings = list(forms.build(SearchConfig, *actions.SEARCH_FORM).values())
@@ -51,10 +28,9 @@ def build(page: Page) -> list:
             front = widget.plot(elem_id="pareto", height=400, label="Measured error against every budget; click a plan to choose it")
         with gr.Column(scale=2, min_width=320):
             beam = widget.plot(elem_id="beam", height=318, label="The beam: candidates, survivors and where they came from")
-            replay = gr.Slider(
-                1, 2, step=1, label="scrub through the search: step of the beam", elem_id="replay", visible=False, interactive=True
-            )
-    bits = _plan_part(page)
+            scrub = "scrub through the search: step of the beam"
+            replay = gr.Slider(1, 2, step=1, label=scrub, elem_id="replay", visible=False, interactive=True)
+    plan.build(page)
     _show(page, line, front, (beam, replay), (knee, floor))
     _show_sliders(page, sliders)
     page.show(start, ["busy", "profile", *FOUND], _start_button)
@@ -66,100 +42,30 @@ def build(page: Page) -> list:
     for slider in sliders:
         page.on(slider.input, actions.move_budget, sliders, tab="search", trigger_mode="always_last")
     page.on(front.cell_click, actions.click_point, tab="search", with_payload=True)
-    page.on(bits.cell_click, actions.click_bits, tab="search", with_payload=True)
-    page.on(bits.paint, actions.paint, tab="search", with_payload=True)
     page.on(replay.input, actions.replay, [replay], tab="search", trigger_mode="always_last")
     return [*sliders, *settings]
 
 
-def _plan_part(page: Page):
-    """The chosen plan: its bits, which can be painted, its costs, its images, and what differs from plan A."""
-    with gr.Row(equal_height=False):
-        with gr.Column(scale=3, min_width=340):
-            with gr.Row(equal_height=True, elem_classes=["tools"]):
-                brush = gr.Radio(
-                    BRUSHES,
-                    value="off",
-                    label="brush: drag over cells, or over the column W for stored weights",
-                    elem_id="brush",
-                    scale=3,
-                    min_width=300,
-                )
-                undo = gr.Button("Undo", elem_id="undo", min_width=80, scale=0, interactive=False)
-            bits = widget.plot(elem_id="bit-map", height=420, label="Bits of the chosen plan, layer by step", paintable=True)
-        with gr.Column(scale=2, min_width=320):
-            numbers = gr.HTML(elem_id="plan-numbers")
-            images = widget.picker("plan-images")
-            table = widget.picker("plan-table")
-            with gr.Row(elem_classes=["tools"]):
-                pin = gr.Button("Pin as plan A", elem_id="pin", min_width=120, interactive=False)
-                swap = gr.Button("Swap A and B", elem_id="swap", min_width=120, interactive=False)
-    with gr.Row(equal_height=False, visible=False) as both:
-        with gr.Column(scale=3, min_width=340):
-            change = widget.plot(elem_id="change-map", height=420, label="Recipe diff: bits of the chosen plan (B) less those of plan A")
-        with gr.Column(scale=2, min_width=320):
-            differ = gr.HTML(elem_id="plan-difference")
-    page.show(both, ["pinned"], lambda s: gr.Row(visible=s.pinned is not None))
-    page.show(
-        bits,
-        ["chosen", "cell", "brush"],
-        lambda s: plans.bit_map(s.chosen and s.chosen.plan, s.bundle and s.bundle.layers, s.cell, s.brush),
-    )
-    page.show(
-        numbers,
-        ["chosen"],
-        lambda s: (
-            plans.plan_numbers(s.chosen, s.bundle, s.profile and s.profile.costs)
-            or tables.empty("No plan is chosen", "A search chooses one; a click on the front, a link or a file chooses another.")
-        ),
-    )
-    page.show(images, ["comparison", "pair", "chosen", "mode", "busy", "profile"], _images)
-    page.show(undo, ["edits"], lambda s: gr.Button(interactive=bool(s.edits)))
-    page.show(pin, ["chosen"], lambda s: gr.Button(interactive=s.chosen is not None))
-    page.show(swap, ["chosen", "pinned"], lambda s: gr.Button(interactive=s.chosen is not None and s.pinned is not None))
-    page.show(differ, ["chosen", "pinned"], _difference)
-    page.show(
-        change,
-        ["chosen", "pinned"],
-        lambda s: plans.difference_map(s.pinned and s.pinned.plan, s.chosen and s.chosen.plan, s.bundle and s.bundle.layers),
-    )
-    page.show(table, [*FOUND, "chosen"], lambda s: views.plan_table(views.points((), s.result), _is_chosen(s)) if s.result else "")
-    page.show(brush, ["brush"], lambda s: s.brush or "off")
-    page.on(brush.input, actions.set_brush, [brush], tab="search")
-    page.on(undo.click, actions.undo, tab="search")
-    page.on(pin.click, actions.pin, tab="search")
-    page.on(swap.click, actions.swap, tab="search")
-    page.on(table.pick, actions.click_point, tab="search", with_payload=True)
-    page.on(images.pick, compare_actions.pick_or_draw, tab="search", with_payload=True)
-    return bits
+def _tools():
+    with gr.Row(equal_height=True, elem_classes=["tools"]):
+        start = gr.Button("Search", variant="primary", elem_id="search", min_width=110, scale=0, interactive=False)
+        stop = gr.Button("Stop", elem_id="stop-search", min_width=90, scale=0, interactive=False)
+        sliders = []
+        for axis in budgets.AXES:
+            unit = "" if axis.unit in axis.label else f" ({axis.unit})"
+            sliders.append(
+                gr.Slider(0, 1, step=axis.step, label=f"at most, {axis.label}{unit}", elem_id=f"budget-{axis.short.lower()}", min_width=200,
+                          interactive=False, visible=axis.column is not None))
+    return start, stop, sliders
 
 
-def _images(session) -> str:
-    if session.chosen is None:
-        return ""
-    if session.comparison is None:
-        able = session.profile is not None and session.example is None and not session.busy
-        button = f'<button type="button" {tables.pick({"draw": True}, tag="button")}{"" if able else " disabled"}>Draw its images</button>'
-        return tables.empty("No images of this plan yet", "The prompts of the Compare screen, through float and through this plan.", button)
-    return compare_views.grid(
-        session.comparison, session.pair, lambda image: pictures.address(session, image), hidden=session.mode == "blind"
-    )
-
-
-def _difference(session) -> str:
-    if session.pinned is None or session.chosen is None:
-        return ""
-    text = plans.difference_line(session.pinned.plan, session.chosen.plan)
-    return tables.notice(text, "plain") + plans.two_plans(
-        session.pinned, session.chosen, session.bundle, session.profile and session.profile.costs
-    )
-
-
-def _is_chosen(session):
-    """Which of the shown points is the chosen plan."""
-    plan_id = session.chosen.plan.plan_id if session.chosen else None
-    plans_of = {"front": session.result.front, "references": session.result.references} if session.result else {}
-    return lambda point: plan_id is not None and point.kind in plans_of and plans_of[point.kind][point.index].plan.plan_id == plan_id
+def _picks():
+    with gr.Row(equal_height=True, elem_classes=["tools"]):
+        knee = gr.Button("Knee of the front", elem_id="knee", min_width=140, scale=0, interactive=False)
+        floor = gr.Button("Smallest plan above the floor", elem_id="floor", min_width=230, scale=0, interactive=False)
+        floor_db = gr.Number(value=30, label="quality floor (dB, latent signal to error)", elem_id="floor-db", scale=0, min_width=270)
+    floor_db.preprocess = lambda value: value
+    return knee, floor, floor_db
 
 
 def _start_button(session):

@@ -13,6 +13,7 @@ from workbench.ui.live import Page
 from workbench.ui.tabs import Form, notice_line
 from workbench.ui.views import quantities
 from workbench.ui.views import sensitivity as views
+from workbench.ui.views.quantities import QUANTITIES
 
 MAP = ("fisher_TL", "profile", "cell", "quantity", "map_bits")
 WIDTHS = (3, 4, 6, 8)
@@ -20,63 +21,19 @@ WIDTHS = (3, 4, 6, 8)
 
 def build(page: Page, model_form: Form) -> list:
     """Returns the inputs of the Profile button."""
-    with gr.Row(equal_height=True, elem_classes=["tools"]):
-        start = gr.Button("Profile", variant="primary", elem_id="profile", min_width=110, scale=0, interactive=False)
-        cancel = gr.Button("Cancel", elem_id="cancel-profile", min_width=90, scale=0, interactive=False)
-        quantity = gr.Dropdown(
-            [(q.label, name) for name, q in quantities.QUANTITIES.items()],
-            value="fisher",
-            label="show",
-            elem_id="quantity",
-            scale=1,
-            min_width=190,
-            filterable=False,
-        )
-        bits = gr.Radio(
-            [(str(b), b) for b in WIDTHS], value=4, label="activation bits b", elem_id="map-bits", scale=1, min_width=190, interactive=False
-        )
-        how = gr.Radio(
-            [("mean of its layers", "mean"), ("sum", "sum")], value="mean", label="value of a block", elem_id="how", scale=1, min_width=220
-        )
+    start, cancel, (quantity, bits, how) = _tools()
     notice_line(page, "sensitivity")
     insight = gr.HTML(elem_id="insight")
     with gr.Accordion("Settings of the profile", open=False, elem_classes=["settings"]):
-        settings = [
-            *forms.build(SensitivityConfig, *actions.SENSITIVITY_FORM).values(),
-            *forms.build(QuantConfig, *actions.QUANT_FORM).values(),
-        ]
-    with gr.Row(equal_height=False):
-        with gr.Column(scale=3, min_width=340):
-            blocks = widget.plot(
-                empty("Press Profile"),
-                elem_id="block-map",
-                height=400,
-                label="Block by step: strips are the means over time (below) and depth (right)",
-            )
-            layers = widget.plot(empty("Layers of a block"), elem_id="layer-map", height=330, label="Layers of the selected block by step")
-        with gr.Column(scale=2, min_width=320):
-            cells = widget.picker("cells")
-            time = widget.plot(empty("Fisher over time"), elem_id="time-strip", height=230, label="Fisher information over time")
-    notice_line(page, "look")
-    with gr.Row(equal_height=False):
-        with gr.Column(scale=1, min_width=330):
-            detail = gr.HTML(elem_id="cell-detail")
-            histogram = widget.plot(empty("Histogram of the weight"), elem_id="histogram", height=230, label="Histogram of the weight")
-        with gr.Column(scale=1, min_width=330):
-            curve = widget.plot(
-                empty("Error against bits of one layer and step"), elem_id="bits-curve", height=230, label="Predicted error against bits"
-            )
-            channels = widget.plot(
-                empty("Range of every input channel"), elem_id="channels", height=230, label="Range of each input channel"
-            )
+        settings = [*forms.build(SensitivityConfig, *actions.SENSITIVITY_FORM).values(),
+                    *forms.build(QuantConfig, *actions.QUANT_FORM).values()]
+    blocks, layers, cells = _maps(page)
+    _one_layer(page)
     _show_map(page, blocks, layers, insight, cells)
-    _show_cell(page, time, detail, curve, channels, histogram)
     page.show(start, ["busy", "bundle"], lambda s: gr.Button(interactive=s.bundle is not None and not s.busy))
     page.show(cancel, ["busy"], lambda s: gr.Button(interactive=s.busy and s.job.kind == "profile"))
-    page.show(how, ["how", "quantity"], lambda s: gr.Radio(value=s.how, interactive=quantities.QUANTITIES[s.quantity].block is None))
-    page.show(
-        bits, ["map_bits", "quantity"], lambda s: gr.Radio(value=s.map_bits, interactive=quantities.QUANTITIES[s.quantity].needs_bits)
-    )
+    page.show(how, ["how", "quantity"], lambda s: gr.Radio(value=s.how, interactive=QUANTITIES[s.quantity].block is None))
+    page.show(bits, ["map_bits", "quantity"], lambda s: gr.Radio(value=s.map_bits, interactive=QUANTITIES[s.quantity].needs_bits))
     page.show(quantity, ["quantity"], lambda s: s.quantity)
     trace = [model_form.components[name] for name in ("steps", "seed", "prompts")]
     page.on(start.click, actions.profile, [*trace, *settings], tab="sensitivity")
@@ -87,6 +44,56 @@ def build(page: Page, model_form: Form) -> list:
     page.on(layers.cell_click, actions.click_layer, tab="sensitivity", with_payload=True)
     page.on(cells.pick, actions.pick_row, tab="sensitivity", with_payload=True)
     return [*trace, *settings]
+
+
+def _tools():
+    names = [(q.label, name) for name, q in QUANTITIES.items()]
+    ways = [("mean of its layers", "mean"), ("sum", "sum")]
+    with gr.Row(equal_height=True, elem_classes=["tools"]):
+        start = gr.Button("Profile", variant="primary", elem_id="profile", min_width=110, scale=0, interactive=False)
+        cancel = gr.Button("Cancel", elem_id="cancel-profile", min_width=90, scale=0, interactive=False)
+        quantity = gr.Dropdown(names, value="fisher", label="show", elem_id="quantity", scale=1, min_width=190, filterable=False)
+        bits = gr.Radio([(str(b), b) for b in WIDTHS], value=4, label="activation bits b", elem_id="map-bits", scale=1, min_width=190,
+                        interactive=False)
+        how = gr.Radio(ways, value="mean", label="value of a block", elem_id="how", scale=1, min_width=220)
+    return start, cancel, (quantity, bits, how)
+
+
+def _maps(page: Page):
+    label = "Block by step: strips are the means over time (below) and depth (right)"
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=3, min_width=340):
+            blocks = widget.plot(empty("Press Profile"), elem_id="block-map", height=400, label=label)
+            layers = widget.plot(empty("Layers of a block"), elem_id="layer-map", height=330, label="Layers of the selected block by step")
+        with gr.Column(scale=2, min_width=320):
+            cells = widget.picker("cells")
+            time = widget.plot(empty("Fisher over time"), elem_id="time-strip", height=230, label="Fisher information over time")
+    page.show(time, ["fisher_TL", "stderr_TL", "cell"], lambda s: views.fisher_over_time(s.fisher_TL, s.stderr_TL, s.bundle.layers, s.cell)
+              if s.bundle else empty("Fisher over time"))
+    return blocks, layers, cells
+
+
+def _one_layer(page: Page) -> None:
+    """The selected layer at the selected step."""
+    notice_line(page, "look")
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=1, min_width=330):
+            detail = gr.HTML(elem_id="cell-detail")
+            histogram = widget.plot(elem_id="histogram", height=230, label="Histogram of the weight")
+        with gr.Column(scale=1, min_width=330):
+            curve = widget.plot(elem_id="bits-curve", height=230, label="Predicted error against bits")
+            channels = widget.plot(elem_id="channels", height=230, label="Range of each input channel")
+    page.show(detail, ["profile", "cell"], _detail)
+    page.show(curve, ["profile", "cell"], lambda s: views.error_against_bits(s.profile and s.profile.table, s.bundle.layers, s.cell)
+              if s.bundle else empty("Error against bits of one layer and step"))
+    page.show(channels, ["look"], lambda s: views.channel_ranges(s.look))
+    page.show(histogram, ["look"], lambda s: views.weight_histogram(s.look))
+
+
+def _detail(session) -> str:
+    smap = session.profile and session.profile.sensitivity
+    numbers = views.cell_numbers(smap, session.bundle.layers, session.cell) if session.bundle else ""
+    return numbers or tables.empty("No layer is selected", "Click the map or a row of the tables: what is chosen here is chosen everywhere.")
 
 
 def _values(session):
@@ -140,32 +147,3 @@ def _show_map(page: Page, blocks, layers, insight, cells) -> None:
         [*MAP, "stderr_TL"],
         draw(extremes, lambda s: tables.empty("Most fragile and most tolerant cells", "Ten of each; every row can be picked.")),
     )
-
-
-def _show_cell(page: Page, time, detail, curve, channels, histogram) -> None:
-    page.show(
-        time,
-        ["fisher_TL", "stderr_TL", "cell"],
-        lambda s: views.fisher_over_time(s.fisher_TL, s.stderr_TL, s.bundle.layers, s.cell) if s.bundle else empty("Fisher over time"),
-    )
-    page.show(
-        detail,
-        ["profile", "cell"],
-        lambda s: (
-            (s.bundle and views.cell_numbers(s.profile and s.profile.sensitivity, s.bundle.layers, s.cell))
-            or tables.empty(
-                "No layer is selected", "Click the map, or pick a row of the tables: what is chosen here is chosen on every screen."
-            )
-        ),
-    )
-    page.show(
-        curve,
-        ["profile", "cell"],
-        lambda s: (
-            views.error_against_bits(s.profile and s.profile.table, s.bundle.layers, s.cell)
-            if s.bundle
-            else empty("Error against bits of one layer and step")
-        ),
-    )
-    page.show(channels, ["look"], lambda s: views.channel_ranges(s.look))
-    page.show(histogram, ["look"], lambda s: views.weight_histogram(s.look))

@@ -64,63 +64,36 @@ def front(shown: list[Point], chosen: Point | None, pinned: Point | None, limits
     if not shown:
         return figures.empty("Plans appear here as soon as the search has measured them")
     panels = [a for a in budgets.AXES if any(p.values.get(a.field) is not None for p in shown)]
-    traces, layout = [], {}
+    traces, layout, shapes, labels = [], {}, [], []
+    gap = 0.07
+    width = (1 - gap * (len(panels) - 1)) / len(panels)
     for number, panel in enumerate(panels):
-        name = "x" if number == 0 else f"x{number + 1}"
-        traces += _panel(shown, panel, name, limits)
-        for kind, point, colour, symbol in (("chosen", chosen, GREEN, "circle-open"), ("pinned (A)", pinned, VIOLET, "square-open")):
-            if point is not None and point.values.get(panel.field) is not None:
-                traces.append(
-                    {
-                        "type": "scatter",
-                        "mode": "markers",
-                        "name": kind,
-                        "xaxis": name,
-                        "hoverinfo": "skip",
-                        "legendgroup": kind,
-                        "showlegend": number == 0,
-                        "x": [rounded(point.values[panel.field], 6)],
-                        "y": [rounded(point.error)],
-                        "marker": {"symbol": symbol, "size": 18, "color": colour, "line": {"width": 3}},
-                    }
-                )
-        gap = 0.07
-        width = (1 - gap * (len(panels) - 1)) / len(panels)
-        low, high = _range([p.values.get(panel.field) for p in shown], limits.get(panel.field))
-        layout["xaxis" + name[1:]] = axis(
-            panel.brief,
-            domain=[number * (width + gap), number * (width + gap) + width],
-            range=[low, high],
-            **({"anchor": "y"} if number else {}),
-        )
-    marks = [
-        figures.limit(limits[a.field], a.short, "x" if i == 0 else f"x{i + 1}")
-        for i, a in enumerate(panels)
-        if limits.get(a.field) is not None
-    ]
-    shapes = [shape for pair, _ in marks for shape in pair]
+        name, left, limit = f"x{number + 1}" if number else "x", number * (width + gap), limits.get(panel.field)
+        traces += _panel(shown, panel, name, limits) + _rings(chosen, pinned, panel, name)
+        span = _range([p.values.get(panel.field) for p in shown], limit)
+        layout["xaxis" + name[1:]] = axis(panel.brief, domain=[left, left + width], range=span, **({"anchor": "y"} if number else {}))
+        if limit is not None:
+            marks, label = figures.limit(limit, panel.short, name)
+            shapes += marks
+            labels.append(label)
     if floor is not None:
-        shapes.append(
-            {
-                "type": "line",
-                "xref": "paper",
-                "x0": 0,
-                "x1": 1,
-                "y0": floor,
-                "y1": floor,
-                "line": {"color": GREEN, "dash": "dot", "width": 1.5},
-            }
-        )
-    return figures.figure(
-        traces,
-        f"front-{len(panels)}",
-        yaxis=log_axis(ERROR, [p.error for p in shown]),
-        showlegend=True,
-        shapes=shapes,
-        annotations=[label for _, label in marks],
-        margin={"l": 64, "r": 14, "t": 44, "b": 48},
-        **layout,
-    )
+        place = {"xref": "paper", "x0": 0, "x1": 1, "y0": floor, "y1": floor}
+        shapes.append({"type": "line", "name": "floor", "line": {"color": GREEN, "dash": "dot", "width": 1.5}} | place)
+    margin = {"l": 64, "r": 14, "t": 44, "b": 48}
+    return figures.figure(traces, f"front-{len(panels)}", yaxis=log_axis(ERROR, [p.error for p in shown]), showlegend=True, shapes=shapes,
+                          annotations=labels, margin=margin, **layout)
+
+
+def _rings(chosen: Point | None, pinned: Point | None, panel, name: str) -> list[dict]:
+    """A ring around the chosen plan and a box around plan A."""
+    rings = []
+    for kind, point, colour, symbol in (("chosen", chosen, GREEN, "circle-open"), ("plan A", pinned, VIOLET, "square-open")):
+        if point is not None and point.values.get(panel.field) is not None:
+            mark = {"symbol": symbol, "size": 18, "color": colour, "line": {"width": 3}}
+            rings.append({"type": "scatter", "mode": "markers", "name": kind, "xaxis": name, "hoverinfo": "skip", "legendgroup": kind,
+                          "showlegend": name == "x", "x": [rounded(point.values[panel.field], 6)], "y": [rounded(point.error)],
+                          "marker": mark})
+    return rings
 
 
 def _range(values, limit) -> tuple[float, float]:

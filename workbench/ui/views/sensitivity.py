@@ -21,59 +21,36 @@ def _how(name: str, how: str) -> str:
 
 
 def block_map(rows, layers, name: str, label: str, how: str, cell) -> dict:
-    """Block x step with a strip of each step's total below and of each block's total at the right; cell is (layer or None, step)."""
+    """Block x step with a strip of each step's mean below and of each block's at the right; cell is (layer or None, step)."""
     blocks, how = blocks_of(layers), _how(name, how)
     value_BT, steps = by_block(rows, blocks, how), range(len(rows))
     layer, step = cell
     selected = None if layer is None else (list(blocks).index(layers[layer].block), step)
-    heat = figures.log_colours(
-        value_BT,
-        rows=blocks,
-        x=steps,
-        unit=f"{label}, {how} of a block's layers",
-        hover=f"%{{y}}<br>step %{{x}}<br>{how} %{{customdata:.3e}}",
-    )
+    hover = f"%{{y}}<br>step %{{x}}<br>{how} %{{customdata:.3e}}"
+    heat = figures.log_colours(value_BT, rows=blocks, x=steps, unit=f"{label}, {how} of a block's layers", hover=hover)
     if heat is None:
         return figures.empty("every value is 0")
-    known = [t for t in steps if rows[t] is not None]
-    time_T = [sum(rows[t]) / len(layers) for t in known]
-    depth_B = [sum(v for v in row if v is not None) / len(known) for row in value_BT]
-    marks = {"type": "bar", "marker": {"color": GREY}, "hovertemplate": "%{x}: mean %{y:.3e}<extra></extra>"}
-    strips = [
-        marks
-        | {
-            "name": "time",
-            "x": known,
-            "y": [rounded(v) for v in time_T],
-            "xaxis": "x",
-            "yaxis": "y2",
-            "marker": {"color": [RED if t == step else BLUE for t in known]},
-            "hovertemplate": "step %{x}: mean %{y:.3e}<extra></extra>",
-        },
-        marks
-        | {
-            "name": "depth",
-            "x": [rounded(v) for v in depth_B],
-            "y": list(blocks),
-            "xaxis": "x2",
-            "yaxis": "y",
-            "orientation": "h",
-            "marker": {"color": [RED if selected and b == selected[0] else BLUE for b in range(len(blocks))]},
-            "hovertemplate": "%{y}: mean %{x:.3e}<extra></extra>",
-        },
-    ]
     small = {"showticklabels": False, "showgrid": False, "zeroline": False, "fixedrange": True}
     return figures.figure(
-        [heat, *strips],
-        f"blocks-{len(blocks)}-{len(rows)}",
-        shapes=figures.frame(selected),
-        bargap=0.12,
+        [heat, *_strips(rows, value_BT, list(blocks), selected, step)], f"blocks-{len(blocks)}-{len(rows)}",
+        shapes=figures.frame(selected), bargap=0.12,
         xaxis=figures.step_axis(len(rows)) | {"domain": [0, 0.89], "anchor": "y2", "showgrid": False, "zeroline": False},
-        yaxis=figures.row_axis(domain=[0.2, 1]),
-        yaxis2=small | {"domain": [0, 0.17]},
+        yaxis=figures.row_axis(domain=[0.2, 1]), yaxis2=small | {"domain": [0, 0.17]},
         xaxis2=small | {"domain": [0.905, 1], "anchor": "y"},
-        margin={"l": 58, "r": 8, "t": 40, "b": 40},
-    )
+        margin={"l": 58, "r": 8, "t": 40, "b": 40})
+
+
+def _strips(rows, value_BT, names: list[str], selected, step) -> list[dict]:
+    """Bars of the mean over all layers at each step, and over all known steps of each block; those of the selected cell are red."""
+    known = [t for t, row in enumerate(rows) if row is not None]
+    time_T = [sum(rows[t]) / len(rows[t]) for t in known]
+    depth_B = [sum(v for v in row if v is not None) / len(known) for row in value_BT]
+    in_time = [RED if t == step else BLUE for t in known]
+    in_depth = [RED if selected and b == selected[0] else BLUE for b in range(len(names))]
+    return [{"type": "bar", "name": "time", "x": known, "y": [rounded(v) for v in time_T], "xaxis": "x", "yaxis": "y2",
+             "marker": {"color": in_time}, "hovertemplate": "step %{x}: mean %{y:.3e}<extra></extra>"},
+            {"type": "bar", "name": "depth", "x": [rounded(v) for v in depth_B], "y": names, "xaxis": "x2", "yaxis": "y", "orientation": "h",
+             "marker": {"color": in_depth}, "hovertemplate": "%{y}: mean %{x:.3e}<extra></extra>"}]
 
 
 def layer_map(rows, layers, label: str, cell) -> dict:
