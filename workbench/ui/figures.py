@@ -11,6 +11,7 @@ import math
 CONTINUOUS = "Viridis"
 BIT_COLOURS = {2: "#41049d", 3: "#7201a8", 4: "#a62098", 6: "#d5546e", 8: "#f89540", 16: "#f0f921"}
 BLUE, ORANGE, GREEN, GREY, RED, VIOLET = "#3f86d0", "#d9820a", "#1f9470", "#8a8f98", "#d1495b", "#8e63ce"
+EMPTY_PX = 84  # height of a plot that has nothing to show yet
 FRAME = "#ff4d4d"  # around what is selected
 
 
@@ -26,7 +27,8 @@ def empty(message: str) -> dict:
     note = {"text": message, "xref": "paper", "yref": "paper", "x": 0.5, "y": 0.5, "showarrow": False, "font": {"size": 13},
             "opacity": 0.65}
     hidden = {"visible": False}
-    return figure([], "empty", xaxis=hidden, yaxis=hidden, annotations=[note], margin={"l": 8, "r": 8, "t": 8, "b": 8})
+    return figure([], "empty", xaxis=hidden, yaxis=hidden, annotations=[note], margin={"l": 8, "r": 8, "t": 8, "b": 8},
+                  meta={"height": EMPTY_PX})
 
 
 def rounded(value: float | None, digits: int = 4) -> float | None:

@@ -17,7 +17,6 @@ from workbench.options import BadInput
 from workbench.ui.session import TICK_S, Session, Store
 
 log = logging.getLogger("workbench.ui")
-PAGE_EVENTS = 8  # handled at a time, all visitors together; each takes milliseconds
 
 
 @dataclass(frozen=True)
@@ -64,9 +63,9 @@ class Page:
 
     def bind(self, demo: gr.Blocks, kept_id: gr.BrowserState) -> None:
         outputs = [self.session_id, self.seen, *(live.component for live in self.lives)]
-        # A tick that was drawn before a click may arrive after it. Then `seen` is its own, older one, and since the page goes on
-        # asking for a moment after every action, what the tick overwrote is drawn again.
-        shared = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": PAGE_EVENTS, "concurrency_id": "page"}
+        # One event at a time: a tick that was drawn before a click must not arrive after it. Each takes milliseconds; what takes
+        # longer is a job, or goes off the request with `Session.soon`.
+        shared = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": 1, "concurrency_id": "page"}
 
         def open_page(session_id, request: gr.Request):
             session = self.store.open(session_id if isinstance(session_id, str) else "")
@@ -87,7 +86,6 @@ class Page:
     def _handler(self, listener: Listener) -> Callable:
         def act(session_id, seen, *values):
             session = self.store.open(session_id)
-            session.touched()
             session.say(listener.tab)
             try:
                 listener.action(session, *values)

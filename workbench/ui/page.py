@@ -44,6 +44,7 @@ def build(store: Store) -> gr.Blocks:
         page.on(tour.pick, guide.follow, tab="guide", with_payload=True)
         page.on(last.select, export_actions.write_files, tab="export")
         page.on_open = export_actions.follow_link
+        store.on_adopt = export_actions.restore
         page.bind(demo, kept_id)
     return demo
 

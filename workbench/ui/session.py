@@ -30,7 +30,6 @@ KEPT_SESSIONS, KEPT_PROFILES = 256, 8  # a profile holds its trace and every sol
 SHOWN_PROMPTS = 16  # of the model's calibration prompts; the box can be edited
 EMBEDDED = ModelSpec().source
 TICK_S, WAITING_S = 0.25, 1.0  # how often a page asks while its job runs, and while it waits in line
-SETTLE_S = 0.8  # the page goes on asking for this long after an action: an answer that was overtaken is drawn again
 
 
 def stages():
@@ -81,7 +80,7 @@ class Session:
         self.outline, self.screen = None, None
         self.followed = ""  # the link that has been followed
         self.restoring = None  # what a link asks for and the model is still loaded for
-        self.pending, self._acted_s, self.seen_s = 0, 0.0, time.monotonic()
+        self.pending, self.seen_s = 0, time.monotonic()
         self.quantized: tuple[str, Any] | None = None
         self._drawn: tuple[str, int, bool] = ("", -1, False)
         self._events_read, self._place, self._pace = 0, 0, None
@@ -91,13 +90,9 @@ class Session:
     @property
     def pace_s(self) -> float | None:
         """After how many seconds the page should ask again; None when nothing will change by itself."""
-        if self.pending > 0 or time.monotonic() - self._acted_s < SETTLE_S or (self.busy and self.job.state != "queued"):
+        if self.pending > 0 or (self.busy and self.job.state != "queued"):
             return TICK_S
         return WAITING_S if self.busy else None
-
-    def touched(self) -> None:
-        """A visitor has just done something."""
-        self._acted_s = time.monotonic()
 
     def soon(self, what: str, work: Callable[[], None]) -> None:
         """Do something short off the request, beside whatever heavy job is running."""

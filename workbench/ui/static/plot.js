@@ -73,6 +73,7 @@
   window.adatsqPlot = (element, props, watch, send) => {
     const P = window.Plotly, node = element.querySelector('.plot');
     let wired = false, missed = false, width = node.clientWidth;
+    const usual = node.style.height;
 
     function draw() {
       const figure = props.value;
@@ -80,7 +81,7 @@
       missed = !node.clientWidth;  // on a hidden screen: drawn when it is shown
       if (missed) return;
       const height = figure.layout.meta?.height;
-      if (height) node.style.height = `${height}px`;
+      node.style.height = height ? `${height}px` : usual;
       node.setAttribute('aria-description', figure.layout.meta?.says || '');
       P.react(node, figure.data, painted(figure.layout, element, node), CONFIG).then(() => {
         if (wired) return;

@@ -93,7 +93,7 @@ def _one_layer(page: Page) -> None:
 def _detail(session) -> str:
     smap = session.profile and session.profile.sensitivity
     numbers = views.cell_numbers(smap, session.bundle.layers, session.cell) if session.bundle else ""
-    return numbers or tables.empty("No layer is selected", "Click the map or a row of the tables: what is chosen here is chosen everywhere.")
+    return numbers or tables.empty("No layer is selected", "Click the map or a row of a table: what is chosen here is chosen everywhere.")
 
 
 def _values(session):

@@ -49,8 +49,8 @@ def _strips(rows, value_BT, names: list[str], selected, step) -> list[dict]:
     in_depth = [RED if selected and b == selected[0] else BLUE for b in range(len(names))]
     return [{"type": "bar", "name": "time", "x": known, "y": [rounded(v) for v in time_T], "xaxis": "x", "yaxis": "y2",
              "marker": {"color": in_time}, "hovertemplate": "step %{x}: mean %{y:.3e}<extra></extra>"},
-            {"type": "bar", "name": "depth", "x": [rounded(v) for v in depth_B], "y": names, "xaxis": "x2", "yaxis": "y", "orientation": "h",
-             "marker": {"color": in_depth}, "hovertemplate": "%{y}: mean %{x:.3e}<extra></extra>"}]
+            {"type": "bar", "name": "depth", "x": [rounded(v) for v in depth_B], "y": names, "xaxis": "x2", "yaxis": "y",
+             "orientation": "h", "marker": {"color": in_depth}, "hovertemplate": "%{y}: mean %{x:.3e}<extra></extra>"}]
 
 
 def layer_map(rows, layers, label: str, cell) -> dict:
@@ -75,7 +75,7 @@ def fisher_over_time(fisher_TL, stderr_TL, layers, cell) -> dict:
     """Mean over all layers, and the selected layer with its standard error."""
     steps = [t for t, row in enumerate(fisher_TL) if row is not None]
     if not steps:
-        return figures.empty("No step yet")
+        return figures.empty("The selected layer over the denoising steps, with its standard error")
     traces = [figures.line(steps, [sum(fisher_TL[t]) / len(layers) for t in steps], "mean of all layers", GREY)]
     layer, step = cell
     shapes = []
@@ -101,7 +101,7 @@ def error_against_bits(distortion, layers, cell) -> dict:
     """The predicted increase of the final error if one layer uses fewer bits: activations at this step, or the weight."""
     layer, step = cell
     if layer is None or distortion is None:
-        return figures.empty("Error against bits of one layer and step")
+        return figures.empty("Pick a layer and a step: what fewer bits would cost there")
     traces = []
     for bits_C, error_C, name, colour in (
         (distortion.act_bits_C, distortion.error_TLC[step, layer].tolist(), f"activations at step {step}", BLUE),
@@ -124,7 +124,7 @@ def error_against_bits(distortion, layers, cell) -> dict:
 def channel_ranges(look) -> dict:
     """Smallest and largest input of every channel, as they are and after the transform that precedes quantization."""
     if look is None:
-        return figures.empty("Range of every input channel")
+        return figures.empty("Pick a layer and a step: smallest and largest value of every input channel")
     channels = len(look.low_K)
     width = -(-channels // CHANNELS_DRAWN)
     x = list(range(0, channels, width))
@@ -146,7 +146,7 @@ def channel_ranges(look) -> dict:
 def weight_histogram(look) -> dict:
     """How the layer's weights are spread, as they are and transformed."""
     if look is None:
-        return figures.empty("Histogram of the weight")
+        return figures.empty("Pick a layer: how its weights are spread")
     centres = [rounded(float(v)) for v in (look.weight_edges_B[1:] + look.weight_edges_B[:-1]) / 2]
     traces = [figures.line(centres, look.weight_counts_B.tolist(), "as it is", BLUE, mode="lines", fill="tozeroy")]
     if look.transform != "none":
