@@ -17,10 +17,11 @@ from torch import Tensor
 
 from workbench import lpips, metrics
 from workbench.options import BadInput, OnProgress, Progress, TraceConfig, ignore_progress
-from workbench.types import Comparison, Pair, Schedule
+from workbench.types import Comparison, Pair, Schedule, Trajectories
 
 # Both models see the same batches: a matrix product may round differently at another batch size.
 BATCH = 8
+TRAJECTORY_BYTES = 256 << 20  # latents of a comparison that are kept so that its steps can be looked at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +104,7 @@ def compare(bundle, quantized, prompts: Sequence[str], seed: int, steps: int, *,
     if (float_run.prompts, float_run.seeds, float_run.latent_STMD.shape[1]) != (prompts, seeds, steps + 1):
         raise ValueError("the float run is of other prompts, seeds or steps")
     quantized_run = run(bundle, prompts, seeds, schedule, quantized=quantized, on_progress=on_progress)
-    return _comparison(bundle, quantized, float_run, quantized_run)
+    return _comparison(bundle, quantized, schedule, float_run, quantized_run)
 
 
 def sample(prompts: Sequence[str], seed: int, steps: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
@@ -114,13 +115,28 @@ def sample(prompts: Sequence[str], seed: int, steps: int) -> tuple[tuple[str, ..
     return config.prompts, tuple(range(config.seed, config.seed + len(config.prompts)))
 
 
-def _comparison(bundle, quantized, float_run: Generated, quantized_run: Generated) -> Comparison:
+def _comparison(bundle, quantized, schedule: Schedule, float_run: Generated, quantized_run: Generated) -> Comparison:
     pairs = tuple(_pair(index, float_run, quantized_run) for index in range(len(float_run.prompts)))
     backend = quantized.compute(bundle)
+    kept = 2 * float_run.latent_STMD.nbytes <= TRAJECTORY_BYTES
     return Comparison(
+        trajectories=Trajectories(sigma_T1=schedule.sigma_T1, float_STMD=float_run.latent_STMD,
+                                  quantized_STMD=quantized_run.latent_STMD) if kept else None,
         pairs=pairs, metrics=summary(pairs), float_seconds_per_image=float_run.seconds_per_image,
         quantized_seconds_per_image=quantized_run.seconds_per_image, float_bytes=bundle.float_bytes,
         quantized_bytes=quantized.weight_bytes, compute=backend.name, reason=backend.reason, plan=quantized.plan)
+
+
+def preview(bundle, kept: Trajectories, sample: int, step: int) -> tuple[Any, Any]:
+    """What each model would draw if it stopped after `step`: images uint8 (H, W, 3) of the clean latent it predicts there,
+    x_t - sigma_t v with v = (x_{t+1} - x_t) / (sigma_{t+1} - sigma_t). The last step's are the final images."""
+    sigma, following = float(kept.sigma_T1[step]), float(kept.sigma_T1[step + 1])
+    clean_2MD = []
+    for latent_STMD in (kept.float_STMD, kept.quantized_STMD):
+        now_MD, next_MD = latent_STMD[sample, step], latent_STMD[sample, step + 1]
+        clean_2MD.append(next_MD if following == 0 else now_MD - sigma * (next_MD - now_MD) / (following - sigma))
+    images = bundle.decode(torch.stack(clean_2MD))
+    return images[0], images[1]
 
 
 def summary(pairs: Sequence[Pair]) -> dict[str, metrics.Interval]:

@@ -11,7 +11,7 @@ import torch
 
 from workbench import bench as benches
 from workbench import costs as cost_tables
-from workbench import families, generate, latency, metrics, projection, sensitivity, trace
+from workbench import families, generate, inspection, latency, metrics, projection, sensitivity, trace
 from workbench.checkpoints import Checkpoints
 from workbench.families import Bundle
 from workbench.options import (
@@ -246,6 +246,18 @@ def compare(bundle: Bundle, quantized: QuantizedModel, prompts: Sequence[str], s
             on_progress: OnProgress = ignore_progress, float_run=None) -> Comparison:
     """The same prompts and seeds through float and quantized."""
     return generate.compare(bundle, quantized, prompts, seed, steps, on_progress=on_progress, float_run=float_run)
+
+
+def preview(bundle: Bundle, comparison: Comparison, pair: int, step: int):
+    """Both models' images as they stand after a step of a comparison; BadInput where its latents were too large to keep."""
+    if comparison.trajectories is None:
+        raise BadInput("the latents of this comparison were too large to keep, so its steps cannot be shown; compare fewer prompts")
+    return generate.preview(bundle, comparison.trajectories, pair, step)
+
+
+def inspect(bundle: Bundle, recorded: Trace, layer: int, step: int, quant: QuantConfig) -> inspection.LayerStep:
+    """One layer at one step: input ranges per channel and the weight's histogram."""
+    return inspection.inspect(bundle, recorded, layer, step, quant)
 
 
 def export(bundle: Bundle, quantized: QuantizedModel, folder, *, on_progress: OnProgress = ignore_progress):

@@ -267,8 +267,17 @@ class Pair:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Trajectories:
+    """Latents of both models at every step, (S, T+1, M, D) float32 on the CPU, and their noise levels sigma_T1."""
+
+    sigma_T1: Tensor
+    float_STMD: Tensor
+    quantized_STMD: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Float against quantized over the same prompts, seeds and steps."""
+    """Float against quantized over the same prompts, seeds and steps. `trajectories` is None where they were too large to keep."""
 
     pairs: tuple[Pair, ...]
     metrics: dict[str, Interval]
@@ -279,3 +288,4 @@ class Comparison:
     compute: str
     reason: str
     plan: BitPlan
+    trajectories: Trajectories | None = field(default=None, repr=False)

@@ -26,6 +26,15 @@ def read(options: type[Frozen], names, values, **fixed):
     return options.parse({**fixed, **{name: _clean(options, name, value) for name, value in zip(names, values)}})
 
 
+def prompts(value) -> tuple[str, ...]:
+    """The prompts of a table's rows or of a text box: one per row or line, empty ones left out."""
+    if isinstance(value, str):
+        lines = value.splitlines()
+    else:
+        lines = [row[0] if isinstance(row, list | tuple) and row else row for row in value or ()]
+    return tuple(text for text in (str(line or "").strip() for line in lines) if text)
+
+
 def bounds(options: type[Frozen], name: str) -> tuple[float | None, float | None]:
     """Smallest and largest value of the control; an excluded limit is left by one step."""
     low = high = None
