@@ -22,6 +22,7 @@ RANKS = (
     ("contest",),
     ("jobs",),
     ("verbs",),
+    ("verbs_judging",),
     ("cli", "ui"),
     ("__main__", "app"),
 )

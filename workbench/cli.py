@@ -1,11 +1,12 @@
-"""`python -m workbench VERB …`: the parser and the exit status. Flags are made from the option fields; the verbs are in `verbs.py`."""
+"""`python -m workbench VERB …`: the parser and the exit status. Flags are made from the option fields; `verbs.py` and
+`verbs_judging.py` hold the verbs."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
-from workbench import flags, terminal, tuning, verbs
+from workbench import flags, terminal, tuning, verbs, verbs_judging
 from workbench.options import (
     BadInput,
     BenchConfig,
@@ -30,9 +31,9 @@ VERBS = {
     "search": (verbs.search, None, (verbs.Limits, LatencyConfig, *PROFILE, QuantConfig, SearchConfig), ("prompts", "plan-out")),
     "quantize": (verbs.quantize, None, PROFILE, ("plan", "prompts")),
     "generate": (verbs.generate, None, PROFILE, ("to", "plan", "prompts")),
-    "compare": (verbs.compare, None, (verbs.Contest, ContestConfig, TraceConfig, SearchConfig, EvolutionConfig),
+    "compare": (verbs_judging.compare, None, (verbs_judging.Contest, ContestConfig, TraceConfig, SearchConfig, EvolutionConfig),
                 ("prompts", "csv", "markdown", "grid")),
-    "bench": (verbs.bench, None, (BenchConfig, QuantConfig), ("plan",)),
+    "bench": (verbs_judging.bench, None, (BenchConfig, QuantConfig), ("plan",)),
     "export": (verbs.export, None, PROFILE, ("plan", "to", "prompts")),
     "serve": (verbs.serve, "", (), ("port", "host")),
 }

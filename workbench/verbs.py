@@ -15,11 +15,8 @@ from workbench import flags, prompts, terminal
 from workbench.options import (
     ACT_BITS,
     BadInput,
-    BenchConfig,
     Budget,
     Cancelled,
-    ContestConfig,
-    EvolutionConfig,
     Frozen,
     LatencyConfig,
     QuantConfig,
@@ -43,13 +40,6 @@ class Limits(Frozen):
                                 "in dB of the latent, met as cheaply as possible", pattern=r"^(best|knee|\d+(\.\d+)?)$")
 
 
-class Contest(Frozen):
-    """Who competes, and who the others are paired with."""
-
-    methods: str = setting("rtn,gptq,adatsq_uniform,adatsq", "names, separated by commas, or all", min_length=1)
-    reference: str = setting("", "method that the paired differences are against; default: adatsq, else the last")
-
-
 # The verbs.
 
 def models(args, _listener):
@@ -70,7 +60,7 @@ def models(args, _listener):
     found = [{"name": name, "family": families.check_folder(folder),
               "disk_bytes": sum(p.stat().st_size for p in folder.rglob("*.safetensors"))}
              for name, folder in families.EMBEDDED.items()]
-    rows = [(m["name"], m["family"], _megabytes(m["disk_bytes"])) for m in found]
+    rows = [(m["name"], m["family"], megabytes(m["disk_bytes"])) for m in found]
     return {"models": found}, [terminal.table("embedded models", ("name", "family", "weights on disk"), rows)]
 
 
@@ -105,7 +95,7 @@ def search(args, listener):
         raise BadInput("the budget is not feasible: " + "; ".join(blamed))
     bundle, found = _profiled(args, listener, quant)
     try:
-        result = pipeline.search(bundle, found, budget, config, run=_run(args), on_progress=listener)
+        result = pipeline.search(bundle, found, budget, config, run=run_of(args), on_progress=listener)
     except Cancelled as stopped:
         if stopped.so_far is not None:
             path = _written_plan(args, stopped.so_far.chosen.plan)
@@ -117,10 +107,10 @@ def search(args, listener):
     interval = {"low": picked.low, "high": picked.high, "samples": picked.samples, "held_out": picked.held_out}
     chosen = {**_point(picked), **interval, "origin": picked.origin, "act_bits_macs": picked.plan.act_bits_macs, "plan": str(path)}
     point = {"weight_bytes": picked.plan.weight_bytes, "act_bits_mean": picked.plan.act_bits_mean}
-    rows = [(_megabytes(p["weight_bytes"]), f"{p['act_bits_mean']:.2f}", f"{p['error']:.3e}",
+    rows = [(megabytes(p["weight_bytes"]), f"{p['act_bits_mean']:.2f}", f"{p['error']:.3e}",
              "chosen" if point.items() <= p.items() else "") for p in front]
     title = f"front of {len(front)} plans, {result.evaluations} evaluations, {result.seconds:.1f} s"
-    others = [(s.origin, _megabytes(s.plan.weight_bytes), f"{s.plan.act_bits_mean:.2f}", f"{s.error:.3e}") for s in result.references]
+    others = [(s.origin, megabytes(s.plan.weight_bytes), f"{s.plan.act_bits_mean:.2f}", f"{s.error:.3e}") for s in result.references]
     ranking = [vars(each) for each in result.ranking]
     shown = [terminal.table(title, ("weights", "mean act bits", "error (NMSE)", ""), rows),
              terminal.table("rivals and references", ("plan", "weights", "mean act bits", "error (NMSE)"), others),
@@ -159,12 +149,12 @@ def quantize(args, listener):
                "dead_channels": r.dead_channels, "note": r.note} for r in reports]
     rows = [(r.layer, f"{r.loss_rtn:.3e}", f"{r.loss_solved:.3e}", r.note) for r in reports]
     return ({"plan_id": plan.plan_id, "weight_bytes": quantized.weight_bytes, "act_bits_mean": plan.act_bits_mean, "layers": layers},
-            [terminal.table(f"{_megabytes(quantized.weight_bytes)} of weights", ("layer", "loss rounded", "loss solved", "note"), rows)])
+            [terminal.table(f"{megabytes(quantized.weight_bytes)} of weights", ("layer", "loss rounded", "loss solved", "note"), rows)])
 
 
 def generate(args, listener):
     """Generate images with the float model, with a plan (--plan), or with an exported checkpoint."""
-    options, folder = flags.read(args, TraceConfig, prompts=_prompts(args)), _image_folder(args.to)
+    options, folder = flags.read(args, TraceConfig, prompts=prompts_of(args)), _image_folder(args.to)
     from PIL import Image
 
     from workbench import export, pipeline
@@ -192,43 +182,6 @@ def generate(args, listener):
     return result, [terminal.table(f"{made.seconds_per_image:.3f} s per image", ("prompt", "seed", "image"), rows)]
 
 
-def compare(args, listener):
-    """Judge methods by the same prompts and seeds against the float model."""
-    entry, terms = flags.read(args, Contest), flags.read(args, ContestConfig)
-    images = flags.read(args, TraceConfig, prompts=_prompts(args))
-    search, evolution = flags.read(args, SearchConfig), flags.read(args, EvolutionConfig)
-    names = tuple(name.strip().replace("-", "_") for name in entry.methods.split(",") if name.strip())
-    from workbench import contest, pipeline
-    from workbench.contest.compare import Settings
-    from workbench.contest.table import NUMBERS, QUALITY, cell
-
-    names = contest.chosen(names)
-    bundle = pipeline.load(args.model, args.device, on_progress=listener)
-    settings = Settings(terms=terms, trace=TraceConfig(steps=images.steps), search=search, evolution=evolution)
-    float_run, entrants, result = contest.hold(bundle, names, settings, prompts=images.prompts, seed=images.seed, run=_run(args),
-                                               reference=entry.reference, on_progress=listener)
-    _write_comparison(args, float_run, entrants, result)
-    shown = [name for name in QUALITY if any(name in row for row in result["results"])]
-    rows = [(r["method"], *(cell(r, name) for name in (*NUMBERS, *shown)), r["compute"]) for r in result["results"]]
-    title = (f"{result['model']}, {result['steps']} steps, {len(float_run.made.prompts)} prompts; float: "
-             f"{_megabytes(result['float']['weight_bytes'])}, {result['float']['seconds_per_image']:.3f} s per image")
-    columns = ("method", *(NUMBERS[name][0] for name in NUMBERS), *(QUALITY[name][0] for name in shown), "compute")
-    return result, [terminal.table(title, columns, rows)]
-
-
-def _write_comparison(args, float_run, entrants, result) -> None:
-    """--csv, --markdown and --grid."""
-    from workbench import contest
-
-    for path, text in ((args.csv, contest.csv_text), (args.markdown, contest.markdown_text)):
-        if path:
-            Path(path).write_text(text(result), encoding="utf-8")
-    if args.grid:
-        from PIL import Image
-
-        Image.fromarray(contest.image_grid(float_run, entrants)).save(args.grid, format="PNG")
-
-
 def export(args, listener):
     """Write a quantized checkpoint folder and verify it by reading it back."""
     from workbench import export as stage
@@ -241,30 +194,8 @@ def export(args, listener):
     written = pipeline.export(bundle, quantized, args.to)
     result = {"folder": str(args.to), "plan_id": plan.plan_id, "weight_bytes": written.weight_bytes,
               "disk_bytes": written.disk_bytes, "files": len(written.files), "verified": written.verified}
-    return result, [f"{args.to}: {len(written.files)} files, {_megabytes(written.disk_bytes)} on disk, "
-                    f"{_megabytes(written.weight_bytes)} of transformer weights, verified by reading back"]
-
-
-def bench(args, listener):
-    """Time the quantized model on this machine: layers, whole images, other libraries."""
-    config, quant = flags.read(args, BenchConfig), flags.read(args, QuantConfig)
-    text = _read_plan(args.plan) if args.plan else None
-    from workbench import pipeline
-
-    bundle = pipeline.load(args.model, args.device, on_progress=listener)
-    sigma_T = bundle.schedule(TraceConfig().steps).sigma_T1[:-1].tolist()
-    plan = pipeline.validate_plan(bundle, text) if text else pipeline.uniform_plan(bundle, quant, sigma_T, 4, 4)
-    result = pipeline.bench(bundle, plan, config, on_progress=listener)
-    made, where = result["model"], f"{result['device']}, medians"
-    rows = [(f"{r['m']} x {r['n']} x {r['k']}", r["choice"], r["backend"], f"{r['us']:.0f}", f"{r['float_us']:.0f}", f"{r['speedup']:.2f}")
-            for r in result["layers"]]
-    whole = [("float", made["float_type"], f"{made['float_ms']:.1f}", _megabytes(made["float_bytes"])),
-             ("quantized", made["quantized_type"], f"{made['quantized_ms']:.1f}", _megabytes(made["quantized_bytes"])),
-             ("quantized, predicted", "", f"{made['predicted_ms']:.1f}", _megabytes(plan.weight_bytes)),
-             *((f"{peer['name']} {peer['version']}", "", f"{peer['model_ms']:.1f}", _megabytes(peer["bytes"])) for peer in result["peers"])]
-    return result, [terminal.table(f"layers, one image ({where})", ("M x N x K", "choice", "runs on", "us", "float us", "times faster"),
-                                   rows),
-                    terminal.table(f"one image, {len(plan.sigma_T)} steps ({where})", ("model", "float type", "ms", "bytes"), whole)]
+    return result, [f"{args.to}: {len(written.files)} files, {megabytes(written.disk_bytes)} on disk, "
+                    f"{megabytes(written.weight_bytes)} of transformer weights, verified by reading back"]
 
 
 def serve(args, _listener):
@@ -282,9 +213,9 @@ def serve(args, _listener):
 
 def _profiled(args, listener, quant: QuantConfig):
     """(bundle, profile); options are read before the model is loaded."""
-    trace_config = flags.read(args, TraceConfig, prompts=_prompts(args))
+    trace_config = flags.read(args, TraceConfig, prompts=prompts_of(args))
     sensitivity_config = flags.read(args, SensitivityConfig)
-    run = _run(args)
+    run = run_of(args)
     from workbench import pipeline
 
     bundle = pipeline.load(args.model, args.device, on_progress=listener)
@@ -296,15 +227,15 @@ def _quantized(args, listener):
     """(run, bundle, plan, quantized model, profile) of --plan; the plan is checked before anything is measured."""
     if not args.plan:
         raise BadInput("--plan is missing; give a plan file written by the search")
-    text = _read_plan(args.plan)
+    text = read_plan(args.plan)
     from workbench import pipeline
 
     plan = pipeline.validate_plan(pipeline.load(args.model, args.device, on_progress=listener), text)
     bundle, found = _profiled(args, listener, plan.quant)
-    return _run(args), bundle, plan, pipeline.quantize(bundle, found, plan, on_progress=listener), found
+    return run_of(args), bundle, plan, pipeline.quantize(bundle, found, plan, on_progress=listener), found
 
 
-def _read_plan(path: str) -> str:
+def read_plan(path: str) -> str:
     try:
         if Path(path).stat().st_size > 64 * MEGABYTE:
             raise BadInput(f"{path} is larger than 64 MB; no plan is")
@@ -315,11 +246,11 @@ def _read_plan(path: str) -> str:
         raise BadInput(f"{path}: {error.strerror.lower()}; give a plan file written by the search") from None
 
 
-def _prompts(args) -> tuple[str, ...]:
+def prompts_of(args) -> tuple[str, ...]:
     return prompts.read(args.prompts) if args.prompts else ()
 
 
-def _run(args):
+def run_of(args):
     if not args.run:
         return None
     from workbench.runs import Run
@@ -348,7 +279,7 @@ def _point(scored) -> dict:
             "error": scored.error}
 
 
-def _megabytes(count: int) -> str:
+def megabytes(count: int) -> str:
     return f"{count / MEGABYTE:.2f} MB"
 
 
