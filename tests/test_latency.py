@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from workbench import latency
-from workbench.options import ACT_BITS, WEIGHT_BITS, BadInput, QuantConfig
+from workbench.options import ACT_BITS, LATENCY_TARGETS, WEIGHT_BITS, BadInput, QuantConfig
 from workbench.plans import LatencyTable
 
 
@@ -107,6 +107,10 @@ def test_a_chip_without_four_bit_units_runs_four_bits_as_eight():
                               shares_input_with=0)
     at = [latency._roofline_us(chip, layer, bits, bits, QuantConfig()) for bits in (4, 8, 16)]
     assert at[0] == at[1] == pytest.approx(2 * layer.macs_per_step / 1979 / 1e6) and at[2] == pytest.approx(at[1] * 1979 / 989)
+
+
+def test_every_target_has_its_peak_rates():
+    assert set(latency.CHIPS) == set(LATENCY_TARGETS[1:])
 
 
 def test_an_unknown_target_is_refused(bundle):

@@ -26,7 +26,7 @@ from lowbit import build, ops
 from torch import Tensor, nn
 
 from workbench.families import Bundle
-from workbench.options import ACT_BITS, WEIGHT_BITS, BadInput, LatencyConfig, OnProgress, Progress, QuantConfig, ignore_progress
+from workbench.options import ACT_BITS, WEIGHT_BITS, LatencyConfig, OnProgress, Progress, QuantConfig, ignore_progress
 from workbench.plans import LatencyTable
 from workbench.quant import grids, sizes, transforms
 from workbench.quant.activations import format_of
@@ -56,19 +56,12 @@ CHIPS = {
     "rtx5090": Chip("NVIDIA RTX 5090, FP4", {16: 210, 8: 838, 4: 1676}, 1792, "NVIDIA RTX Blackwell GPU Architecture, 2025"),
     "b200": Chip("NVIDIA B200, FP4", {16: 2250, 8: 4500, 4: 9000}, 8000, "NVIDIA Blackwell Architecture Technical Brief, 2024"),
 }
-TARGETS = (THIS_MACHINE, *CHIPS)
 
 
 def tabulate(bundle: Bundle, quant: QuantConfig, target: str = THIS_MACHINE, *, on_progress: OnProgress = ignore_progress) -> LatencyTable:
     """The table of a target. Raises BadInput for an unknown one."""
-    check(target)
+    LatencyConfig.parse({"target": target}, "latency")
     return measure(bundle, quant, on_progress=on_progress) if target == THIS_MACHINE else model(bundle, quant, target)
-
-
-def check(target: str) -> None:
-    """BadInput for a target that is none."""
-    if target not in TARGETS:
-        raise BadInput(f"unknown latency target {target!r}; use one of {', '.join(TARGETS)}")
 
 
 # --- modelled ---

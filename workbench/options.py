@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 ACT_BITS = (3, 4, 6, 8, 16)
 WEIGHT_BITS = (2, 3, 4, 6, 8, 16)
 GROUP_SIZES = (32, 64, 128)
+LATENCY_TARGETS = ("this machine", "a100", "h100", "rtx4090", "rtx5090", "b200")  # the first is measured, the others are modelled
 
 
 class BadInput(ValueError):
@@ -179,7 +180,14 @@ class BenchConfig(Frozen):
 class LatencyConfig(Frozen):
     """Where a plan is to run."""
 
-    target: str = setting("this machine", "measured here, or modelled: a100, h100, rtx4090, rtx5090, b200", min_length=1)
+    target: str = setting(LATENCY_TARGETS[0], f"measured here, or modelled from published peak rates: {', '.join(LATENCY_TARGETS[1:])}")
+
+    @field_validator("target")
+    @classmethod
+    def _known_target(cls, target):
+        if target not in LATENCY_TARGETS:
+            raise ValueError(f"unknown latency target {target!r}; use one of {', '.join(LATENCY_TARGETS)}")
+        return target
 
 
 class ContestConfig(Frozen):

@@ -19,6 +19,7 @@ from workbench.options import (
     BadInput,
     BenchConfig,
     Budget,
+    LatencyConfig,
     ModelSpec,
     OnProgress,
     Progress,
@@ -73,7 +74,7 @@ def profile(bundle: Bundle, trace_config: TraceConfig | None = None, config: Sen
             on_progress: OnProgress = ignore_progress) -> Profile:
     """Record the float trajectories, map their sensitivity, solve every layer at every width, tabulate what each choice costs on
     `target`. Stages that `run` holds are read."""
-    latency.check(target)
+    LatencyConfig.parse({"target": target}, "latency")
     trace_config, config, quant = trace_config or TraceConfig(), config or SensitivityConfig(), quant or QuantConfig()
     started = time.perf_counter()
     with bundle.lock:

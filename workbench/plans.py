@@ -59,6 +59,11 @@ class LatencyTable:
         columns_L = torch.tensor([self.weight_bits_W.index(bits) for bits in weight_bits_L])
         return self.us_LWA[torch.arange(len(columns_L)), columns_L]
 
+    def range_ms(self, steps: int) -> tuple[float, float]:
+        """Milliseconds of the fastest and of the slowest plan."""
+        us_LC = self.us_LWA.flatten(1)
+        return tuple(steps * (float(bound.sum()) + self.fixed_us) / 1000 for bound in (us_LC.min(1).values, us_LC.max(1).values))
+
     def plan_ms(self, weight_bits_L, act_bits_TL) -> float:
         """Milliseconds of one image: the transformer calls of all steps."""
         act_us_LA = self.act_us_LA(weight_bits_L)

@@ -126,7 +126,7 @@ class FakePipeline:
             raise BadInput(f"no embedded model, folder or hub id is called {source!r}; embedded: emoji-flux")
         return FakeBundle(layers=make_layers(self.blocks))
 
-    def profile(self, bundle, trace_config, config, quant, *, run=None, on_progress=ignore_progress):
+    def profile(self, bundle, trace_config, config, quant, *, target=None, run=None, on_progress=ignore_progress):
         steps = trace_config.steps
         for t in range(steps):
             self._report(on_progress, "trace", t + 1, steps)

@@ -7,13 +7,13 @@ import zipfile
 
 import pytest
 
-from workbench.options import BadInput, QuantConfig, SearchConfig, SensitivityConfig
+from workbench.options import BadInput, LatencyConfig, QuantConfig, SearchConfig, SensitivityConfig
 from workbench.ui.actions import common, compare, export, model, search, sensitivity
 from workbench.ui.session import OF_MODEL
 from workbench.ui.views.layers import blocks_of
 
-PROFILE_SETTINGS = [getattr(SensitivityConfig(), n) for n in sensitivity.SENSITIVITY_FORM] + [getattr(QuantConfig(), n)
-                                                                                      for n in sensitivity.QUANT_FORM]
+PROFILE_SETTINGS = [*(getattr(SensitivityConfig(), n) for n in sensitivity.SENSITIVITY_FORM),
+                    *(getattr(QuantConfig(), n) for n in sensitivity.QUANT_FORM), LatencyConfig().target]
 SEARCH_SETTINGS = [getattr(SearchConfig(), n) for n in search.SEARCH_FORM]
 
 

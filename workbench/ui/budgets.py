@@ -47,12 +47,11 @@ def memory_range(found) -> tuple[float, float]:
 
 
 def _latency_range(found) -> tuple[float, float] | None:
-    """Milliseconds of an image, if the budget has such a limit and the cost table has such times."""
-    known = getattr(found.costs, "latency_range_ms", None)
-    if "max_latency_ms" not in Budget.model_fields or known is None:
+    """Milliseconds of an image, where the cost table has times."""
+    if found.costs.latency is None:
         return None
-    low_ms, high_ms = known(found.sensitivity.schedule.steps)
-    return (low_ms, high_ms) if math.isfinite(high_ms) and high_ms > low_ms else None
+    low_ms, high_ms = found.costs.latency.range_ms(found.sensitivity.schedule.steps)
+    return (low_ms, high_ms) if high_ms > low_ms else None
 
 
 AXES = (
@@ -62,7 +61,7 @@ AXES = (
     ),
     Axis(
         field="max_latency_ms", label="time of an image's steps", brief="time, ms", short="ms", unit="ms", scale=1, step=0.1,
-        of_plan=lambda plan: getattr(plan, "latency_ms", None), span=_latency_range,
+        of_plan=lambda plan: plan.latency_ms, span=_latency_range,
     ),
     Axis(
         field="max_mean_act_bits", label="mean activation bits", brief="mean act. bits", short="bits", unit="bits", scale=1, step=0.05,

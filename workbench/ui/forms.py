@@ -9,10 +9,11 @@ import typing
 import annotated_types
 import gradio as gr
 
-from workbench.options import GROUP_SIZES, WEIGHT_BITS, Frozen
+from workbench.options import GROUP_SIZES, LATENCY_TARGETS, WEIGHT_BITS, Frozen
 
 NONE = "none"
-CHOICES = {"group_size": [*GROUP_SIZES, NONE], "modulation_bits": list(WEIGHT_BITS)}  # fields whose validator knows a short list
+CHOICES = {  # fields whose validator knows a short list
+    "group_size": [*GROUP_SIZES, NONE], "modulation_bits": list(WEIGHT_BITS), "target": list(LATENCY_TARGETS)}
 WIDE = 1000  # a slider over a larger range cannot be aimed; use a number box
 
 

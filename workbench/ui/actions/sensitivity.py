@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from workbench.options import QuantConfig, SensitivityConfig, TraceConfig
+from workbench.options import LatencyConfig, QuantConfig, SensitivityConfig, TraceConfig
 from workbench.ui import forms, limits, widget
 from workbench.ui.actions.common import bundle_of, run_of, select_cell
 from workbench.ui.session import OF_PROFILE, Session, stages
@@ -21,11 +21,12 @@ def profile(session: Session, steps, seed, prompts_given, *settings) -> None:
     trace_config = forms.read(TraceConfig, ("steps", "seed"), (steps, seed), prompts=forms.prompts(prompts_given))
     split = len(SENSITIVITY_FORM)
     config = forms.read(SensitivityConfig, SENSITIVITY_FORM, settings[:split])
-    quant = forms.read(QuantConfig, QUANT_FORM, settings[split:])
+    quant = forms.read(QuantConfig, QUANT_FORM, settings[split:-1])
+    target = forms.read(LatencyConfig, ("target",), settings[-1:]).target
     limits.here().check(prompts=len(trace_config.prompts), steps=trace_config.steps)
 
     def work(on_progress):
-        result = stages().profile(bundle, trace_config, config, quant, run=run_of(session), on_progress=on_progress)
+        result = stages().profile(bundle, trace_config, config, quant, target=target, run=run_of(session), on_progress=on_progress)
         smap, budget = result.sensitivity, stages().default_budget(bundle, result)
         start = {"max_weight_bytes": math.ceil(budget.max_weight_bytes / MB * 100) / 100, "max_mean_act_bits": budget.max_mean_act_bits}
         session.set(profile=result, fisher_TL=tuple(smap.fisher_TL.tolist()), stderr_TL=smap.stderr_TL.tolist(), budget=start)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gradio as gr
 
-from workbench.options import QuantConfig, SensitivityConfig
+from workbench.options import LatencyConfig, QuantConfig, SensitivityConfig
 from workbench.ui import forms, tables, widget
 from workbench.ui.actions import common
 from workbench.ui.actions import sensitivity as actions
@@ -26,7 +26,7 @@ def build(page: Page, model_form: Form) -> list:
     insight = gr.HTML(elem_id="insight")
     with gr.Accordion("Settings of the profile", open=False, elem_classes=["settings"]):
         settings = [*forms.build(SensitivityConfig, *actions.SENSITIVITY_FORM).values(),
-                    *forms.build(QuantConfig, *actions.QUANT_FORM).values()]
+                    *forms.build(QuantConfig, *actions.QUANT_FORM).values(), *forms.build(LatencyConfig, "target").values()]
     blocks, layers, cells = _maps(page)
     _one_layer(page)
     _show_map(page, blocks, layers, insight, cells)
