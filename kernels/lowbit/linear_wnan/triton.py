@@ -73,7 +73,7 @@ def epilogue(tokens: int, n_out: int, bias_N: Tensor | None, low: Tensor | None,
         raise ValueError(f"the bias is {tuple(bias_N.shape)}; {n_out} out features need {(n_out,)}")
     if low is None:
         return Epilogue(bias_N=gpu.dense(bias_N), low_MR=None, up_NR=None, gelu_after=gelu_after)
-    low_MR = low.reshape(tokens, -1)
+    low_MR = low.reshape(tokens, low.shape[-1])
     if up_NR.shape != (n_out, low_MR.shape[1]):
         raise ValueError(f"the branch leads up by {tuple(up_NR.shape)}; rank {low_MR.shape[1]} and {n_out} out features need "
                          f"{(n_out, low_MR.shape[1])}")
