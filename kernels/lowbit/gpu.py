@@ -44,9 +44,14 @@ def why_not_float(x: Tensor) -> str:
     return why_not(x)
 
 
+def dense(x: Tensor | None) -> Tensor | None:
+    """x itself where its memory is contiguous (asking costs less than torch's own no-op), else a copy."""
+    return x if x is None or x.is_contiguous() else x.contiguous()
+
+
 def rows(x: Tensor) -> Tensor:
     """x as a contiguous matrix (M, K) of its last axis."""
-    return x.reshape(-1, x.shape[-1]).contiguous() if x.numel() else x.new_empty(x.shape[:-1].numel(), x.shape[-1])
+    return dense(x).view(x.shape[:-1].numel(), x.shape[-1])
 
 
 def ceil_power(n: int) -> int:

@@ -24,7 +24,7 @@ def test_every_section_runs_and_lands_in_the_file(root, tmp_path):
     assert found["earlier"] == 1, "results of other sections are kept"
     assert found["check"]["rows"][0]["passed"], done.stdout
     ways = {row["way"]: row for row in found["layers"]["rows"] if row["layer"] == "few tokens"}
-    for bits, way in ((8, "lowbit W8A8 row"), (4, "lowbit W4A8 g64"), (4, "lowbit W4A16 g64"), (3, "lowbit W3A8 g128")):
+    for bits, way in ((8, "lowbit W8A8 row"), (4, "lowbit W4A8 g64"), (4, "lowbit W4A16 g64")):
         # nearest rounding errs by at most half a step in each factor, a step being 1 / (2^(b-1) - 1) of the largest of a row
         # of normal numbers; the largest of 128 is about 2.7 deviations, and uniform rounding's deviation is 0.29 steps
         step = 2.7 / (2 ** (bits - 1) - 1)

@@ -285,6 +285,8 @@ def test_leading_dimensions_memory_layout_and_no_tokens():
     assert torch.equal(y, wnan_triton.linear_wnan(q.reshape(6, 64), scale.reshape(6, 1), *arguments, torch.float32).view(3, 2, 37))
     assert wnan_triton.linear_wnan(q[:0], scale[:0], *arguments, torch.bfloat16).shape == (0, 2, 37)
     assert wna16_triton.linear_wna16(torch.zeros(0, 64, device=DEVICE), *arguments).shape == (0, 37)
+    branch = (torch.zeros(0, 5, device=DEVICE), torch.zeros(37, 5, device=DEVICE))
+    assert wna16_triton.linear_wna16(torch.zeros(0, 64, device=DEVICE), *stored, None, *branch, True).shape == (0, 37)
 
 
 def test_tensors_whose_sizes_disagree_are_refused_before_a_kernel_reads_them():

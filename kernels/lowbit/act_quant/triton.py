@@ -36,13 +36,14 @@ def act_quant(x: Tensor, factor_K: Tensor | None, block: int, bits: int, group_s
 
     x_MK, groups = gpu.rows(x), k_in // (group_size or k_in)
     q_MK = torch.empty(x_MK.shape, dtype=torch.int8, device=x.device)
-    scale_MG = torch.empty(len(x_MK), groups, dtype=torch.float32, device=x.device)
+    tokens = x_MK.shape[0]
+    scale_MG = torch.empty(tokens, groups, dtype=torch.float32, device=x.device)
     segments = gpu.ceil_power(-(-k_in // SEGMENT))
     width = segments * SEGMENT if block > 1 else gpu.ceil_power(k_in)  # features a program holds, real or not
     group = group_size or width
     with gpu.device_of(x):
-        triton_kernel.act_quant[(len(x_MK),)](
-            x_MK, None if factor_K is None else factor_K.contiguous(), q_MK, scale_MG, float(top), k_in,
+        triton_kernel.act_quant[(tokens,)](
+            x_MK, gpu.dense(factor_K), q_MK, scale_MG, float(top), k_in,
             groups, HAS_FACTOR=factor_K is not None, SEGMENTS=segments, BLOCK=block, GROUPS=width // group, GROUP=group,
             num_warps=gpu.warps(width, 32 if block > 1 else 16), enable_fp_fusion=False)
     return q_MK.view(x.shape), scale_MG.view(*x.shape[:-1], groups)

@@ -44,6 +44,6 @@ def block_hadamard(x: Tensor, block: int, factor_K: Tensor) -> Tensor:
 
         segments = gpu.ceil_power(-(-k_in // SEGMENT))
         with gpu.device_of(x):
-            triton_kernel.block_hadamard[(len(x_MK),)](x_MK, factor_K.contiguous(), y_MK, k_in, SEGMENTS=segments, BLOCK=block,
+            triton_kernel.block_hadamard[(x_MK.shape[0],)](x_MK, gpu.dense(factor_K), y_MK, k_in, SEGMENTS=segments, BLOCK=block,
                                                        num_warps=gpu.warps(segments * SEGMENT, 32))
     return y_MK.view(x.shape)

@@ -28,11 +28,12 @@ def linear_wna16(x: Tensor, packed_NP: Tensor, scale_NG: Tensor, zero_NG: Tensor
     into x's type, N x K numbers that live as long as this call, and multiplied by the vendor's library."""
     stored = wnan.layer(packed_NP, scale_NG, zero_NG, bits, group_size, x.shape[-1])
     x_MK = gpu.rows(x)
-    after = wnan.epilogue(len(x_MK), stored.n_out, bias_N, low, up_NR, gelu_after)
-    y_MN = torch.empty(len(x_MK), stored.n_out, dtype=x.dtype, device=x.device)
+    tokens = x_MK.shape[0]
+    after = wnan.epilogue(tokens, stored.n_out, bias_N, low, up_NR, gelu_after)
+    y_MN = torch.empty(tokens, stored.n_out, dtype=x.dtype, device=x.device)
     if y_MN.numel():
         with gpu.device_of(x):
-            if wnan.fits_few(len(x_MK), stored):
+            if wnan.fits_few(tokens, stored):
                 wnan.multiply_few(x_MK, None, stored, after, y_MN)
             else:
                 y_MN = _multiply_many(x_MK, stored, after)

@@ -26,22 +26,16 @@ class Layer:
     zero_NG: Tensor | None
     bits: int
     group_size: int
+    groups: int
     k_in: int
-
-    @property
-    def n_out(self) -> int:
-        return len(self.packed_NP)
-
-    @property
-    def groups(self) -> int:
-        return self.scale_NG.shape[1]
+    n_out: int
 
 
 def layer(packed_NP: Tensor, scale_NG: Tensor, zero_NG: Tensor | None, bits: int, group_size: int, k_in: int) -> Layer:
     """The checked tensors; ValueError with both numbers where sizes do not agree: a kernel would read out of bounds."""
     if bits not in PACKED_BITS:
         raise ValueError(f"{bits}-bit codes cannot be packed; use one of {PACKED_BITS}")
-    n_out, width = len(packed_NP), group_size or k_in
+    n_out, width = packed_NP.shape[0], group_size or k_in
     groups = -(-k_in // width)
     if packed_NP.dtype != torch.uint8 or packed_NP.shape[1] != packed_bytes(k_in, bits):
         raise ValueError(f"{packed_NP.shape[1]} packed bytes of {packed_NP.dtype} a row; {k_in} codes of {bits} bits need "
@@ -49,8 +43,8 @@ def layer(packed_NP: Tensor, scale_NG: Tensor, zero_NG: Tensor | None, bits: int
     for name, tensor in (("scales", scale_NG), ("zero points", zero_NG)):
         if tensor is not None and tensor.shape != (n_out, groups):
             raise ValueError(f"{name} are {tuple(tensor.shape)}; {n_out} rows of {groups} groups need {(n_out, groups)}")
-    return Layer(packed_NP=packed_NP.contiguous(), scale_NG=scale_NG.contiguous(), bits=bits, group_size=width, k_in=k_in,
-                 zero_NG=None if zero_NG is None else zero_NG.contiguous())
+    return Layer(packed_NP=gpu.dense(packed_NP), scale_NG=gpu.dense(scale_NG), zero_NG=gpu.dense(zero_NG), bits=bits,
+                 group_size=width, groups=groups, k_in=k_in, n_out=n_out)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,16 +72,12 @@ def epilogue(tokens: int, n_out: int, bias_N: Tensor | None, low: Tensor | None,
     if bias_N is not None and bias_N.shape != (n_out,):
         raise ValueError(f"the bias is {tuple(bias_N.shape)}; {n_out} out features need {(n_out,)}")
     if low is None:
-        return Epilogue(bias_N=_dense(bias_N), low_MR=None, up_NR=None, gelu_after=gelu_after)
-    low_MR = low.reshape(tokens, -1)
+        return Epilogue(bias_N=gpu.dense(bias_N), low_MR=None, up_NR=None, gelu_after=gelu_after)
+    low_MR = low.reshape(tokens, low.shape[-1])
     if up_NR.shape != (n_out, low_MR.shape[1]):
         raise ValueError(f"the branch leads up by {tuple(up_NR.shape)}; rank {low_MR.shape[1]} and {n_out} out features need "
                          f"{(n_out, low_MR.shape[1])}")
-    return Epilogue(bias_N=_dense(bias_N), low_MR=_dense(low_MR), up_NR=_dense(up_NR), gelu_after=gelu_after)
-
-
-def _dense(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.contiguous()
+    return Epilogue(bias_N=gpu.dense(bias_N), low_MR=gpu.dense(low_MR), up_NR=gpu.dense(up_NR), gelu_after=gelu_after)
 
 
 def why_not(q: Tensor, act_scale: Tensor, packed_NP: Tensor, scale_NG: Tensor, zero_NG: Tensor | None, bits: int, group_size: int,
@@ -105,14 +95,15 @@ def linear_wnan(q: Tensor, act_scale: Tensor, packed_NP: Tensor, scale_NG: Tenso
     """Same as `naive.linear_wnan`: its integers exactly, its float parts up to the order of summation."""
     stored = layer(packed_NP, scale_NG, zero_NG, bits, group_size, q.shape[-1])
     q_MK = gpu.rows(q)
-    after = epilogue(len(q_MK), stored.n_out, bias_N, low, up_NR, gelu_after)
-    act_scale_MG = act_scale.reshape(len(q_MK), act_scale.shape[-1]).float().contiguous()
+    tokens = q_MK.shape[0]
+    after = epilogue(tokens, stored.n_out, bias_N, low, up_NR, gelu_after)
+    act_scale_MG = gpu.dense(act_scale.reshape(tokens, act_scale.shape[-1]).float())
     if act_scale_MG.shape[1] not in (1, stored.groups):
         raise ValueError(f"{act_scale_MG.shape[1]} activation scales a token; the layer has {stored.groups} groups")
-    y_MN = torch.empty(len(q_MK), stored.n_out, dtype=dtype, device=q.device)
+    y_MN = torch.empty(tokens, stored.n_out, dtype=dtype, device=q.device)
     if y_MN.numel():
         with gpu.device_of(q):
-            run = multiply_few if fits_few(len(q_MK), stored) else _multiply_many
+            run = multiply_few if fits_few(tokens, stored) else _multiply_many
             run(q_MK, act_scale_MG, stored, after, y_MN)
     return y_MN.view(*q.shape[:-1], stored.n_out)
 
@@ -163,8 +154,8 @@ def _multiply_many(q_MK: Tensor, act_scale_MG: Tensor, stored: Layer, after: Epi
     w_NK, grouped = expand(stored, torch.int8), act_scale_MG.shape[1] > 1
     sums_GM = _group_sums(q_MK, stored) if stored.bits == 8 and stored.zero_NG is not None else None
     block_k = min(max(gpu.ceil_power(stored.group_size), 32), 128)
-    arguments = (q_MK, w_NK, act_scale_MG.T.contiguous(), stored.scale_NG.T.contiguous(), sums_GM,
-                 None if sums_GM is None else stored.zero_NG.T.contiguous(), *after.tensors, y_MN, tokens, n_out, stored.k_in,
+    arguments = (q_MK, w_NK, _by_group(act_scale_MG), _by_group(stored.scale_NG), sums_GM,
+                 None if sums_GM is None else _by_group(stored.zero_NG), *after.tensors, y_MN, tokens, n_out, stored.k_in,
                  w_NK.shape[1], stored.groups, stored.group_size, min(gpu.ceil_power(tokens), _LARGEST_BUCKET))
     constants = {"ONE": one, "ACT_GROUPED": grouped, "HAS_SUMS": sums_GM is not None, **after.constants()}
 
@@ -177,11 +168,17 @@ def _multiply_many(q_MK: Tensor, act_scale_MG: Tensor, stored: Layer, after: Epi
         triton_kernel.multiply_grouped[grid](*arguments, SINGLE=stored.group_size <= block_k, BLOCK_K=block_k, **constants)
 
 
+def _by_group(x: Tensor) -> Tensor:
+    """(rows, G) as (G, rows) in memory."""
+    return x if x.shape[1] == 1 else x.T.contiguous()
+
+
 def _group_sums(q_MK: Tensor, stored: Layer) -> Tensor:
     """Sum of q over each group, int32 (G, M)."""
     from lowbit.linear_wnan import triton_kernel
 
-    sums_GM = torch.empty(stored.groups, len(q_MK), dtype=torch.int32, device=q_MK.device)
-    triton_kernel.group_sums[(len(q_MK), stored.groups)](q_MK, sums_GM, len(q_MK), stored.k_in, stored.group_size,
+    tokens = q_MK.shape[0]
+    sums_GM = torch.empty(stored.groups, tokens, dtype=torch.int32, device=q_MK.device)
+    triton_kernel.group_sums[(tokens, stored.groups)](q_MK, sums_GM, tokens, stored.k_in, stored.group_size,
                                                          BLOCK=min(gpu.ceil_power(stored.group_size), 1024))
     return sums_GM
