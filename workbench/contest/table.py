@@ -131,10 +131,14 @@ def markdown_text(found: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
+def float_numbers(side: dict) -> dict[str, str]:
+    """The float model's cells among NUMBERS; what it does not have is absent."""
+    return {"weight_bytes": f"{side['weight_bytes'] / MB:.2f}", "seconds_per_image": f"{side['seconds_per_image']:.3f}",
+            "weight_bits_quantized": "16", "weight_bits_total": "16", "act_bits_mean": "float", "act_bits_macs": "float"}
+
+
 def _float_line(found: dict, shown: list[str]) -> str:
-    side = found["float"]
-    numbers = {"weight_bytes": f"{side['weight_bytes'] / MB:.2f}", "seconds_per_image": f"{side['seconds_per_image']:.3f}",
-               "weight_bits_quantized": "16", "weight_bits_total": "16", "act_bits_mean": "float", "act_bits_macs": "float"}
+    side, numbers = found["float"], float_numbers(found["float"])
     cells = ["float", *(numbers.get(name, "–") for name in NUMBERS), *(cell(side, name) for name in shown), "float"]
     return "| " + " | ".join(cells) + " |"
 

@@ -6,7 +6,7 @@ import importlib
 from html import escape
 
 from workbench.ui import figures
-from workbench.ui.figures import BLUE, GREEN, GREY, ORANGE, axis, log_axis, rounded
+from workbench.ui.figures import BLUE, GREEN, ORANGE, axis, log_axis, rounded
 
 MB = 1e6
 def _stage():
@@ -25,9 +25,8 @@ def table(found: dict | None) -> str:
     shown = [name for name in stage.QUALITY if any(name in row for row in found["results"])]
     head = "".join(f'<th scope="col">{escape(text)}</th>' for text in (
         "method", *(title for title, _ in stage.NUMBERS.values()), *(stage.QUALITY[name][0] for name in shown), "runs as"))
-    side = found["float"]
-    blank = {"weight_bytes": f"{side['weight_bytes'] / MB:.2f}", "seconds_per_image": f"{side['seconds_per_image']:.3f}"}
-    body = _row("float", [blank.get(name, "–") for name in stage.NUMBERS], [stage.cell(side, name) for name in shown], "float",
+    side, plain = found["float"], stage.float_numbers(found["float"])
+    body = _row("float", [plain.get(name, "–") for name in stage.NUMBERS], [stage.cell(side, name) for name in shown], "float",
                 found["model"])
     for row in found["results"]:
         body += _row(row["label"], [stage.cell(row, name) for name in stage.NUMBERS], [_marked(row, name) for name in shown],
@@ -85,10 +84,10 @@ def quality_cost(found: dict | None, front=()) -> dict:
                           "x": [rounded(s.plan.weight_bytes / MB, 6) for s in ordered], "y": [rounded(s.error) for s in ordered],
                           "text": [f"{s.plan.act_bits_mean:.2f} act bits" for s in ordered], "marker": {"size": 6, "color": BLUE},
                           "hovertemplate": "%{x} MB, %{text}<br>NMSE %{y}<extra>front</extra>"})
-    values = [y for trace in traces for y in trace["y"]]
-    return figures.figure(traces, f"methods-{len(rows)}", xaxis=axis("transformer, MB"), yaxis=log_axis("latent NMSE", values),
-                          shapes=[{"type": "line", "x0": found["float"]["weight_bytes"] / MB, "x1": found["float"]["weight_bytes"] / MB,
-                                   "yref": "paper", "y0": 0, "y1": 1, "line": {"color": GREY, "dash": "dot"}}])
+    ends = [y + sign * bar for trace in traces for y, name, sign in ((trace["y"][0], "array", 1), (trace["y"][0], "arrayminus", -1))
+            for bar in trace.get("error_y", {}).get(name, ())]
+    values = [y for trace in traces for y in trace["y"]] + ends
+    return figures.figure(traces, f"methods-{len(rows)}", xaxis=axis("transformer, MB"), yaxis=log_axis("latent NMSE", values))
 
 
 def _bars(error: dict) -> dict:
@@ -96,4 +95,4 @@ def _bars(error: dict) -> dict:
     if error["n"] < 2:
         return {"visible": False}
     return {"type": "data", "symmetric": False, "array": [error["high"] - error["mean"]],
-            "arrayminus": [min(error["mean"] - error["low"], error["mean"] * 0.99)]}  # a bar below 0 has no place on a log axis
+            "arrayminus": [min(error["mean"] - error["low"], error["mean"] * 0.9)]}  # a bar below 0 has no place on a log axis
