@@ -14,28 +14,22 @@ from workbench.ui.widget import plot
 
 
 def build(page: Page) -> None:
-    with gr.Row(equal_height=False):
-        with gr.Column(scale=2, min_width=320):
-            chosen = gr.CheckboxGroup(actions.names(), value=actions.default_names(), label="methods", elem_id="methods-chosen",
-                                      interactive=True)
-            prompts = gr.Textbox(label=f"prompts, one per line, at most {actions.PROMPTS_COMPARED}", lines=4, max_lines=8,
-                                 elem_id="methods-prompts", interactive=True)
-            with gr.Row():
-                seed = forms.component(TraceConfig, "seed", elem_id="methods-seed")
-                steps = forms.component(TraceConfig, "steps", elem_id="methods-steps")
-            with gr.Row():
-                terms = [forms.component(ContestConfig, name, elem_id=f"methods-{name}") for name in actions.TERMS]
-            with gr.Row():
-                start = gr.Button("Compare methods", variant="primary", elem_id="methods-run", min_width=130, interactive=False)
-                skip = gr.Button("Skip this method", elem_id="methods-skip", min_width=110, interactive=False)
-                cancel = gr.Button("Cancel", elem_id="methods-cancel", min_width=90, interactive=False)
-            notice_line(page, actions.TAB)
-            with gr.Row():
-                files = [gr.DownloadButton(f"Table as {label}", elem_id=f"methods-{kind}", interactive=False, min_width=110)
-                         for kind, label in (("csv", "CSV"), ("md", "Markdown"))]
-        with gr.Column(scale=3, min_width=340):
-            figure = plot(elem_id="methods-plot", height=360, label="Latent error against memory; green: AdaTSQ, blue: the search's front")
-    table, pairs = gr.HTML(elem_id="methods-table"), gr.HTML(elem_id="methods-pairs")
+    chosen = gr.CheckboxGroup(actions.names(), value=actions.default_names(), label="methods", elem_id="methods-chosen", interactive=True)
+    prompts = gr.Textbox(label=f"prompts, one per line, at most {actions.PROMPTS_COMPARED}", lines=4, max_lines=8,
+                         elem_id="methods-prompts", interactive=True)
+    with gr.Row():
+        seed = forms.component(TraceConfig, "seed", elem_id="methods-seed")
+        steps = forms.component(TraceConfig, "steps", elem_id="methods-steps")
+        terms = [forms.component(ContestConfig, name, elem_id=f"methods-{name}") for name in actions.TERMS]
+    with gr.Row(elem_classes=["tools"]):
+        start = gr.Button("Compare methods", variant="primary", elem_id="methods-run", min_width=130, interactive=False)
+        skip = gr.Button("Skip this method", elem_id="methods-skip", min_width=110, interactive=False)
+        cancel = gr.Button("Cancel", elem_id="methods-cancel", min_width=90, interactive=False)
+        files = [gr.DownloadButton(f"Table as {label}", elem_id=f"methods-{kind}", interactive=False, min_width=110)
+                 for kind, label in (("csv", "CSV"), ("md", "Markdown"))]
+    notice_line(page, actions.TAB)
+    figure = plot(elem_id="methods-plot", height=360, label="Latent error against memory; green: AdaTSQ, blue: the search's front")
+    table = gr.HTML(elem_id="methods-table")
     grid = gr.Image(format="png", label="rows: methods, float first; columns: prompts", interactive=False, elem_id="methods-grid",
                     elem_classes=["pixels"], buttons=["download", "fullscreen"])
     page.show(prompts, ["bundle"], lambda s: "\n".join(s.bundle.prompts("held_out")[:4]) if s.bundle else gr.skip())
@@ -43,8 +37,7 @@ def build(page: Page) -> None:
     for button in (skip, cancel):
         page.show(button, ["busy"], lambda s: gr.Button(interactive=bool(s.busy and s.job.kind == "contest")))
     now = ["contest", "bundle"]
-    page.show(table, now, lambda s: views.table(actions.current(s)[0]))
-    page.show(pairs, now, lambda s: views.pairs(actions.current(s)[0]))
+    page.show(table, now, lambda s: views.table(actions.current(s)[0]) + views.pairs(actions.current(s)[0]))
     page.show(figure, [*now, "result"], lambda s: views.quality_cost(actions.current(s)[0], s.result.front if s.result else ()))
     page.show(grid, now, lambda s: actions.current(s)[1])
     for kind, button in zip(("csv", "md"), files):
