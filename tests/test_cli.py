@@ -262,7 +262,7 @@ def test_serve_answers_on_its_port_and_stops_on_ctrl_c(folder):
 
 
 def test_the_methods_compared_by_default_exist():
-    from workbench.verbs import Contest
+    from workbench.verbs_judging import Contest
 
     assert set(Contest().methods.split(",")) < set(METHODS)
 
