@@ -132,23 +132,24 @@ def test_a_painted_plan_is_costed_at_once_and_measured_on_request(bundle, profil
 
 
 def test_search_cancelled_at_any_moment_resumes_to_the_same_result(bundle, profiled, budget, tmp_path):
-    whole = pipeline.search(bundle, profiled, budget, SMALL)
+    config = SMALL.model_copy(update={"rivals": "uniform", "refine": 1})
+    whole = pipeline.search(bundle, profiled, budget, config)
     run = Run(tmp_path / "run")
 
     def cancel_after(count):
         seen = []
 
         def listener(progress):
-            seen.append(progress)
+            seen.extend([progress] * (progress.stage == "search"))
             if len(seen) > count:
                 raise Cancelled
         return listener
 
     for count in (9, 25):
         with pytest.raises(Cancelled):
-            pipeline.search(bundle, profiled, budget, SMALL, run=run, on_progress=cancel_after(count))
+            pipeline.search(bundle, profiled, budget, config, run=run, on_progress=cancel_after(count))
     assert bundle.cursor.plan is None
-    resumed = pipeline.search(bundle, profiled, budget, SMALL, run=run)
+    resumed = pipeline.search(bundle, profiled, budget, config, run=run)
     assert [s.plan for s in resumed.front] == [s.plan for s in whole.front]
     assert np.allclose([s.error for s in resumed.front], [s.error for s in whole.front], rtol=1e-4)
     assert resumed.chosen.plan == whole.chosen.plan
