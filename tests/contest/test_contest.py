@@ -2,6 +2,7 @@
 
 import csv
 import io
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -189,3 +190,38 @@ def test_what_no_method_can_do_is_refused_before_anything_runs(bundle):
         with pytest.raises(BadInput, match=words):
             contest.compare_methods(bundle, names, **{"weight_bits": 4, "act_bits": 4, **options}, on_progress=stages.append)
     assert not stages and contest.chosen(["all"]) == tuple(METHODS) and contest.chosen(["rtn", "all"])[0] == "rtn"
+
+
+def test_a_mix_of_widths_must_win_on_unseen_prompts_too(bundle, monkeypatch):
+    """`_judged` returns whichever of the two plans the rollout measures as closer to float."""
+    settings = terms(weight_bits=4)
+    maker = make.Maker(bundle, settings, run=None)
+    quant = make.quant_of(METHODS["adatsq"], settings.terms)
+    sigma_T = tuple(bundle.schedule(STEPS).sigma_T1[:-1].tolist())
+    layers = len(bundle.layers)
+    mixed = make.pipeline.uniform_plan(bundle, quant, sigma_T, [3] + [4] * (layers - 1), 4)
+    found = SimpleNamespace(quant=quant, costs=costs.tabulate(bundle, quant, STEPS), bank=None)
+    measured = []
+
+    class Measured:
+        def __init__(self, *_, samples, **__):
+            assert samples == 2
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            return None
+
+        def error_of(self, plan):
+            measured.append(plan)
+            return errors[len(set(plan.weight_bits_L))]
+
+    monkeypatch.setattr(make, "Rollout", Measured)
+    for errors, widths in (({1: 0.1, 2: 0.2}, 1), ({1: 0.2, 2: 0.1}, 2)):
+        chosen = maker._judged(found, mixed, PROMPTS[:2], lambda _: None)
+        assert len(set(chosen.weight_bits_L)) == widths and chosen.act_bits_TL == mixed.act_bits_TL
+    assert len(measured) == 4
+    even = make.pipeline.uniform_plan(bundle, quant, sigma_T, 4, 4)
+    assert maker._judged(found, even, PROMPTS[:2], None) is even and maker._judged(found, mixed, (), None) is mixed
+    assert len(measured) == 4, "nothing to choose, nothing measured"

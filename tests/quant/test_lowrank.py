@@ -77,6 +77,25 @@ def test_the_alternation_is_the_one_an_independent_decomposition_gives(shape):
     assert losses[-1] == pytest.approx(float((residual_NK - rounded(residual_NK)).double().square().sum()), rel=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(24, 64), (64, 32)])
+def test_every_round_takes_the_best_match_of_what_the_last_residual_left(shape):
+    w_NK, seen = weight(*shape), []
+
+    def rounded(residual_NK):
+        q_NK = quantizer(3)(residual_NK)
+        seen.append((residual_NK, q_NK))
+        return q_NK
+
+    alternate(w_NK, 3, rounded)
+    assert len(seen) > 2
+    for (_, q_NK), (residual_NK, _) in itertools.pairwise(seen):
+        u, s, v = torch.linalg.svd((w_NK - q_NK).double(), full_matrices=False)
+        best_NK = u[:, :3] * s[:3] @ v[:3]
+        # both factors are rounded to float16, 2^-11 of themselves each, in each of three terms
+        terms_NK = (u[:, :3] * s[:3]).abs() @ v[:3].abs()
+        assert bool(((w_NK - residual_NK).double() - best_NK).abs().le(2**-9 * terms_NK.max()).all())
+
+
 @settings(deadline=None, max_examples=25)
 @given(seed=st.integers(0, 2**31), n_out=st.integers(2, 40), k_in=st.integers(2, 70), rank=st.integers(1, 4),
        bits=st.sampled_from([2, 3, 4, 8]))
