@@ -26,7 +26,7 @@ def written(tmp_path):
     images, names = pictures(30), [f"thing {i // 2}" for i in range(30)]
     fitted = evaluate.fit_judge(images)
     notes = {"format": judge.FORMAT, "shown": names, "asked": {f"style{i % 2} {name}": name for i, name in enumerate(names)}}
-    path = tmp_path / judge.FILE
+    path = tmp_path / "judge.safetensors"
     save_file({"mean_F": fitted.mean_F.astype(np.float16), "basis_FK": np.ascontiguousarray(fitted.basis_FK, dtype=np.float16),
                "source_IK": fitted.source_IK.astype(np.float16)}, path, {"judge": json.dumps(notes)})
     return path, images
@@ -91,7 +91,7 @@ def test_the_embedded_model_brings_a_judge_that_knows_its_prompts_and_float_imag
     found = judge.of(bundle)
     for kind in ("calibration", "held_out", "showcase"):
         assert set(bundle.prompts(kind)) <= set(found.asked), kind
-    assert (EMBEDDED["emoji-flux"] / judge.FILE).stat().st_size < 9_500_000, "what a Space takes without large-file storage"
+    assert (judge.FOLDER / "emoji-flux.safetensors").stat().st_size < 9_500_000, "what a Space takes without large-file storage"
     prompts = bundle.prompts("showcase")[:8]
     made = generate.run(bundle, prompts, range(8), bundle.schedule(8))
     hits = found.hits(made.images, prompts)

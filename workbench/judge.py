@@ -1,4 +1,4 @@
-"""What does an image show? A nearest-image judge that ships with a model as `judge.safetensors` in its folder.
+"""What does an image show? A nearest-image judge that ships with an embedded model, in `assets/judges`.
 
 Dimension letters: S samples, I source images, F numbers of a shrunken image, K features.
 
@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from workbench.options import BadInput
 
-FILE = "judge.safetensors"
+FOLDER = Path(__file__).resolve().parents[1] / "assets" / "judges"
 FORMAT = "nearest-image-judge-1"
 FEATURE_PX = 32
 
@@ -71,6 +71,6 @@ def read(path: Path) -> Judge:
 
 
 def of(bundle) -> Judge | None:
-    """The judge of a loaded model, or None where its folder has none."""
-    path = Path(getattr(bundle.pipeline.config, "_name_or_path", "")) / FILE
-    return read(path) if path.is_file() else None
+    """The judge of a loaded model, or None where it has none."""
+    path = FOLDER / f"{bundle.name}.safetensors"
+    return read(path) if path.exists() else None

@@ -1,4 +1,4 @@
-"""Write the judge of emoji-flux: `python assets/build/judge.py` makes `assets/models/emoji-flux/judge.safetensors`.
+"""Write the judge of emoji-flux: `python assets/build/judge.py` makes `assets/judges/emoji-flux.safetensors`.
 
 The comparison of methods asks what an image shows, and the app does not ship the source images. What it ships instead is the
 feature space of `evaluate.py`, fitted here to the images in the cache (`images.py`), and every image's features, as float16: a
@@ -10,29 +10,29 @@ import json
 from pathlib import Path
 
 import numpy as np
-from common import CACHE_FOLDER, MODEL_FOLDER
+from common import BUILD_FOLDER, CACHE_FOLDER
 from evaluate import fit_judge, project
 from images import load_records
 from safetensors.numpy import save_file
 
-FILE = MODEL_FOLDER / "judge.safetensors"
+FILE = BUILD_FOLDER.parent / "judges" / "emoji-flux.safetensors"
 FORMAT = "nearest-image-judge-1"
 
 
 def write_judge(path: Path) -> int:
-    """Fit and write; returns the number of source images. Where records have a core, it alone is judged by."""
+    """Fit and write; returns the number of source images."""
     records, images = load_records(), np.load(CACHE_FOLDER / "images.npy", mmap_mode="r")
-    core = [index for index, record in enumerate(records) if record.get("core", True)]
-    judge = fit_judge(np.asarray(images[core]))
-    shown = [records[index]["name"] for index in core]
-    notes = {"format": FORMAT, "shown": shown, "asked": {records[index]["caption"]: records[index]["name"] for index in core}}
+    judge = fit_judge(np.asarray(images))
+    notes = {"format": FORMAT, "shown": [record["name"] for record in records],
+             "asked": {record["caption"]: record["name"] for record in records}}
     tensors = {"mean_F": judge.mean_F, "basis_FK": judge.basis_FK, "source_IK": judge.source_IK}
+    path.parent.mkdir(exist_ok=True)
     part = path.with_suffix(".part")
     save_file({name: np.ascontiguousarray(value, dtype=np.float16) for name, value in tensors.items()}, part,
               {"judge": json.dumps(notes, ensure_ascii=False)})
     part.chmod(0o644)
     part.replace(path)
-    return len(core)
+    return len(records)
 
 
 def check(path: Path) -> None:
@@ -40,15 +40,14 @@ def check(path: Path) -> None:
     from safetensors.numpy import load_file
 
     records, images = load_records(), np.load(CACHE_FOLDER / "images.npy", mmap_mode="r")
-    core = [index for index, record in enumerate(records) if record.get("core", True)]
-    exact, stored = fit_judge(np.asarray(images[core])), {name: v.astype(np.float32) for name, v in load_file(path).items()}
-    noisy = np.asarray(images[core]).astype(int) + np.random.default_rng(0).integers(-40, 41, (len(core), 128, 128, 3))
+    exact, stored = fit_judge(np.asarray(images)), {name: v.astype(np.float32) for name, v in load_file(path).items()}
+    noisy = np.asarray(images).astype(np.int16) + np.random.default_rng(0).integers(-40, 41, images.shape, dtype=np.int16)
     noisy = noisy.clip(0, 255).astype(np.uint8)
     first = (project(noisy, exact.mean_F, exact.basis_FK) @ exact.source_IK.T).argmax(1)
     second = (project(noisy, stored["mean_F"], stored["basis_FK"]) @ stored["source_IK"].T).argmax(1)
-    own = np.arange(len(core))
+    own = np.arange(len(records))
     print(f"noisy sources retrieved: exact {np.mean(first == own):.4f}, stored {np.mean(second == own):.4f}, "
-          f"verdicts that differ {int(np.sum(first != second))} of {len(core)}")
+          f"verdicts that differ {int(np.sum(first != second))} of {len(records)}")
 
 
 def main() -> None:
