@@ -125,9 +125,11 @@ def whole_model(bundle: Bundle, quantized: QuantizedModel, table: LatencyTable, 
     with bundle.lock:
         runs = {}
         for dtype in types:
-            runs[f"float {_name(dtype)}"] = _generation(bundle, steps, dtype, None)
+            with bundle.in_arithmetic(dtype):
+                transformer = bundle.transformer
+            runs[f"float {_name(dtype)}"] = generation(bundle, steps, transformer, dtype)
             if dtype == bundle.dtype or not keeps_float:
-                runs[f"quantized {_name(dtype)}"] = _generation(bundle, steps, dtype, quantized)
+                runs[f"quantized {_name(dtype)}"] = generation(bundle, steps, transformer, dtype, quantized)
         us = in_turns(runs, config.rounds, bundle.device, report=report)
     for label, value in us.items():
         kind, name = label.split()
@@ -151,10 +153,9 @@ def _rows(plan: BitPlan, bundle: Bundle, steps: int) -> list:
     return [plan.act_bits_at(float(sigma)) for sigma in bundle.schedule(steps).sigma_T1[:-1]]
 
 
-def _generation(bundle: Bundle, steps: int, dtype: torch.dtype, quantized: QuantizedModel | None) -> Callable[[], None]:
-    """One image's transformer calls, from noise, with a transformer of its own float type."""
-    with bundle.in_arithmetic(dtype):
-        transformer = bundle.transformer
+def generation(bundle: Bundle, steps: int, transformer: nn.Module, dtype: torch.dtype, quantized: QuantizedModel | None = None
+               ) -> Callable[[], None]:
+    """One image's transformer calls, from noise, with a transformer of its own."""
     schedule, conditioning = bundle.schedule(steps), bundle.encode(bundle.prompts("showcase")[:1])
     noise_SMD = bundle.initial_latents([0])
 

@@ -11,7 +11,7 @@ import torch
 
 from workbench import bench as benches
 from workbench import costs as cost_tables
-from workbench import families, generate, inspection, latency, metrics, projection, sensitivity, trace
+from workbench import families, generate, inspection, latency, metrics, peers, projection, sensitivity, trace
 from workbench.checkpoints import Checkpoints
 from workbench.families import Bundle
 from workbench.options import (
@@ -296,7 +296,7 @@ def bench(bundle: Bundle, plan: BitPlan, config: BenchConfig | None = None, *, o
     quantized = build(bundle, round_bank(bundle, quant, plan.weight_bits_L), plan)
     whole = benches.whole_model(bundle, quantized, table, config, len(plan.sigma_T), on_progress=on_progress)
     each = benches.layers(bundle, quant, config, on_progress=on_progress)
-    others = []
+    others = peers.measure(bundle, len(plan.sigma_T), config.rounds, on_progress=on_progress) if config.peers else []
     return {"device": latency.device_name(bundle), "threads": torch.get_num_threads(), "kernels": table.provenance,
             "layers": [{**vars(layer), "speedup": layer.speedup} for layer in each], "model": vars(whole), "peers": others}
 

@@ -69,7 +69,8 @@ def bench(args, listener):
     whole = [("float", made["float_type"], f"{made['float_ms']:.1f}", megabytes(made["float_bytes"])),
              ("quantized", made["quantized_type"], f"{made['quantized_ms']:.1f}", megabytes(made["quantized_bytes"])),
              ("quantized, predicted", "", f"{made['predicted_ms']:.1f}", megabytes(plan.weight_bytes)),
-             *((f"{peer['name']} {peer['version']}", "", f"{peer['model_ms']:.1f}", megabytes(peer["bytes"])) for peer in result["peers"])]
+             *((f"{peer['name']} {peer['version'] or ''}", peer.get("reason", ""), f"{peer['model_ms']:.1f}" if peer["model_ms"] else "",
+                megabytes(peer["bytes"]) if peer["bytes"] else "") for peer in result["peers"])]
     return result, [terminal.table(f"layers, one image ({where})", ("M x N x K", "choice", "runs on", "us", "float us", "times faster"),
                                    rows),
                     terminal.table(f"one image, {len(plan.sigma_T)} steps ({where})", ("model", "float type", "ms", "bytes"), whole)]
