@@ -73,8 +73,8 @@ def _on_cpu(name: str):
 
 
 def _fake_act_quant(x, factor_K, block, bits, group_size):
-    groups = x.shape[-1] // (group_size or x.shape[-1])
-    return torch.empty_like(x, dtype=torch.int8), x.new_empty((*x.shape[:-1], groups), dtype=torch.float32)
+    groups = x.shape[-1] // group_size if group_size else 1
+    return torch.empty_like(x, dtype=torch.int8, memory_format=torch.contiguous_format), x.new_empty((*x.shape[:-1], groups), dtype=torch.float32)
 
 
 _FAKE = {
