@@ -147,7 +147,8 @@ def _weight(packed_NP: Tensor, scale_NG: Tensor, zero_NG: Tensor | None, bits: i
     if not k_in:
         raise ValueError("a layer without input features has no product")
     n_out, groups = len(packed_NP), -(-k_in // (group_size or k_in))
-    expected = {"packed_NP": (packed_NP, torch.uint8, (n_out, packed_bytes(k_in, bits))), "scale_NG": (scale_NG, torch.float16, (n_out, groups))}
+    expected = {"packed_NP": (packed_NP, torch.uint8, (n_out, packed_bytes(k_in, bits))),
+                "scale_NG": (scale_NG, torch.float16, (n_out, groups))}
     if zero_NG is not None:
         expected["zero_NG"] = (zero_NG, torch.uint8, (n_out, groups))
     for name, (tensor, dtype, shape) in expected.items():

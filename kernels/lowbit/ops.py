@@ -5,8 +5,8 @@
     linear_wnan(q, act_scale, packed_NP, scale_NG, ...)    packed weight x quantized activations
     linear_wna16(x, packed_NP, scale_NG, ...)              packed weight x float activations
 
-Signatures and arithmetic are those of each folder's `naive.py`, which is also the portable default (for the rotation its faster torch form). A faster backend that
-does not run says why (`backend`), and the screen shows it.
+Signatures and arithmetic are those of each folder's `naive.py`, which is also the portable default (for the
+rotation its faster torch form). A faster backend that does not run says why (`backend`), and the screen shows it.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ def _on_cpu(name: str):
 
 def _fake_act_quant(x, factor_K, block, bits, group_size):
     groups = x.shape[-1] // group_size if group_size else 1
-    return torch.empty_like(x, dtype=torch.int8, memory_format=torch.contiguous_format), x.new_empty((*x.shape[:-1], groups), dtype=torch.float32)
+    q = torch.empty_like(x, dtype=torch.int8, memory_format=torch.contiguous_format)
+    return q, x.new_empty((*x.shape[:-1], groups), dtype=torch.float32)
 
 
 _FAKE = {

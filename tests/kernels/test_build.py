@@ -49,7 +49,7 @@ def test_without_kernels_the_reference_runs_and_the_reason_is_told(spoil, reason
 
 def test_an_instruction_set_that_is_none_is_refused_by_name(monkeypatch):
     monkeypatch.setenv("LOWBIT_ISA", "abacus")
-    with pytest.raises(ValueError, match="LOWBIT_ISA=abacus: this CPU runs .*portable"):
+    with pytest.raises(ValueError, match=r"LOWBIT_ISA=abacus: this CPU runs .*portable"):
         build.instruction_set()
 
 
@@ -60,7 +60,7 @@ def test_an_instruction_set_that_is_none_is_refused_by_name(monkeypatch):
 def test_tensors_that_do_not_fit_are_refused_before_the_library_is_called(position, damage, monkeypatch):
     monkeypatch.setattr(cpu, "_call", lambda *_: pytest.fail("the kernel was called"))
     arguments = [codes_of(4, 96, 8, 0), torch.ones(4, 1), *layer(4, 32, False, 7, 96, 0), *ends(4, 7, 3, torch.float32, 0)]
-    bias_first = arguments[:7] + [arguments[7], arguments[8], arguments[9], False, torch.float32]
-    bias_first[position] = damage(bias_first[position])
+    arguments += [False, torch.float32]
+    arguments[position] = damage(arguments[position])
     with pytest.raises(ValueError):
-        cpu.linear_wnan(*bias_first)
+        cpu.linear_wnan(*arguments)

@@ -5,7 +5,6 @@ Dimension letters as in `linear_wnan/naive.py`: the same weight format, the same
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn.functional import gelu
 
