@@ -42,15 +42,10 @@ _ARGUMENTS = {  # of lowbit.h's entry points; every one ends with the number of 
 }
 
 
-def why_not(*tensors: Tensor | None) -> str:
-    """Empty where the kernels can run on such tensors, else the reason."""
+def why_not() -> str:
+    """Empty where the kernels are built, else the reason."""
     built = build.result()
-    if built.library is None:
-        return built.reason
-    for tensor in tensors:
-        if tensor is not None and tensor.is_floating_point() and tensor.dtype not in FORMATS:
-            return f"{tensor.dtype} is not a format of the kernels"
-    return ""
+    return "" if built.library is not None else built.reason
 
 
 def label() -> str:
@@ -169,6 +164,8 @@ def _weight(packed_NP: Tensor, scale_NG: Tensor, zero_NG: Tensor | None, bits: i
         raise ValueError(f"the group size {group_size} is not a multiple of 4")
     if not k_in:
         raise ValueError("a layer without input features has no product")
+    if ((1 << bits) - 1) * 127 * (group_size or k_in) >= 1 << 31:
+        raise ValueError(f"a sum over {group_size or k_in} products of {bits} and 8 bits can exceed 32 bits; use groups")
     n_out, groups = len(packed_NP), -(-k_in // (group_size or k_in))
     expected = {"packed_NP": (packed_NP, torch.uint8, (n_out, packed_bytes(k_in, bits))),
                 "scale_NG": (scale_NG, torch.float16, (n_out, groups))}

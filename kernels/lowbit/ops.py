@@ -80,8 +80,9 @@ def _on_cpu(name: str):
     fast, slow = getattr(cpu, name), _DEFAULT[name]
 
     def run(*arguments):
-        tensors = [a for a in arguments if isinstance(a, Tensor)]
-        return slow(*arguments) if cpu.why_not(*tensors) else fast(*arguments)
+        known = all(a.dtype in cpu.FORMATS for a in arguments if isinstance(a, Tensor) and a.is_floating_point())
+        known = known and all(a in cpu.FORMATS for a in arguments if isinstance(a, torch.dtype))
+        return fast(*arguments) if known and not cpu.why_not() else slow(*arguments)
     return run
 
 
@@ -97,8 +98,9 @@ def _on_gpu(name: str):
 
 
 def _fake_act_quant(x, factor_K, block, bits, group_size):
-    groups = x.shape[-1] // (group_size or x.shape[-1])
-    return torch.empty_like(x, dtype=torch.int8), x.new_empty((*x.shape[:-1], groups), dtype=torch.float32)
+    groups = x.shape[-1] // group_size if group_size else 1
+    q = torch.empty_like(x, dtype=torch.int8, memory_format=torch.contiguous_format)
+    return q, x.new_empty((*x.shape[:-1], groups), dtype=torch.float32)
 
 
 _FAKE = {
@@ -124,7 +126,8 @@ def _shortcut(name: str):
     registered, kernel = getattr(torch.ops.lowbit, name).default, getattr(cpu, name)
 
     def call(x: Tensor, *arguments):
-        if type(x) is Tensor and x.device.type == "cpu" and x.dtype in _SHORT and not torch.compiler.is_compiling() and not cpu.why_not():
+        plain = type(x) is Tensor and x.device.type == "cpu" and x.dtype in _SHORT and not torch.compiler.is_compiling()
+        if plain and (name != "linear_wnan" or arguments[-1] in cpu.FORMATS) and not cpu.why_not():
             return kernel(x, *arguments)
         return registered(x, *arguments)
     call.__name__, call.__doc__ = name, f"`torch.ops.lowbit.{name}`: see its folder's naive.py."

@@ -47,7 +47,7 @@ def act_quant(x: Tensor, factor_K: Tensor | None, block: int, bits: int, group_s
     if width and x.shape[-1] % width:
         raise ValueError(f"{x.shape[-1]} features are not a multiple of the group size {width}")
     if not wide.numel():
-        return torch.empty(x.shape, dtype=torch.int8, device=x.device), wide.new_zeros(*x.shape[:-1], 1)
+        return torch.empty(x.shape, dtype=torch.int8, device=x.device), wide.new_zeros(*x.shape[:-1], x.shape[-1] // width if width else 1)
     q, scale = quantize_per_token(wide.unflatten(-1, (-1, width)), bits)
     return q.flatten(-2), scale[..., 0]
 

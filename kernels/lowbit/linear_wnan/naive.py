@@ -61,7 +61,7 @@ def linear_wnan(q: Tensor, act_scale: Tensor, packed_NP: Tensor, scale_NG: Tenso
     if bias_N is not None:
         y_MN = y_MN + bias_N.float()
     if low is not None:
-        y_MN = y_MN + low.reshape(len(q_MK), -1).float() @ up_NR.float().T
+        y_MN = y_MN + low.reshape(len(q_MK), low.shape[-1]).float() @ up_NR.float().T
     if gelu_after:
         y_MN = gelu(y_MN, approximate="tanh")
     return y_MN.to(dtype).reshape(*q.shape[:-1], len(packed_NP))
