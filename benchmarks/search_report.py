@@ -86,7 +86,7 @@ def plot(lines: Mapping[str, Sequence[tuple[float, Interval]]], title: str) -> s
              '<rect width="100%" height="100%" fill="white"/>', f'<text x="{MARGIN}" y="24" font-size="14">{title}</text>',
              f'<text x="{WIDTH / 2 - 2 * MARGIN}" y="{HEIGHT - 16}">mean activation bits</text>',
              f'<text transform="translate(16,{HEIGHT / 2 + 30}) rotate(-90)">PSNR to float, dB</text>']
-    for tick in sorted({round(x, 2) for x, _ in points}):
+    for tick in sorted({round(x, 1) for x, _ in points}):
         x, bottom = at(tick, y_low)
         parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{MARGIN}" y2="{bottom:.1f}" stroke="#eee"/>'
                      f'<text x="{x - 8:.1f}" y="{bottom + 14:.1f}">{tick:g}</text>')
