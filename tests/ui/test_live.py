@@ -85,7 +85,7 @@ def test_no_listener_is_a_public_endpoint(demo):
 
 def test_images_are_lossless_wherever_they_are_compared(demo):
     formats = [b.format for b in demo.blocks.values() if isinstance(b, gr.Image | gr.ImageSlider)]
-    assert formats == ["png"] * 4
+    assert formats == ["png"] * 5
 
 
 def test_the_page_stays_small_and_asks_for_nothing_from_outside(demo):
