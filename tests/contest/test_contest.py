@@ -189,6 +189,7 @@ def test_what_no_method_can_do_is_refused_before_anything_runs(bundle):
     stages = []
     for names, options, words in ((["nope"], {}, "unknown method"), ([], {}, "unknown method"),
                                   (["adatsq", "rtn"], {"act_bits": 3.5}, "rtn uses one activation width"),
+                                  (["rtn"], {"reference": "gptq"}, "not among the compared"),
                                   (["rtn"], {"weight_bits": 5}, "not supported"), (["rtn"], {"surprise": 1}, "surprise")):
         with pytest.raises(BadInput, match=words):
             contest.compare_methods(bundle, names, **{"weight_bits": 4, "act_bits": 4, **options}, on_progress=stages.append)

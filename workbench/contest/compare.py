@@ -85,6 +85,8 @@ def hold(bundle: Bundle, methods: Sequence[str], settings: Settings, *, prompts:
     object so far after every method. A listener that raises SkipMethod leaves one method out; Cancelled ends it all, and what was
     finished stays in `run`."""
     names = chosen(methods)
+    if reference and reference not in names:
+        raise BadInput(f"the reference {reference} is not among the compared methods; use one of {', '.join(names)}")
     for name in names:
         check(METHODS[name], settings.terms)
     steps = settings.trace.steps
