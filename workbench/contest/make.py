@@ -108,7 +108,7 @@ class Maker:
     def _judged(self, found: pipeline.Profile, plan: BitPlan, unseen: Sequence[str], on_progress: OnProgress) -> BitPlan:
         """The plan, or its activation bits on one weight width for all layers, whichever ends closer to float on prompts that
         neither calibration nor the comparison uses. A mix of widths is chosen by losses on calibration inputs, which it can
-        overfit: on emoji-flux at four bits a mix that was ahead there by a quarter of the error lost two decibels elsewhere."""
+        overfit: one that is ahead there may be far behind elsewhere."""
         quant, width, costs_of = found.quant, self.settings.terms.weight_bits, found.costs
         even = make_plan(layers=self.bundle.layers, sigma_T=plan.sigma_T, act_bits_TL=plan.act_bits_TL, costs=costs_of, quant=quant,
                          weight_choice_L=[costs.choice_of(width, quant)] * len(self.bundle.layers), model_hash=self.bundle.model_hash)
