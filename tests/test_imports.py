@@ -14,7 +14,7 @@ RANKS = (
     ("types",),
     ("lowbit", "runs", "metrics", "prompts", "flags", "tuning", "modelcard", "outline"),
     ("families",),
-    ("trace", "quant", "terminal"),
+    ("trace", "quant", "terminal", "examples"),
     ("methods",),
     ("sensitivity", "costs", "generate", "rollout", "search", "inspection"),
     ("export",),
