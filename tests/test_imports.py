@@ -14,7 +14,7 @@ RANKS = (
     ("types",),
     ("lowbit", "runs", "metrics", "prompts", "flags", "tuning", "modelcard", "judge", "lpips", "outline"),
     ("families", "checkpoints"),
-    ("trace", "quant", "terminal"),
+    ("trace", "quant", "terminal", "examples"),
     ("methods",),
     ("sensitivity", "costs", "latency", "generate", "rollout", "search", "inspection"),
     ("export", "bench", "projection"),

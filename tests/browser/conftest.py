@@ -114,7 +114,7 @@ def visit(chrome, fake_app):
         contexts.append(context)
         opened = watched(context.new_page())
         pages.append(opened)
-        opened.set_default_timeout(30_000)
+        opened.set_default_timeout(60_000)
         opened.goto(fake_app.url + query)
         opened.wait_for_function("document.querySelector('#status')?.innerText.includes('ready')")
         return opened

@@ -20,7 +20,8 @@ def test_nothing_is_read_or_written_beside_its_buffer(name, address_sanitizer, t
     more = [flag for needed, flag in build._EXTRA.items() if name == "avx512" and needed in build.cpu_flags()]
     sources = [str(build.FOLDER / source) for source in build.SOURCES]
     flags = ["-O1", "-g", "-std=gnu11", "-fopenmp", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-Wno-unknown-pragmas"]
-    command = [address_sanitizer, *flags, *isa.flags, *more, f"-I{build.FOLDER}", str(DRIVER), *sources, "-lm", "-o", str(tmp_path / "driver")]
+    command = [address_sanitizer, *flags, *isa.flags, *more, f"-I{build.FOLDER}", str(DRIVER), *sources, "-lm",
+               "-o", str(tmp_path / "driver")]
     made = subprocess.run(command, capture_output=True, text=True)
     assert made.returncode == 0, made.stderr
     ran = subprocess.run([str(tmp_path / "driver")], capture_output=True, text=True, timeout=300, env={"ASAN_OPTIONS": "detect_leaks=0"})

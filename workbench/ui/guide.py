@@ -43,7 +43,7 @@ STOPS = (
 
 def _reached(session: Session) -> list[bool]:
     own = session.profile is not None and session.example is None
-    return [own, own and session.result is not None, own and session.comparison is not None, session.exported is not None]
+    return [own, own and session.result is not None, own and session.comparison is not None, own and session.exported is not None]
 
 
 def here(session: Session) -> int:

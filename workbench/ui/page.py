@@ -8,7 +8,7 @@ from collections.abc import Callable
 import gradio as gr
 
 from workbench.jobs import Board
-from workbench.ui import guide, limits, style, tables, widget
+from workbench.ui import budgets, guide, limits, style, tables, widget
 from workbench.ui.actions import export as export_actions
 from workbench.ui.live import Page
 from workbench.ui.session import TICK_S, Store
@@ -46,9 +46,29 @@ def build(store: Store) -> gr.Blocks:
         page.on(tour.pick, guide.follow, tab="guide", with_payload=True)
         page.on(last.select, export_actions.write_files, tab="export")
         page.on_open = export_actions.follow_link
-        store.on_adopt = export_actions.restore
+        store.on_adopt = _adopted
         page.bind(demo, kept_id)
     return demo
+
+
+def _adopted(session) -> None:
+    """A model has been loaded: show its example run if there is one, and apply the link that waited for it."""
+    from workbench import examples
+
+    bundle = session.bundle
+    found = examples.load(bundle.name, bundle.model_hash) if bundle.source == bundle.name else None
+    if found is not None:
+        show_example(session, found)
+    export_actions.restore(session)
+
+
+def show_example(session, found) -> None:
+    """Fill every screen with a run that was made elsewhere, and say so."""
+    smap, chosen = found.sensitivity, found.result.chosen
+    limits_ = {axis.field: axis.shown(chosen.plan) for axis in budgets.offered(found)}
+    session.set(profile=found, example=found.made, fisher_TL=tuple(smap.fisher_TL.tolist()), stderr_TL=smap.stderr_TL.tolist(),
+                budget=limits_, result=found.result, events=found.result.events, chosen=chosen, comparison=found.comparison,
+                comparisons={chosen.plan.plan_id: found.comparison})
 
 
 def _model_line(session) -> str:
