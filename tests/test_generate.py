@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from lowbit.ops import Backend
 
 from workbench import generate, metrics
 from workbench.options import ACT_BITS, BadInput, Cancelled
@@ -58,7 +59,13 @@ class LinearFlow:
 class Disturbed(SimpleNamespace):
     """A quantized model that adds `error` to the velocity while it is attached."""
 
-    plan, weight_bytes, compute = _plan(), 5, ("emulated", "why")
+    plan, weight_bytes = _plan(), 5
+
+    def compute(self, bundle):
+        return Backend("emulated", "why")
+
+    def cache_modulation(self, *_):
+        """It has no modulation."""
 
     @contextmanager
     def attached(self, bundle):

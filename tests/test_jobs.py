@@ -72,6 +72,40 @@ def test_one_at_a_time_and_the_others_know_their_place():
     assert third.wait(WAIT_S) and third.state == "done"
 
 
+def test_who_has_used_much_lets_others_pass_but_not_for_ever(monkeypatch):
+    clock = [1000.0]
+    monkeypatch.setattr("workbench.jobs.time.monotonic", lambda: clock[0])
+    board, order, gate = Board(), [], threading.Event()
+
+    def work(name, seconds=0.0):
+        def run(on_progress):
+            assert gate.wait(WAIT_S)
+            order.append(name)
+            clock[0] += seconds
+        return run
+
+    def come(name, owner, seconds=0.0):
+        return board.submit(name, owner, work(name, seconds))
+
+    gate.set()
+    assert come("long", "heavy user", 60).wait(WAIT_S)
+    for _ in range(200):  # the worker notes what was used just after the job counts as finished
+        if board._used:
+            break
+        gate.wait(0.01)
+    gate.clear()
+    hold = come("hold", "somebody")
+    again = come("again", "heavy user")
+    clock[0] += 10
+    newcomer = come("newcomer", "new")
+    clock[0] += 60
+    late = come("late", "another")
+    assert board.snapshot(newcomer).ahead < board.snapshot(again).ahead < board.snapshot(late).ahead
+    gate.set()
+    assert all(job.wait(WAIT_S) for job in (hold, again, newcomer, late))
+    assert order == ["long", "hold", "newcomer", "again", "late"]
+
+
 def test_the_eta_is_for_the_present_stage(monkeypatch):
     clock = [100.0]
     monkeypatch.setattr("workbench.jobs.time.monotonic", lambda: clock[0])

@@ -147,14 +147,14 @@ def test_dequantized_weight_follows_its_formula(bits, group_size, symmetric):
 
 @pytest.mark.parametrize("act_bits", [3, 8, 16])
 @pytest.mark.parametrize("bias", [True, False])
-def test_linear_errs_no_more_than_twice_the_reference(act_bits, bias):
+def test_the_emulated_layer_errs_no_more_than_twice_its_float_product(act_bits, bias):
     _, packed_NP, scale_NG, zero_NG = packed_layer(4, 32, False)
     x, b = signed(2, 7, 70), torch.randn(5).half() if bias else None
-    arguments = (packed_NP, scale_NG, zero_NG, 4, 32, 70, act_bits, b)
-    w_NK = naive.dequantize(packed_NP, scale_NG, zero_NG, 4, 32, 70).double()
-    exact = act_quant.fake_quantize(x, act_bits).double() @ w_NK.T + (0 if b is None else b.double())
-    reference_error = (naive.linear_wnan(x, *arguments) - exact).abs().max()
-    y = ops.linear_wnan(x, *arguments)
+    w_NK = naive.dequantize(packed_NP, scale_NG, zero_NG, 4, 32, 70)
+    rounded, offset = act_quant.fake_quantize(x, act_bits), 0 if b is None else b
+    exact = rounded.double() @ w_NK.double().T + offset
+    reference_error = (rounded @ w_NK.T + offset - exact).abs().max()
+    y = ops.emulated_linear(x, packed_NP, scale_NG, zero_NG, 4, 32, act_bits, b, {})
     assert y.shape == (2, 7, 5) and y.dtype == x.dtype
     assert (y - exact).abs().max() <= 2 * reference_error + 1e-5
     assert torch.equal(y[0, 0], torch.zeros(5) if b is None else b.float()), "an all-zero token gives the bias"
@@ -163,15 +163,11 @@ def test_linear_errs_no_more_than_twice_the_reference(act_bits, bias):
 def test_scratch_keeps_the_weight_until_it_is_emptied():
     _, packed_NP, scale_NG, zero_NG = packed_layer(4, 32, True)
     x, scratch = signed(3, 70), {}
-    first = ops.linear_wnan(x, packed_NP, scale_NG, zero_NG, 4, 32, 70, 16, None, scratch)
+    first = ops.emulated_linear(x, packed_NP, scale_NG, zero_NG, 4, 32, 16, None, scratch)
     doubled = scale_NG * 2
-    assert torch.equal(ops.linear_wnan(x, packed_NP, doubled, zero_NG, 4, 32, 70, 16, None, scratch), first)
+    assert torch.equal(ops.emulated_linear(x, packed_NP, doubled, zero_NG, 4, 32, 16, None, scratch), first)
     scratch.clear()
-    torch.testing.assert_close(ops.linear_wnan(x, packed_NP, doubled, zero_NG, 4, 32, 70, 16, None, scratch), 2 * first)
-
-
-def test_the_backend_says_what_it_is():
-    assert ops.backend() == ("emulated", "dequantized weights, float product")
+    torch.testing.assert_close(ops.emulated_linear(x, packed_NP, doubled, zero_NG, 4, 32, 16, None, scratch), 2 * first)
 
 
 # --- what layers share ---

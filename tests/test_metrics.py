@@ -83,3 +83,26 @@ def test_pairing_removes_the_spread_between_prompts():
     assert unpaired.high - unpaired.low > 20 * (difference.high - difference.low)
     with pytest.raises(ValueError, match="paired"):
         metrics.paired([1.0, 2.0], [1.0])
+
+
+def test_vif_is_one_for_the_same_image_less_with_noise_and_undefined_for_tiny_ones():
+    image = np.kron(_image(3, (8, 8, 3)), np.ones((8, 8, 1), np.uint8))
+    noise = np.random.default_rng(0).normal(0, 1, image.shape)
+    weak, strong = (np.clip(image + scale * noise, 0, 255).astype(np.uint8) for scale in (5, 60))
+    assert metrics.vif(image, image) == pytest.approx(1.0, abs=1e-3)
+    assert 1 > metrics.vif(weak, image) > metrics.vif(strong, image) > 0
+    assert metrics.vif(_image(0, (40, 60, 3)), _image(1, (40, 60, 3))) is None
+    with pytest.raises(ValueError, match="uint8"):
+        metrics.vif(image / 255, image)
+
+
+@pytest.mark.parametrize(("hits", "n"), [(0, 8), (8, 8), (63, 64), (1, 1), (5, 11)])
+def test_proportions_have_the_wilson_interval(hits, n):
+    from scipy.stats import binomtest
+
+    found = metrics.proportion([True] * hits + [False] * (n - hits))
+    expected = binomtest(hits, n).proportion_ci(0.95, method="wilson")
+    assert (found.mean, found.n) == (hits / n, n)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    with pytest.raises(ValueError):
+        metrics.proportion([])

@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from workbench import families, generate, pipeline
-from workbench.options import BadInput, Budget, Cancelled, ModelSpec, SearchConfig, TraceConfig
+from workbench.options import BadInput, Budget, Cancelled, ModelSpec, QuantConfig, SearchConfig, TraceConfig
 from workbench.rollout import Rollout
 from workbench.runs import Run
 
 STEPS = 3
 PROMPTS = ("fluent red heart", "noto grinning face", "twemoji pizza")
-SMALL = SearchConfig(beam=2, configs=3, samples=2, finalists=2)
+SMALL = SearchConfig(beam=2, configs=3, samples=2, finalists=2, refine=2)
 
 
 @pytest.fixture(scope="module")
@@ -103,26 +103,53 @@ def test_search_stays_within_budget_and_judges_on_unseen_prompts(bundle, profile
     assert min(sizes) < budget.max_weight_bytes < max(sizes)
     built = pipeline.quantize(bundle, profiled, result.chosen.plan)
     assert built.weight_bytes == result.chosen.plan.weight_bytes
+    assert result.chosen.low <= result.chosen.error <= result.chosen.high
+    assert {"uniform", "greedy", "milp", "layers", "dp", "bisection", "ends"} <= {scored.origin for scored in result.references}
+    assert [each.prediction for each in result.ranking] == ["guide", "adjoint directional", "adjoint white"]
+    assert len({scored.plan.plan_id for scored in result.front}) >= 12
+
+
+def test_a_search_measures_on_prompts_that_neither_calibration_nor_the_judge_has(bundle, profiled):
+    fresh = pipeline.fresh_trace(bundle, profiled, SMALL, None, lambda progress: None)
+    assert not set(fresh.prompts) & (set(profiled.trace.prompts) | set(bundle.prompts("held_out")))
+    assert fresh.samples >= SMALL.samples and fresh.schedule.steps == STEPS
+
+
+def test_a_painted_plan_is_costed_at_once_and_measured_on_request(bundle, profiled):
+    layers = len(bundle.layers)
+    rows = [[4] * layers, [8] * layers, [3] * layers]
+    plan = pipeline.paint_plan(bundle, profiled, (4,) * layers, rows)
+    assert plan.weight_bytes == profiled.costs.total_bytes((4,) * layers) and plan.act_bits_mean == 5
+    scored = pipeline.evaluate_plan(bundle, profiled, plan, prompts=2)
+    assert scored.held_out and scored.samples == 2 and scored.plan == plan
+    eights = pipeline.paint_plan(bundle, profiled, (8,) * layers, [[8] * layers] * STEPS)
+    finer = pipeline.evaluate_plan(bundle, profiled, eights, prompts=2)
+    assert 0 < finer.error < scored.error
+    with pytest.raises(BadInput, match="other settings"):
+        pipeline.evaluate_plan(bundle, profiled, plan.model_copy(update={"quant": QuantConfig(group_size=32)}))
+    with pytest.raises(BadInput, match="noise levels"):
+        pipeline.evaluate_plan(bundle, profiled, plan.model_copy(update={"sigma_T": (0.9, 0.5, 0.1)}))
 
 
 def test_search_cancelled_at_any_moment_resumes_to_the_same_result(bundle, profiled, budget, tmp_path):
-    whole = pipeline.search(bundle, profiled, budget, SMALL)
+    config = SMALL.model_copy(update={"rivals": "uniform", "refine": 1})
+    whole = pipeline.search(bundle, profiled, budget, config)
     run = Run(tmp_path / "run")
 
     def cancel_after(count):
         seen = []
 
         def listener(progress):
-            seen.append(progress)
+            seen.extend([progress] * (progress.stage == "search"))
             if len(seen) > count:
                 raise Cancelled
         return listener
 
     for count in (9, 25):
         with pytest.raises(Cancelled):
-            pipeline.search(bundle, profiled, budget, SMALL, run=run, on_progress=cancel_after(count))
+            pipeline.search(bundle, profiled, budget, config, run=run, on_progress=cancel_after(count))
     assert bundle.cursor.plan is None
-    resumed = pipeline.search(bundle, profiled, budget, SMALL, run=run)
+    resumed = pipeline.search(bundle, profiled, budget, config, run=run)
     assert [s.plan for s in resumed.front] == [s.plan for s in whole.front]
     assert np.allclose([s.error for s in resumed.front], [s.error for s in whole.front], rtol=1e-4)
     assert resumed.chosen.plan == whole.chosen.plan
@@ -133,19 +160,9 @@ def test_profile_is_read_back_from_a_run(bundle, tmp_path):
     first = pipeline.profile(bundle, config, run=Run(tmp_path))
     stages = []
     again = pipeline.profile(bundle, config, run=Run(tmp_path), on_progress=lambda p: stages.append(p.stage))
-    assert set(stages) == {"weights"}
+    assert set(stages) == {"weights", "latency"}
     assert torch.equal(again.sensitivity.fisher_TL, first.sensitivity.fisher_TL)
     assert torch.equal(again.table.error_TLC, first.table.error_TLC)
-
-
-def test_compare_methods_accounts_for_every_byte(bundle):
-    found = pipeline.compare_methods(bundle, ["rtn", "adatsq_uniform"], weight_bits=8, act_bits=8, prompts=PROMPTS[:2], steps=2)
-    rtn, base = found["results"]
-    assert (rtn["method"], base["method"]) == ("rtn", "adatsq_uniform")
-    assert rtn["weight_bits_quantized"] == pytest.approx(8 + 16 * 2 / 300, abs=0.2)  # one scale and one bias for a row of 256 to 1280
-    assert base["weight_bits_quantized"] > rtn["weight_bits_quantized"]
-    assert rtn["psnr_db"]["n"] == 2 and rtn["psnr_db"]["low"] <= rtn["psnr_db"]["mean"] <= rtn["psnr_db"]["high"]
-    assert found["float"]["weight_bytes"] == bundle.float_bytes
 
 
 @pytest.mark.parametrize(("change", "words"), [
@@ -159,7 +176,3 @@ def test_plans_from_outside_are_checked(bundle, profiled, change, words):
 def test_a_budget_below_the_smallest_feasible_is_refused(bundle, profiled):
     with pytest.raises(BadInput, match="smallest feasible"):
         pipeline.search(bundle, profiled, Budget(max_weight_bytes=1000), SMALL)
-    with pytest.raises(BadInput, match="rtn uses one activation width"):
-        pipeline.compare_methods(bundle, ["rtn"], weight_bits=4, act_bits=3.5, prompts=PROMPTS[:1], steps=1)
-    with pytest.raises(BadInput, match="unknown method"):
-        pipeline.compare_methods(bundle, ["nope"], weight_bits=4, act_bits=4)

@@ -1,12 +1,25 @@
-"""`python -m workbench VERB …`: the parser and the exit status. Flags are made from the option fields; the verbs are in `verbs.py`."""
+"""`python -m workbench VERB …`: the parser and the exit status. Flags are made from the option fields; `verbs.py` and
+`verbs_judging.py` hold the verbs."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
-from workbench import flags, terminal, tuning, verbs
-from workbench.options import BadInput, Cancelled, ModelSpec, QuantConfig, SearchConfig, SensitivityConfig, TraceConfig
+from workbench import flags, terminal, tuning, verbs, verbs_judging
+from workbench.options import (
+    BadInput,
+    BenchConfig,
+    Cancelled,
+    ContestConfig,
+    EvolutionConfig,
+    LatencyConfig,
+    ModelSpec,
+    QuantConfig,
+    SearchConfig,
+    SensitivityConfig,
+    TraceConfig,
+)
 
 BAD_INPUT, INTERRUPTED = 2, 130
 PROFILE = (TraceConfig, SensitivityConfig)
@@ -15,10 +28,12 @@ PROFILE = (TraceConfig, SensitivityConfig)
 VERBS = {
     "models": (verbs.models, "?", (), ()),
     "profile": (verbs.profile, None, (*PROFILE, QuantConfig), ("prompts",)),
-    "search": (verbs.search, None, (verbs.Limits, *PROFILE, QuantConfig, SearchConfig), ("prompts", "plan-out")),
+    "search": (verbs.search, None, (verbs.Limits, LatencyConfig, *PROFILE, QuantConfig, SearchConfig), ("prompts", "plan-out")),
     "quantize": (verbs.quantize, None, PROFILE, ("plan", "prompts")),
     "generate": (verbs.generate, None, PROFILE, ("to", "plan", "prompts")),
-    "compare": (verbs.compare, None, (verbs.Contest, TraceConfig), ("prompts",)),
+    "compare": (verbs_judging.compare, None, (verbs_judging.Contest, ContestConfig, TraceConfig, SearchConfig, EvolutionConfig),
+                ("prompts", "csv", "markdown", "grid")),
+    "bench": (verbs_judging.bench, None, (BenchConfig, QuantConfig), ("plan",)),
     "export": (verbs.export, None, PROFILE, ("plan", "to", "prompts")),
     "serve": (verbs.serve, "", (), ("port", "host")),
 }
@@ -26,6 +41,9 @@ OWN_FLAGS = {
     "prompts": dict(metavar="FILE", help=".txt (one per line), .csv (column prompt) or .json (list of strings); default: the model's own"),
     "plan": dict(metavar="FILE", help="a plan written by the search"),
     "plan-out": dict(metavar="FILE", help="where to write the chosen plan; default: in the run folder or beside the JSON file"),
+    "csv": dict(metavar="FILE", help="write the table as CSV there"),
+    "markdown": dict(metavar="FILE", help="write the table as Markdown there, best bold, second best underlined"),
+    "grid": dict(metavar="FILE", help="write a PNG there: rows are methods, columns are prompts, float first"),
     "to": dict(metavar="DIR", help="folder to write"),
     "port": dict(type=int, metavar="N", help="port of the app; default 7860"),
     "host": dict(metavar="ADDRESS", help="address to listen on; default 127.0.0.1"),
@@ -64,7 +82,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         args = parser().parse_args(argv)
         terminal.check_output("--json", args.json)
-        terminal.check_output("--plan-out", getattr(args, "plan_out", None))
+        for name in ("plan_out", "csv", "markdown", "grid"):
+            terminal.check_output(f"--{name.replace('_', '-')}", getattr(args, name, None))
         if args.verb == "serve":
             verbs.serve(args, None)
             return 0

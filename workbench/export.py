@@ -28,15 +28,18 @@ from workbench import families
 from workbench.families import Bundle
 from workbench.modelcard import model_card
 from workbench.options import BadInput, ModelSpec, OnProgress, Progress, ignore_progress
-from workbench.plans import BitPlan
+from workbench.plans import BitChoice, BitPlan
 from workbench.quant import transforms
-from workbench.quant.qlinear import FloatLinear, LayerFormat, QuantLinear
-from workbench.quant.quantize import QuantizedModel
+from workbench.quant.activations import format_of
+from workbench.quant.qlinear import Extras, FloatLinear, LayerFormat, QuantLinear
+from workbench.quant.quantize import QuantizedModel, cached_modulation, resident_bytes
+from workbench.types import LayerInfo
 
 FORMAT = "adatsq-export-1"
 MANIFEST, PLAN, LAYERS = "manifest.json", "plan.json", "layers.json"
 MAX_SHARD_BYTES = 9_500_000  # what can be pushed to a Space without large-file storage
 HEADER_BYTES = 300  # of one tensor in a shard's header, generously
+BESIDE = (".smooth_K", ".down_RK", ".act_range_2")  # what layers of one input share, and the static ranges of float weights
 COPIED = (".json", ".txt", ".safetensors", ".model")
 ROOT_FILES = ("LICENSE", "LICENSE.md", "NOTICE", "ATTRIBUTION.md")
 
@@ -89,20 +92,29 @@ def load_quantized(folder: str | Path, device: str = "auto") -> tuple[Bundle, Qu
     tensors = _read_tensors(folder / "transformer")
     packed = {name: {key: tensors.pop(f"{name}.{key}") for key in form.shapes() if f"{name}.{key}" in tensors}
               for name, form in forms.items()}
+    shared = {name: tensors.pop(name).to(device) for name in list(tensors) if name.endswith(BESIDE)}
     bundle = _open_bundle(folder, manifest, forms, tensors, device)
-    modules: dict[str, nn.Module] = {name: QuantLinear.from_tensors(packed[name], form, cursor=bundle.cursor).to(device)
-                                     for name, form in forms.items()}
+    modules: dict[str, nn.Module] = {}
+    for name, form in forms.items():
+        of_input = {key: shared[f"{form.input_group}.{key}"] for key in form.shared_shapes() if f"{form.input_group}.{key}" in shared}
+        modules[name] = QuantLinear.from_tensors(packed[name], form, cursor=bundle.cursor, shared=of_input).to(device)
     for layer, choice in zip(bundle.layers, plan.weight_choice_L):
         if choice.is_float != (layer.name not in forms):
             raise BadInput(f"{folder}: the plan and the stored weight of {layer.name} disagree; export again")
         if choice.is_float:
-            transform = transforms.make(plan.quant.transform, layer.k_in, plan.quant.seed)
-            modules[layer.name] = FloatLinear(bundle.linear(layer.name), transform, cursor=bundle.cursor, layer_index=layer.index)
-    replaced = sum(2 * sum(p.numel() for p in bundle.linear(name).parameters()) for name in modules)
-    weight_bytes = bundle.float_bytes - replaced + sum(module.weight_bytes for module in modules.values())
+            modules[layer.name] = _float_layer(bundle, layer, plan, choice, shared)
+    modules |= cached_modulation(bundle, plan.quant, {layer.name: bundle.linear(layer.name) for layer in bundle.modulation})
+    weight_bytes = resident_bytes(bundle, plan, modules, {name: bundle.linear(name) for name in modules})
     if weight_bytes != manifest["weight_bytes"]:
         raise BadInput(f"{folder}: {weight_bytes} bytes of weights, the manifest says {manifest['weight_bytes']}; export again")
     return bundle, QuantizedModel(plan=plan, modules=modules, weight_bytes=weight_bytes)
+
+
+def _float_layer(bundle: Bundle, layer: LayerInfo, plan: BitPlan, choice: BitChoice, shared: Mapping[str, Tensor]) -> FloatLinear:
+    first = bundle.layers[layer.shares_input_with].name
+    transform = transforms.make(plan.quant.transform, layer.k_in, plan.quant.seed, shared.get(f"{first}.smooth_K"))
+    extras = Extras(act=format_of(plan.quant, choice.group_size), input_group=first, range_2=shared.get(f"{layer.name}.act_range_2"))
+    return FloatLinear(bundle.linear(layer.name), transform, cursor=bundle.cursor, layer_index=layer.index, extras=extras)
 
 
 def is_export(folder: str | Path) -> bool:
@@ -150,6 +162,9 @@ def stored_tensors(bundle: Bundle, quantized: QuantizedModel) -> dict[str, Tenso
     """The transformer as it is stored: packed layers as they are, everything else in the 16-bit type that keeps it exactly."""
     packed = {name: module for name, module in quantized.modules.items() if isinstance(module, QuantLinear)}
     stored = {f"{name}.{key}": tensor.cpu() for name, module in packed.items() for key, tensor in module.tensors().items()}
+    stored |= {name: tensor.cpu().contiguous() for name, tensor in quantized.shared_tensors().items()}
+    stored |= {f"{name}.act_range_2": module.range_2.cpu() for name, module in quantized.modules.items()
+               if isinstance(module, FloatLinear) and module.range_2 is not None}
     for name, tensor in bundle.transformer.state_dict().items():
         if name.rpartition(".")[0] not in packed:
             stored[name] = _in_16_bits(tensor.detach().cpu()).contiguous()

@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workbench import metrics
+from workbench import lpips, metrics
 from workbench.options import BadInput, OnProgress, Progress, TraceConfig, ignore_progress
-from workbench.types import Comparison, Pair, Schedule
+from workbench.types import Comparison, Pair, Schedule, Trajectories
 
 # Both models see the same batches: a matrix product may round differently at another batch size.
 BATCH = 8
+TRAJECTORY_BYTES = 256 << 20  # latents of a comparison that are kept so that its steps can be looked at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +67,14 @@ def _batch(bundle, prompts, seeds, schedule: Schedule, quantized, report: Callab
     with bundle.lock, quantized.attached(bundle) if quantized is not None else nullcontext():
         conditioning = bundle.encode(prompts)
         latent_SMD = bundle.initial_latents(seeds)
+        seconds = 0.0
+        if quantized is not None:  # with cached modulation a part of what an image costs; else nothing
+            started = _now(bundle.device)
+            quantized.cache_modulation(bundle, schedule, conditioning)
+            seconds += _now(bundle.device) - started
         if warm_up:  # The first call pays for caches; it is not what a step costs.
             bundle.velocity(latent_SMD[:1], schedule, 0, conditioning.rows(slice(0, 1)))
-        trajectory, seconds = [latent_SMD.float().cpu()], 0.0
+        trajectory = [latent_SMD.float().cpu()]
         report(0)
         for step in range(schedule.steps):
             started = _now(bundle.device)
@@ -98,7 +104,7 @@ def compare(bundle, quantized, prompts: Sequence[str], seed: int, steps: int, *,
     if (float_run.prompts, float_run.seeds, float_run.latent_STMD.shape[1]) != (prompts, seeds, steps + 1):
         raise ValueError("the float run is of other prompts, seeds or steps")
     quantized_run = run(bundle, prompts, seeds, schedule, quantized=quantized, on_progress=on_progress)
-    return _comparison(bundle, quantized, float_run, quantized_run)
+    return _comparison(bundle, quantized, schedule, float_run, quantized_run)
 
 
 def sample(prompts: Sequence[str], seed: int, steps: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
@@ -109,19 +115,34 @@ def sample(prompts: Sequence[str], seed: int, steps: int) -> tuple[tuple[str, ..
     return config.prompts, tuple(range(config.seed, config.seed + len(config.prompts)))
 
 
-def _comparison(bundle, quantized, float_run: Generated, quantized_run: Generated) -> Comparison:
+def _comparison(bundle, quantized, schedule: Schedule, float_run: Generated, quantized_run: Generated) -> Comparison:
     pairs = tuple(_pair(index, float_run, quantized_run) for index in range(len(float_run.prompts)))
-    compute, reason = quantized.compute
+    backend = quantized.compute(bundle)
+    kept = 2 * float_run.latent_STMD.nbytes <= TRAJECTORY_BYTES
     return Comparison(
+        trajectories=Trajectories(sigma_T1=schedule.sigma_T1, float_STMD=float_run.latent_STMD,
+                                  quantized_STMD=quantized_run.latent_STMD) if kept else None,
         pairs=pairs, metrics=summary(pairs), float_seconds_per_image=float_run.seconds_per_image,
         quantized_seconds_per_image=quantized_run.seconds_per_image, float_bytes=bundle.float_bytes,
-        quantized_bytes=quantized.weight_bytes, compute=compute, reason=reason, plan=quantized.plan)
+        quantized_bytes=quantized.weight_bytes, compute=backend.name, reason=backend.reason, plan=quantized.plan)
+
+
+def preview(bundle, kept: Trajectories, sample: int, step: int) -> tuple[Any, Any]:
+    """What each model would draw if it stopped after `step`: images uint8 (H, W, 3) of the clean latent it predicts there,
+    x_t - sigma_t v with v = (x_{t+1} - x_t) / (sigma_{t+1} - sigma_t). The last step's are the final images."""
+    sigma, following = float(kept.sigma_T1[step]), float(kept.sigma_T1[step + 1])
+    clean_2MD = []
+    for latent_STMD in (kept.float_STMD, kept.quantized_STMD):
+        now_MD, next_MD = latent_STMD[sample, step], latent_STMD[sample, step + 1]
+        clean_2MD.append(next_MD if following == 0 else now_MD - sigma * (next_MD - now_MD) / (following - sigma))
+    images = bundle.decode(torch.stack(clean_2MD))
+    return images[0], images[1]
 
 
 def summary(pairs: Sequence[Pair]) -> dict[str, metrics.Interval]:
     """Mean and interval of every metric over the pairs."""
     return {name: metrics.interval([getattr(pair, name) for pair in pairs], unit=unit, higher_is_better=higher)
-            for name, (unit, higher) in metrics.METRICS.items()}
+            for name, (unit, higher) in metrics.METRICS.items() if all(getattr(pair, name) is not None for pair in pairs)}
 
 
 def _pair(index: int, float_run: Generated, quantized_run: Generated) -> Pair:
@@ -129,5 +150,5 @@ def _pair(index: int, float_run: Generated, quantized_run: Generated) -> Pair:
     nmse_T = tuple(metrics.latent_nmse(latent_TMD[t], reference_TMD[t]) for t in range(1, len(reference_TMD)))
     image, reference = quantized_run.images[index], float_run.images[index]
     return Pair(prompt=float_run.prompts[index], seed=float_run.seeds[index], image_float=reference, image_quantized=image,
-                psnr_db=metrics.psnr_db(image, reference), ssim=metrics.ssim(image, reference),
-                latent_nmse=nmse_T[-1], latent_nmse_T=nmse_T)
+                psnr_db=metrics.psnr_db(image, reference), ssim=metrics.ssim(image, reference), vif=metrics.vif(image, reference),
+                lpips=lpips.distance(image, reference), latent_nmse=nmse_T[-1], latent_nmse_T=nmse_T)

@@ -1,16 +1,17 @@
 """Heavy work off the request: a job runs in one worker thread, reports progress, can be cancelled and found again by id.
 
 A stage only knows the `on_progress` callback it was given; cancelling makes that callback raise `Cancelled`, so a stage
-stops at its next report. One job runs at a time, the others wait in line and know their place.
+stops at its next report. One job runs at a time, the others wait in line and know their place; whoever has used the machine
+for n seconds lets those pass who come up to n seconds later.
 """
 
 from __future__ import annotations
 
+import bisect
 import logging
 import secrets
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ log = logging.getLogger("workbench.jobs")
 FINISHED = ("done", "cancelled", "failed")
 KEPT_JOBS = 256  # finished jobs are forgotten beyond this many, oldest first
 OnFinish = Callable[[str, str], None]
+USE_REMEMBERED_S = 600.0  # how long what somebody has used counts
 SHARED = ""  # owner of a job that every session may see
 
 
@@ -60,6 +62,7 @@ class Job:
         self._last = Progress(stage="", done=0, total=0)
         self._started_s = self._stage_started_s = self._ended_s = 0.0
         self._version = 0
+        self.turn_s = 0.0  # jobs wait in the order of this; set by the board
 
     @property
     def active(self) -> bool:
@@ -124,11 +127,15 @@ class Job:
 
 
 class Board:
-    """All jobs of the process: one worker takes them in order of submission."""
+    """All jobs of the process: one worker takes them, one at a time, in the order of their turns.
+
+    A job's turn is when it came plus the seconds that its owner has used the machine lately. It is fixed when the job comes, so
+    nobody waits for ever: who comes later than that is behind, however little they have used."""
 
     def __init__(self):
         self._jobs: dict[str, Job] = {}
-        self._waiting: deque[Job] = deque()
+        self._waiting: list[Job] = []
+        self._used: dict[str, list[tuple[float, float]]] = {}  # owner: (when it ended, seconds)
         self._running: Job | None = None
         self._change = threading.Condition()
         self._worker: threading.Thread | None = None
@@ -141,7 +148,9 @@ class Board:
         with self._change:
             self._jobs[job.id] = job
             self._forget_oldest()
-            self._waiting.append(job)
+            now = time.monotonic()
+            job.turn_s = now + self._used_lately_s(owner, now)
+            bisect.insort(self._waiting, job, key=lambda each: each.turn_s)
             if self._worker is None:
                 self._worker = threading.Thread(target=self._drain, name="jobs", daemon=True)
                 self._worker.start()
@@ -168,6 +177,14 @@ class Board:
         if waiting:
             job.run()
 
+    def _used_lately_s(self, owner: str, now_s: float) -> float:
+        recent = [use for use in self._used.get(owner, ()) if now_s - use[0] < USE_REMEMBERED_S]
+        if recent:
+            self._used[owner] = recent
+        else:
+            self._used.pop(owner, None)
+        return sum(seconds for _, seconds in recent)
+
     def _forget_oldest(self) -> None:
         finished = [job.id for job in self._jobs.values() if not job.active]
         for job_id in finished[:max(0, len(self._jobs) - KEPT_JOBS)]:
@@ -177,6 +194,10 @@ class Board:
         while True:
             with self._change:
                 self._change.wait_for(lambda: self._waiting)
-                self._running = self._waiting.popleft()
-            self._running.run()
-            self._running = None
+                self._running = self._waiting.pop(0)
+            job = self._running
+            job.run()
+            with self._change:
+                if job.owner != SHARED:
+                    self._used.setdefault(job.owner, []).append((time.monotonic(), job.snapshot().seconds))
+                self._running = None

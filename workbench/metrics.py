@@ -15,7 +15,11 @@ from workbench.types import Interval
 PSNR_CEILING_DB = 120.0
 
 # Unit and direction of each metric.
-METRICS: dict[str, tuple[str, bool]] = {"psnr_db": ("dB", True), "ssim": ("", True), "latent_nmse": ("", False)}
+METRICS: dict[str, tuple[str, bool]] = {"psnr_db": ("dB", True), "ssim": ("", True), "vif": ("", True), "lpips": ("", False),
+                                        "latent_nmse": ("", False)}
+
+_VIF_LEAST_PX = 41  # the metric's coarsest scale needs this much
+_LUMA = (0.299, 0.587, 0.114)
 
 
 def psnr_db(image, reference) -> float:
@@ -34,6 +38,20 @@ def ssim(image, reference) -> float:
     _check_images(image, reference)
     first, second = (torch.from_numpy(np.array(i)).permute(2, 0, 1)[None].double() / 255 for i in (image, reference))
     return float(structural_similarity_index_measure(first, second, data_range=1.0))
+
+
+def vif(image, reference) -> float | None:
+    """Visual information fidelity (Sheikh and Bovik 2006, pixel domain) of two uint8 images (H, W, 3), on their luminance: the
+    share of the information in `reference` that is left in `image`, 1 where nothing is lost. The perceptual metric here: it needs
+    no downloaded weights. None for images under 41 pixels, which it is not defined for."""
+    from torchmetrics.functional.image import visual_information_fidelity
+
+    _check_images(image, reference)
+    if min(np.shape(image)[:2]) < _VIF_LEAST_PX:
+        return None
+    first, second = (torch.from_numpy(np.asarray(i, dtype=np.float32) @ np.array(_LUMA, dtype=np.float32))[None, None]
+                     for i in (image, reference))
+    return float(visual_information_fidelity(first, second))
 
 
 def latent_nmse(latent: Tensor, reference: Tensor) -> float:
@@ -64,6 +82,17 @@ def paired(first, second, *, unit: str = "", higher_is_better: bool | None = Tru
     if first.shape != second.shape:
         raise ValueError(f"{first.size} values cannot be paired with {second.size}")
     return interval(first - second, unit=unit, higher_is_better=higher_is_better)
+
+
+def proportion(hits) -> Interval:
+    """Share of successes with its 95 % Wilson score interval, which stays within [0, 1] also at 0 and at n successes."""
+    hits = [bool(hit) for hit in hits]
+    if not hits:
+        raise ValueError("an interval needs at least one value")
+    n, share, z = len(hits), sum(hits) / len(hits), 1.959963984540054
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return Interval(mean=share, low=max(0.0, centre - half), high=min(1.0, centre + half), n=n, higher_is_better=True)
 
 
 def _check_images(image, reference) -> None:

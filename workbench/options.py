@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 ACT_BITS = (3, 4, 6, 8, 16)
 WEIGHT_BITS = (2, 3, 4, 6, 8, 16)
 GROUP_SIZES = (32, 64, 128)
+LATENCY_TARGETS = ("this machine", "a100", "h100", "rtx4090", "rtx5090", "b200")  # the first is measured, the others are modelled
 
 
 class BadInput(ValueError):
@@ -21,7 +22,11 @@ class BadInput(ValueError):
 
 
 class Cancelled(Exception):
-    """Raised by a progress callback to stop a stage; the stage leaves nothing half-written behind."""
+    """Raised by a progress callback to stop a stage; the stage leaves nothing half-written behind.
+
+    `so_far` is what the stage had by then, where it has something to show: a search's result up to there."""
+
+    so_far: Any = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,12 +117,24 @@ class SensitivityConfig(Frozen):
 class QuantConfig(Frozen):
     """How weights are solved. Weight bits per layer come from the plan."""
 
-    transform: str = setting("hadamard", "applied to a layer's input, inverted in its weight", pattern="^(none|hadamard)$")
-    solver: str = setting("gptq", "gptq or nearest rounding", pattern="^(gptq|nearest)$")
-    hessian: str = setting("fisher", "calibration weighting of the Hessian", pattern="^(fisher|uniform)$")
+    transform: str = setting("hadamard", "applied to a layer's input, inverted in its weight",
+                             pattern="^(none|hadamard|smooth|smooth_hadamard)$")
+    smoothing: str = setting("fixed", "smoothing vector: of one alpha, or searched by a layer's output error", pattern="^(fixed|search)$")
+    smooth_alpha: float = setting(0.5, "how much of the outliers smoothing moves into the weight", ge=0, le=1, step=0.05)
+    solver: str = setting("gptq", "gptq, nearest rounding, or nearest with searched scales (clip)", pattern="^(gptq|nearest|clip)$")
+    hessian: str = setting("fisher", "calibration weighting of the Hessian (ssc: by Spearman correlation; none: no Hessian)",
+                          pattern="^(fisher|ssc|uniform|none)$")
+    weight_grid: str = setting("symmetric", "grid of the weights", pattern="^(symmetric|asymmetric)$")
     group_size: int | None = setting(64, "weights that share a scale; none: one scale per output channel")
+    branch_bits: float = setting(0.0, "bits per weight for a low-rank branch in 16 bits; its rank follows", ge=0, le=4, step=0.05)
+    act_scale: str = setting("token", "activations that share a scale: a token, a group of one token, or (static) the tensor",
+                             pattern="^(token|group|tensor)$")
+    act_grid: str = setting("symmetric", "grid of the activations", pattern="^(symmetric|asymmetric)$")
+    act_clip: float = setting(1.0, "share of the activations' range that the grid covers", gt=0, le=1, step=0.05)
     damping: float = setting(0.01, "added to the Hessian's diagonal, as a fraction of its mean", gt=0, le=1, step=0.01)
     modulation_bits: int = setting(8, "weight bits of the adaLN linears (activations stay float)")
+    modulation: str = setting("stored", "adaLN weights stored, or their outputs cached per prompt and step and the weights dropped",
+                              pattern="^(stored|cached)$")
     seed: int = setting(0, "seed of the Hadamard signs", ge=0, le=2**31 - 1, step=1)
 
     @field_validator("group_size")
@@ -136,16 +153,68 @@ class QuantConfig(Frozen):
 
 
 class SearchConfig(Frozen):
-    """The beam search of AdaTSQ (arXiv 2602.09883), section 4 of the design."""
+    """The beam search of AdaTSQ (arXiv 2602.09883) and the refinement of what it finds, section 4 of the design."""
 
-    beam: int = setting(4, "surviving paths per step", ge=1, le=64, step=1)
+    beam: int = setting(3, "surviving paths per step", ge=1, le=64, step=1)
     configs: int = setting(3, "configurations tried from each path (at least low, mid, high)", ge=3, le=16, step=1)
-    samples: int = setting(4, "calibration prompts that score a path", ge=1, le=64, step=1)
+    samples: int = setting(4, "prompts that score a path", ge=1, le=64, step=1)
     scoring: str = setting("adjoint", "adjoint: predicted effect on the final latent; raw: deviation of this step (the paper)",
                            pattern="^(adjoint|raw)$")
     rollout: str = setting("quantized", "score along the quantized rollout, or additively at the float latents",
                            pattern="^(quantized|float)$")
+    guide: str = setting("signed", "plan by signed: errors added up with their signs on fresh prompts; additive: the distortion table",
+                         pattern="^(signed|additive)$")
+    refine: int = setting(12, "swaps of bits proposed and judged by measured error after the beam; 0: none", ge=0, le=200, step=1)
+    rivals: str = setting("all", "allocations of other methods measured beside the search", pattern="^(all|uniform)$")
     finalists: int = setting(3, "plans judged by full generations on held-out prompts", ge=1, le=16, step=1)
+    seed: int = setting(0, "seed", ge=0, le=2**31 - 1, step=1)
+
+
+class BenchConfig(Frozen):
+    """What is timed: one image through all steps, and its layers."""
+
+    rounds: int = setting(9, "turns over which medians are taken", ge=3, le=200, step=1)
+    peers: bool = setting(True, "time other libraries that are installed too")
+
+
+class LatencyConfig(Frozen):
+    """Where a plan is to run."""
+
+    target: str = setting(LATENCY_TARGETS[0], f"measured here, or modelled from published peak rates: {', '.join(LATENCY_TARGETS[1:])}")
+
+    @field_validator("target")
+    @classmethod
+    def _known_target(cls, target):
+        if target not in LATENCY_TARGETS:
+            raise ValueError(f"unknown latency target {target!r}; use one of {', '.join(LATENCY_TARGETS)}")
+        return target
+
+
+class ContestConfig(Frozen):
+    """What every method of a comparison may spend."""
+
+    weight_bits: int = setting(4, f"width of every weight, one of {WEIGHT_BITS}")
+    act_bits: float = setting(4.0, "mean activation bits a method may spend", ge=min(ACT_BITS), le=16)
+    effective_bits: float | None = setting(None, "bits per weight, all storage counted, that searched plans may spend; "
+                                                 "default: their own size at the width", gt=0, le=17)
+    modulation: str = setting("stored", "adaLN weights stored, or their outputs cached per prompt and step (every method)",
+                              pattern="^(stored|cached)$")
+
+    @field_validator("weight_bits")
+    @classmethod
+    def _known_width(cls, bits):
+        if bits not in WEIGHT_BITS:
+            raise ValueError(f"not supported; use one of {WEIGHT_BITS}")
+        return bits
+
+
+class EvolutionConfig(Frozen):
+    """The evolutionary search of group sizes (Q-DiT, arXiv 2406.17343)."""
+
+    population: int = setting(12, "genomes in a generation", ge=2, le=200, step=1)
+    generations: int = setting(5, "generations after the first", ge=0, le=100, step=1)
+    samples: int = setting(2, "calibration prompts that judge a genome", ge=1, le=64, step=1)
+    mutation: float = setting(0.1, "share of layers that a mutation changes", gt=0, le=1, step=0.05)
     seed: int = setting(0, "seed", ge=0, le=2**31 - 1, step=1)
 
 
@@ -154,9 +223,10 @@ class Budget(Frozen):
 
     max_weight_bytes: int | None = Field(default=None, gt=0, description="resident bytes of the transformer")
     max_mean_act_bits: float | None = Field(default=None, ge=min(ACT_BITS), le=16, description="plain mean over steps and layers")
+    max_latency_ms: float | None = Field(default=None, gt=0, description="transformer calls of one image, all steps")
 
     @model_validator(mode="after")
     def _one_is_set(self):
-        if self.max_weight_bytes is None and self.max_mean_act_bits is None:
-            raise ValueError("no limit is set; give a memory budget, a mean of activation bits, or both")
+        if self.max_weight_bytes is None and self.max_mean_act_bits is None and self.max_latency_ms is None:
+            raise ValueError("no limit is set; give a budget of memory, of latency, of mean activation bits, or several")
         return self

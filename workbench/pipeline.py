@@ -7,15 +7,19 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
+
+from workbench import bench as benches
 from workbench import costs as cost_tables
-from workbench import families, generate, sensitivity, trace
+from workbench import families, generate, inspection, latency, metrics, peers, projection, sensitivity, trace
+from workbench.checkpoints import Checkpoints
 from workbench.families import Bundle
-from workbench.methods import METHODS, Method
 from workbench.options import (
-    ACT_BITS,
     WEIGHT_BITS,
     BadInput,
+    BenchConfig,
     Budget,
+    LatencyConfig,
     ModelSpec,
     OnProgress,
     Progress,
@@ -25,15 +29,20 @@ from workbench.options import (
     TraceConfig,
     ignore_progress,
 )
-from workbench.plans import BitChoice, BitPlan, CostTable, ScoredPlan, make_plan
-from workbench.quant.quantize import QuantizedModel, WeightBank, build, solve_bank
+from workbench.plans import BitPlan, CostTable, ScoredPlan, make_plan
+from workbench.quant import calibration
+from workbench.quant import quantize as quantize_stage
+from workbench.quant.activations import format_of
+from workbench.quant.quantize import QuantizedModel, WeightBank, build, round_bank, solve_bank
 from workbench.rollout import Rollout
 from workbench.runs import Run
-from workbench.search.pareto import plan_point, within
+from workbench.search.pareto import fits
+from workbench.search.ranking import predict
 from workbench.search.search import search as run_search
 from workbench.types import Comparison, DistortionTable, SearchResult, SensitivityMap, Trace
 
 JUDGE_PROMPTS, JUDGE_SEED = 8, 10_000  # held-out prompts that choose among the finalists, and their seeds
+SEARCH_PROMPTS, SEARCH_SEED = 8, 5_000  # prompts that a search measures on (at least), and their seeds
 _LOADED: dict[tuple[str, str], Bundle] = {}
 _LOADING = threading.Lock()
 
@@ -61,63 +70,163 @@ def load(source: str = "emoji-flux", device: str = "auto", *, on_progress: OnPro
 
 
 def profile(bundle: Bundle, trace_config: TraceConfig | None = None, config: SensitivityConfig | None = None,
-            quant: QuantConfig | None = None, *, run: Run | None = None, on_progress: OnProgress = ignore_progress) -> Profile:
-    """Record the float trajectories, map their sensitivity, solve every layer at every width. Stages that `run` holds are read."""
+            quant: QuantConfig | None = None, *, target: str = latency.THIS_MACHINE, run: Run | None = None,
+            on_progress: OnProgress = ignore_progress) -> Profile:
+    """Record the float trajectories, map their sensitivity, solve every layer at every width, tabulate what each choice costs on
+    `target`. Stages that `run` holds are read."""
+    LatencyConfig.parse({"target": target}, "latency")
     trace_config, config, quant = trace_config or TraceConfig(), config or SensitivityConfig(), quant or QuantConfig()
     started = time.perf_counter()
     with bundle.lock:
-        recorded = _recorded(bundle, trace_config, run, on_progress)
-        smap = _stored(run, SensitivityMap, "sensitivity", (recorded, config, quant.transform, quant.seed),
-                       lambda: sensitivity.profile(bundle, recorded, config, quant, on_progress=on_progress))
-        bank = solve_bank(bundle, recorded, smap.alpha_TL, quant, WEIGHT_BITS, on_progress=on_progress)
-        return Profile(trace=recorded, sensitivity=smap, bank=bank, quant=quant, costs=cost_tables.tabulate(bundle, quant),
+        recorded = record(bundle, trace_config, run=run, on_progress=on_progress)
+        fitted = calibration.fit_transforms(bundle, recorded, quant, WEIGHT_BITS, on_progress=on_progress)
+        smap = _stored(run, SensitivityMap, "sensitivity", (recorded, config, *_basis(quant)),
+                       lambda: sensitivity.profile(bundle, recorded, config, quant, fitted=fitted, on_progress=on_progress))
+        bank = solve_bank(bundle, recorded, smap.alpha_TL, quant, WEIGHT_BITS, fitted=fitted, on_progress=on_progress)
+        times = latency.tabulate(bundle, quant, target, on_progress=on_progress)
+        return Profile(trace=recorded, sensitivity=smap, bank=bank, quant=quant,
+                       costs=cost_tables.tabulate(bundle, quant, recorded.schedule.steps, latency=times),
                        table=sensitivity.tabulate(smap, bank.weight_bits_C, bank.weight_error_LC),
                        seconds=time.perf_counter() - started)
 
 
 def search(bundle: Bundle, profiled: Profile, budget: Budget, config: SearchConfig | None = None, *, run: Run | None = None,
-           on_progress: OnProgress = ignore_progress) -> SearchResult:
-    """AdaTSQ's beam search under a budget; with `run`, an interrupted search goes on where it was.
+           judge_prompts: Sequence[str] = (), on_progress: OnProgress = ignore_progress) -> SearchResult:
+    """AdaTSQ's beam search under a budget, refined on measured error; with `run`, an interrupted search goes on where it was.
 
-    The front is measured on calibration prompts; the best few plans within budget are then judged on held-out ones."""
+    Plans are measured on prompts that calibration has not seen; the best few within budget are then judged on held-out ones, or
+    on `judge_prompts` where the held-out ones are kept for a comparison."""
     config, sigma_T = config or SearchConfig(), sigma_of(profiled.trace)
-    checkpoints = None if run is None else _Checkpoints(
-        run, Run.key(bundle.model_hash, profiled.trace, profiled.sensitivity.config, profiled.quant, budget, config))
-
-    def weights(weight_bits_L):
-        return build(bundle, profiled.bank, uniform_plan(bundle, profiled.quant, sigma_T, weight_bits_L, 16))
-
-    with Rollout(bundle, profiled.trace, weights, samples=config.samples, scoring=config.scoring,
-                 adjoint_RSTMD=profiled.sensitivity.adjoint_RSTMD) as rollout:
+    fresh = fresh_trace(bundle, profiled, config, run, on_progress)
+    signed = projected(bundle, profiled, fresh, config, run, on_progress)
+    checkpoints = None if run is None else Checkpoints(
+        run, Run.key(bundle.model_hash, profiled.trace, fresh, profiled.sensitivity.config, profiled.quant, budget, config))
+    guide = projection.with_signs(profiled.table, signed, bundle.layers) if signed and config.guide == "signed" else profiled.table
+    weights = weights_of(bundle, profiled)
+    with Rollout(bundle, fresh, weights, samples=config.samples, scoring=config.scoring,
+                 adjoint_RSTMD=None if signed is None else signed.adjoint_RSTMD) as rollout:
         result = run_search(
-            layers=bundle.layers, sigma_T=sigma_T, table=profiled.table, costs=profiled.costs, quant=profiled.quant,
-            model_hash=bundle.model_hash, budget=budget, config=config, evaluator=rollout, on_progress=on_progress,
-            checkpoint=checkpoints and checkpoints.save, resume=checkpoints and checkpoints.load())
-    finalists = sorted((scored for scored in result.front if within(plan_point(scored), budget)), key=lambda scored: scored.error)
-    return replace(result, chosen=_judge(bundle, profiled, finalists[:config.finalists], weights, on_progress))
+            layers=bundle.layers, sigma_T=sigma_T, table=profiled.table, guide=guide, costs=profiled.costs, quant=profiled.quant,
+            model_hash=bundle.model_hash, budget=budget, config=config, evaluator=rollout,
+            ranked=_forms(profiled.sensitivity, profiled), prompts=Run.key(fresh.prompts, fresh.seeds),
+            on_progress=on_progress, checkpoint=checkpoints and checkpoints.save, resume=checkpoints and checkpoints.load())
+    return replace(result, chosen=_judge(bundle, profiled, _finalists(result, budget, config), judge_prompts, on_progress))
 
 
-def _judge(bundle: Bundle, profiled: Profile, finalists: list[ScoredPlan], weights, on_progress: OnProgress) -> ScoredPlan:
+def weights_of(bundle: Bundle, profiled: Profile):
+    """The quantized model of one width per layer, as a `Rollout` asks for it."""
+    def build_one(weight_bits_L):
+        return build(bundle, profiled.bank, uniform_plan(bundle, profiled.quant, sigma_of(profiled.trace), weight_bits_L, 16))
+    return build_one
+
+
+def fresh_trace(bundle: Bundle, profiled: Profile, config: SearchConfig, run: Run | None, on_progress: OnProgress) -> Trace:
+    """Float trajectories of the model's calibration prompts that the profile has not used: weights are solved to fit the ones it has.
+    Where too few are left, the profile's own."""
+    seen, held_out = set(profiled.trace.prompts), set(bundle.prompts("held_out"))
+    fresh = [prompt for prompt in dict.fromkeys(bundle.prompts("calibration")) if prompt not in seen and prompt not in held_out]
+    count = max(SEARCH_PROMPTS, config.samples)
+    if len(fresh) < config.samples:
+        return profiled.trace
+    chosen = TraceConfig(prompts=tuple(fresh[:count]), steps=profiled.trace.schedule.steps, seed=SEARCH_SEED)
+    return record(bundle, chosen, run=run, on_progress=on_progress)
+
+
+def projected(bundle: Bundle, profiled: Profile, fresh: Trace, config: SearchConfig, run: Run | None,
+               on_progress: OnProgress) -> projection.Projection | None:
+    """Signed errors on the search's prompts, where scoring or planning needs them."""
+    if config.scoring != "adjoint" and config.guide != "signed":
+        return None
+    made_from = (fresh, profiled.trace, profiled.sensitivity.config, profiled.quant, profiled.bank.weight_bits_C)
+    return _stored(run, projection.Projection, "projection", made_from,
+                   lambda: projection.project(bundle, fresh, profiled.bank, on_progress=on_progress))
+
+
+def _forms(smap: SensitivityMap, profiled: Profile) -> dict[str, DistortionTable]:
+    """Both forms of the distortion table that follow from one sensitivity map, by estimator and form."""
+    tables = {}
+    for form in ("directional", "white"):
+        formed = replace(smap, config=smap.config.model_copy(update={"distortion": form}))
+        tables[f"{smap.config.estimator} {form}"] = sensitivity.tabulate(formed, profiled.bank.weight_bits_C, profiled.bank.weight_error_LC)
+    return tables
+
+
+def table_variants(bundle: Bundle, profiled: Profile, *, run: Run | None = None,
+                   on_progress: OnProgress = ignore_progress) -> dict[str, DistortionTable]:
+    """All four distortion tables, {adjoint, local} x {directional, white}; the estimator that the profile lacks costs one replay."""
+    tables = _forms(profiled.sensitivity, profiled)
+    other = "local" if profiled.sensitivity.config.estimator == "adjoint" else "adjoint"
+    config = profiled.sensitivity.config.model_copy(update={"estimator": other})
+    smap = _stored(run, SensitivityMap, "sensitivity", (profiled.trace, config, *_basis(profiled.quant)),
+                   lambda: sensitivity.profile(bundle, profiled.trace, config, profiled.quant, fitted=profiled.bank.transforms,
+                                               on_progress=on_progress))
+    return tables | _forms(smap, profiled)
+
+
+def _finalists(result: SearchResult, budget: Budget, config: SearchConfig) -> list[ScoredPlan]:
+    """The plans of least measured error within budget, the search's choice first."""
+    fitting = [scored for scored in result.front if fits(scored, budget)]
+    return list(dict.fromkeys([result.chosen, *sorted(fitting, key=lambda scored: scored.error)]))[:config.finalists]
+
+
+def _judge(bundle: Bundle, profiled: Profile, finalists: list[ScoredPlan], prompts: Sequence[str], on_progress: OnProgress) -> ScoredPlan:
     """The finalist of least error on prompts that neither calibration nor search has seen."""
-    seen = set(profiled.trace.prompts)
-    prompts = tuple(prompt for prompt in bundle.prompts("held_out") if prompt not in seen)[:JUDGE_PROMPTS]
-    steps = profiled.trace.schedule.steps
-    held_out = trace.record(bundle, TraceConfig(prompts=prompts, steps=steps, seed=JUDGE_SEED), on_progress=on_progress)
+    held_out = _held_out(bundle, profiled, JUDGE_PROMPTS, on_progress, prompts)
     judged = []
-    with Rollout(bundle, held_out, weights, samples=len(prompts), scoring="raw") as rollout:
+    with Rollout(bundle, held_out, weights_of(bundle, profiled), samples=held_out.samples, scoring="raw", on_step=on_progress) as rollout:
         for number, scored in enumerate(finalists):
             on_progress(Progress(stage="judge", done=number, total=len(finalists), message=f"finalist {number + 1} on held-out prompts"))
-            judged.append(scored.model_copy(update={"error": rollout.error_of(scored.plan), "samples": len(prompts), "held_out": True}))
+            judged.append(_judged(rollout, scored))
     on_progress(Progress(stage="judge", done=len(finalists), total=len(finalists), message="finalists judged on held-out prompts"))
     return min(judged, key=lambda scored: scored.error)
 
 
+def _judged(rollout: Rollout, scored: ScoredPlan) -> ScoredPlan:
+    """A plan with its error on held-out prompts and the interval of it."""
+    measured = metrics.interval(rollout.errors_of(scored.plan).tolist(), higher_is_better=False)
+    return scored.model_copy(update={"error": measured.mean, "samples": measured.n, "held_out": True,
+                                     "low": max(0.0, measured.low), "high": measured.high})
+
+
+def _held_out(bundle: Bundle, profiled: Profile, count: int, on_progress: OnProgress, prompts: Sequence[str] = ()) -> Trace:
+    """Float trajectories of held-out prompts, the model's own unless others are given."""
+    seen = set(profiled.trace.prompts)
+    prompts = tuple(prompt for prompt in prompts or bundle.prompts("held_out") if prompt not in seen)[:count]
+    return trace.record(bundle, TraceConfig(prompts=prompts, steps=profiled.trace.schedule.steps, seed=JUDGE_SEED), on_progress=on_progress)
+
+
+def paint_plan(bundle: Bundle, profiled: Profile, weight_bits_L: Sequence[int], act_bits_TL: Sequence[Sequence[int]],
+               method: str = "painted") -> BitPlan:
+    """A plan of these bits, with its exact costs and what the profile's table predicts for it. Nothing is run."""
+    choices = [cost_tables.choice_of(bits, profiled.quant) for bits in weight_bits_L]
+    return make_plan(layers=bundle.layers, sigma_T=sigma_of(profiled.trace), weight_choice_L=choices, act_bits_TL=act_bits_TL,
+                     costs=profiled.costs, quant=profiled.quant, model_hash=bundle.model_hash, method=method,
+                     predicted_error=predict(profiled.table, weight_bits_L, act_bits_TL))
+
+
+def evaluate_plan(bundle: Bundle, profiled: Profile, plan: BitPlan, *, prompts: int = JUDGE_PROMPTS,
+                  on_progress: OnProgress = ignore_progress) -> ScoredPlan:
+    """A plan from anywhere, painted by hand for instance, really run on held-out prompts; its error comes with an interval."""
+    validate_plan(bundle, plan)
+    if plan.quant != profiled.quant:
+        raise BadInput("the plan's weights are solved with other settings than this profile's; profile with the plan's settings first")
+    held_out = _held_out(bundle, profiled, prompts, on_progress)
+    if plan.sigma_T != sigma_of(profiled.trace):
+        raise BadInput(f"the plan has {len(plan.sigma_T)} steps and its own noise levels; the profile has {held_out.schedule.steps} others")
+    with Rollout(bundle, held_out, weights_of(bundle, profiled), samples=held_out.samples, scoring="raw", on_step=on_progress) as rollout:
+        return _judged(rollout, ScoredPlan(plan=plan, error=0.0, samples=1, origin="painted"))
+
+
 def uniform_plan(bundle: Bundle, quant: QuantConfig, sigma_T: Sequence[float], weight_bits: int | Sequence[int], act_bits: int,
-                 method: str = "adatsq_uniform") -> BitPlan:
-    """A plan with one activation width for all steps and layers, and one weight width, or one per layer."""
+                 method: str = "adatsq_uniform", *, group_size_L: Sequence[int | None] | None = None) -> BitPlan:
+    """A plan with one activation width for all steps and layers, and one weight width, or one per layer; `group_size_L` where
+    layers have group sizes of their own."""
     widths_L = [weight_bits] * len(bundle.layers) if isinstance(weight_bits, int) else weight_bits
-    return make_plan(layers=bundle.layers, sigma_T=sigma_T, costs=cost_tables.tabulate(bundle, quant), quant=quant, method=method,
-                     weight_choice_L=[BitChoice(weight_bits=bits, group_size=quant.group_size) for bits in widths_L],
+    sizes_L = group_size_L or [quant.group_size] * len(bundle.layers)
+    return make_plan(layers=bundle.layers, sigma_T=sigma_T, quant=quant, method=method,
+                     costs=cost_tables.tabulate(bundle, quant, len(sigma_T), sizes_L),
+                     weight_choice_L=[cost_tables.choice_of(bits, quant).model_copy(update={"group_size": size})
+                                      for bits, size in zip(widths_L, sizes_L)],
                      act_bits_TL=[[act_bits] * len(bundle.layers)] * len(sigma_T), model_hash=bundle.model_hash)
 
 
@@ -129,16 +238,27 @@ def sigma_of(recorded: Trace) -> tuple[float, ...]:
 def quantize(bundle: Bundle, profiled: Profile, plan: BitPlan, *, on_progress: OnProgress = ignore_progress) -> QuantizedModel:
     """The model a plan describes. Reuses the profile's solved weights; solves anew only if the plan was made with other options."""
     validate_plan(bundle, plan)
-    if plan.quant == profiled.quant:
+    if plan.quant == profiled.quant and {choice.group_size for choice in plan.weight_choice_L} == {plan.quant.group_size}:
         return build(bundle, profiled.bank, plan)
-    bank = solve_bank(bundle, profiled.trace, profiled.sensitivity.alpha_TL, plan.quant, plan.weight_bits_L, on_progress=on_progress)
-    return build(bundle, bank, plan)
+    return quantize_stage.quantize(bundle, profiled.trace, profiled.sensitivity, plan, on_progress=on_progress)
 
 
 def compare(bundle: Bundle, quantized: QuantizedModel, prompts: Sequence[str], seed: int, steps: int, *,
             on_progress: OnProgress = ignore_progress, float_run=None) -> Comparison:
     """The same prompts and seeds through float and quantized."""
     return generate.compare(bundle, quantized, prompts, seed, steps, on_progress=on_progress, float_run=float_run)
+
+
+def preview(bundle: Bundle, comparison: Comparison, pair: int, step: int):
+    """Both models' images as they stand after a step of a comparison; BadInput where its latents were too large to keep."""
+    if comparison.trajectories is None:
+        raise BadInput("the latents of this comparison were too large to keep, so its steps cannot be shown; compare fewer prompts")
+    return generate.preview(bundle, comparison.trajectories, pair, step)
+
+
+def inspect(bundle: Bundle, recorded: Trace, layer: int, step: int, quant: QuantConfig) -> inspection.LayerStep:
+    """One layer at one step: input ranges per channel and the weight's histogram."""
+    return inspection.inspect(bundle, recorded, layer, step, quant)
 
 
 def export(bundle: Bundle, quantized: QuantizedModel, folder, *, on_progress: OnProgress = ignore_progress):
@@ -167,97 +287,38 @@ def validate_plan(bundle: Bundle, plan: BitPlan | dict | str) -> BitPlan:
     return plan
 
 
-# --- comparing methods ---------------------------------------------------------------------------------------------
+def bench(bundle: Bundle, plan: BitPlan, config: BenchConfig | None = None, *, on_progress: OnProgress = ignore_progress) -> dict:
+    """Layers, whole model and installed peers, timed here and now, as the JSON object of `bench`.
 
-
-def compare_methods(bundle: Bundle, methods: Sequence[str], *, weight_bits: int, act_bits: float, prompts: Sequence[str] = (),
-                    steps: int = 20, seed: int = 0, run: Run | None = None, on_progress: OnProgress = ignore_progress) -> dict:
-    """Every method on the same prompts and seeds at one nominal size, as the JSON object of `compare`.
-
-    `act_bits` is the mean that a method may spend: a plan is searched within it, the others use it uniformly."""
-    for name in methods or ("",):
-        if name not in METHODS:
-            raise BadInput(f"unknown method {name!r}; use one or several of {', '.join(METHODS)}")
-        if METHODS[name].allocation == "uniform":
-            _whole(act_bits, name)
-    prompts, seeds = generate.sample(tuple(prompts) or bundle.prompts("held_out"), seed, steps)
-    float_run = generate.run(bundle, prompts, seeds, bundle.schedule(steps), on_progress=on_progress)
-    trace_config, profiles, results = TraceConfig(steps=steps), {}, []
-    for name in methods:
-        quantized = _quantized_by(bundle, METHODS[name], trace_config, weight_bits, act_bits, profiles, run, on_progress)
-        result = compare(bundle, quantized, prompts, seed, steps, on_progress=on_progress, float_run=float_run)
-        results.append(_row(bundle, name, quantized.plan, result))
-    return {"model": bundle.name, "steps": steps, "seed": seed, "device": str(bundle.device), "results": results,
-            "float": {"weight_bytes": bundle.float_bytes, "seconds_per_image": float_run.seconds_per_image}}
-
-
-def _quantized_by(bundle: Bundle, method: Method, trace_config: TraceConfig, weight_bits: int, act_bits: float, profiles: dict,
-                  run: Run | None, on_progress: OnProgress) -> QuantizedModel:
-    """The model one method makes. `profiles` keeps what methods with the same base share."""
-    if method.allocation == "uniform" and method.quant.hessian != "fisher":
-        recorded = _recorded(bundle, trace_config, run, on_progress)
-        bank = solve_bank(bundle, recorded, None, method.quant, (weight_bits,), on_progress=on_progress)
-        return build(bundle, bank, uniform_plan(bundle, method.quant, sigma_of(recorded), weight_bits, int(act_bits), method.name))
-    if method.quant not in profiles:
-        profiles[method.quant] = profile(bundle, trace_config, quant=method.quant, run=run, on_progress=on_progress)
-    profiled = profiles[method.quant]
-    plan = uniform_plan(bundle, method.quant, sigma_of(profiled.trace), weight_bits, 16 if method.allocation == "plan" else int(act_bits),
-                        method.name)
-    if method.allocation == "plan":
-        budget = Budget.parse({"max_weight_bytes": plan.weight_bytes, "max_mean_act_bits": act_bits}, "budget")
-        plan = search(bundle, profiled, budget, run=run, on_progress=on_progress).chosen.plan
-    return build(bundle, profiled.bank, plan)
-
-
-def _whole(act_bits: float, name: str) -> None:
-    if act_bits not in ACT_BITS:
-        raise BadInput(f"{name} uses one activation width everywhere; {act_bits:g} is none of {', '.join(map(str, ACT_BITS))}")
-
-
-def _row(bundle: Bundle, name: str, plan: BitPlan, result: Comparison) -> dict:
-    layers = sum(layer.n_out * (layer.k_in + layer.has_bias) for layer in bundle.layers)
-    layer_bytes = result.quantized_bytes - cost_tables.tabulate(bundle, plan.quant).fixed_bytes
-    intervals = {key: {"mean": value.mean, "low": value.low, "high": value.high, "n": value.n} for key, value in result.metrics.items()}
-    return {"method": name, "weight_bytes": result.quantized_bytes,
-            "act_bits_mean": plan.act_bits_mean, "act_bits_macs": plan.act_bits_macs,
-            "weight_bits_quantized": cost_tables.effective_bits(layer_bytes, layers),
-            "weight_bits_total": cost_tables.effective_bits(result.quantized_bytes, bundle.parameters),
-            "seconds_per_image": result.quantized_seconds_per_image, "compute": result.compute, "reason": result.reason, **intervals}
+    Weights are rounded to nearest: that costs what solved weights cost, and needs no calibration."""
+    config, quant = config or BenchConfig(), plan.quant
+    table = latency.measure(bundle, quant, anew=True, on_progress=on_progress)
+    quantized = build(bundle, round_bank(bundle, quant, plan.weight_bits_L), plan)
+    whole = benches.whole_model(bundle, quantized, table, config, len(plan.sigma_T), on_progress=on_progress)
+    each = benches.layers(bundle, quant, config, on_progress=on_progress)
+    others = peers.measure(bundle, len(plan.sigma_T), config.rounds, on_progress=on_progress) if config.peers else []
+    return {"device": latency.device_name(bundle), "threads": torch.get_num_threads(), "kernels": table.provenance,
+            "layers": [{**vars(layer), "speedup": layer.speedup} for layer in each], "model": vars(whole), "peers": others}
 
 
 # --- storage ---------------------------------------------------------------------------------------------------------
 
 
-def _recorded(bundle: Bundle, config: TraceConfig, run: Run | None, on_progress: OnProgress) -> Trace:
+def record(bundle: Bundle, config: TraceConfig, *, run: Run | None = None, on_progress: OnProgress = ignore_progress) -> Trace:
+    """The float trajectories; read from `run` where it holds them."""
     made_from = (bundle.model_hash, config, config.prompts or bundle.prompts("calibration"))
     return _stored(run, Trace, "trace", made_from, lambda: trace.record(bundle, config, on_progress=on_progress))
 
 
+def _basis(quant: QuantConfig) -> tuple:
+    """The options that decide what a sensitivity map is measured in: the transform and the activation quantizer."""
+    if quant.transform.startswith("smooth"):
+        return (quant,)
+    return (quant.transform, quant.seed, format_of(quant, quant.group_size))
+
+
 def _stored(run: Run | None, cls: type, stage: str, made_from: tuple, make):
     return make() if run is None else run.resume(cls, stage, Run.key(*made_from), make)
-
-
-class _Checkpoints:
-    """A search's last checkpoint in a run folder: the states first, the table that names them last."""
-
-    def __init__(self, run: Run, key: str):
-        self.run, self.key = run, key
-
-    def save(self, table: dict, blobs: dict[str, bytes]) -> None:
-        for name, blob in blobs.items():
-            if not self.run.path("state", f"{self.key}-{name}").exists():
-                self.run.save_blob("state", f"{self.key}-{name}", blob)
-        self.run.save_json("search", self.key, {"table": table, "states": sorted(blobs)})
-        for path in self.run.folder.glob(f"state-{self.key}-*.safetensors"):
-            if path.stem.removeprefix(f"state-{self.key}-") not in blobs:
-                path.unlink(missing_ok=True)
-
-    def load(self) -> tuple[dict, dict[str, bytes]] | None:
-        found = self.run.load_json("search", self.key)
-        if not found:
-            return None
-        blobs = {name: self.run.load_blob("state", f"{self.key}-{name}") for name in found["states"]}
-        return found["table"], {name: blob for name, blob in blobs.items() if blob is not None}
 
 
 def default_budget(bundle: Bundle, profiled: Profile) -> Budget:

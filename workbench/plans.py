@@ -37,13 +37,50 @@ class BitChoice(Frozen):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LatencyTable:
+    """Microseconds of each layer for one image and step, per weight width W and activation width A, and of everything else.
+
+    `measured` says whether the times were taken on the target itself or follow from its published peak rates."""
+
+    target: str
+    measured: bool
+    provenance: str
+    weight_bits_W: tuple[int, ...]
+    act_bits_A: tuple[int, ...]
+    us_LWA: Tensor  # float64
+    fixed_us: float
+
+    def __post_init__(self):
+        if not bool((torch.isfinite(self.us_LWA) & (self.us_LWA >= 0)).all()) or not 0 <= self.fixed_us < math.inf:
+            raise ValueError("latencies must be finite and not negative")
+
+    def act_us_LA(self, weight_bits_L) -> Tensor:
+        """What each activation width costs once the weights are chosen, float64 (L, A)."""
+        columns_L = torch.tensor([self.weight_bits_W.index(bits) for bits in weight_bits_L])
+        return self.us_LWA[torch.arange(len(columns_L)), columns_L]
+
+    def range_ms(self, steps: int) -> tuple[float, float]:
+        """Milliseconds of the fastest and of the slowest plan."""
+        us_LC = self.us_LWA.flatten(1)
+        return tuple(steps * (float(bound.sum()) + self.fixed_us) / 1000 for bound in (us_LC.min(1).values, us_LC.max(1).values))
+
+    def plan_ms(self, weight_bits_L, act_bits_TL) -> float:
+        """Milliseconds of one image: the transformer calls of all steps."""
+        act_us_LA = self.act_us_LA(weight_bits_L)
+        columns_TL = torch.tensor([[self.act_bits_A.index(bits) for bits in row] for row in act_bits_TL])
+        layers_us = act_us_LA.expand(len(columns_TL), -1, -1).gather(2, columns_TL[..., None]).sum()
+        return (float(layers_us) + self.fixed_us * len(columns_TL)) / 1000
+
+
+@dataclass(frozen=True, kw_only=True)
 class CostTable:
-    """Exact bytes of each layer's weight per width, and of everything that is not chosen by a plan."""
+    """Exact bytes of each layer's weight per width, and of everything that is not chosen by a plan; latency where it is known."""
 
     weight_bits_C: tuple[int, ...]
     weight_bytes_LC: Tensor  # int64
     fixed_bytes: int
     macs_L: Tensor  # int64, per image and step
+    latency: LatencyTable | None = None
 
     def total_bytes(self, weight_bits_L) -> int:
         """Resident bytes of the transformer for one width per layer."""
@@ -84,6 +121,8 @@ class BitPlan(Frozen):
     act_bits_mean: float
     act_bits_macs: float
     bit_ops: float
+    latency_ms: float | None = Field(default=None, ge=0, description="of one image's transformer calls, predicted for `latency_target`")
+    latency_target: str | None = Field(default=None, max_length=200)
     predicted_error: float | None = None
 
     @model_validator(mode="after")
@@ -131,14 +170,18 @@ def make_plan(*, layers, sigma_T, weight_choice_L, act_bits_TL, costs: CostTable
         sigma_T=tuple(float(s) for s in sigma_T), weight_choice_L=tuple(weight_choice_L), act_bits_TL=rows,
         quant=quant, weight_bytes=costs.total_bytes(weight_bits_L), act_bits_mean=mean_act_bits(rows),
         act_bits_macs=mean_act_bits_macs(rows, costs.macs_L), bit_ops=bit_operations(weight_bits_L, rows, costs.macs_L),
+        latency_ms=costs.latency and costs.latency.plan_ms(weight_bits_L, rows), latency_target=costs.latency and costs.latency.target,
         predicted_error=predicted_error)
 
 
 class ScoredPlan(Frozen):
-    """A plan with its measured error: normalised MSE of the final latent against float, over `samples` prompts."""
+    """A plan with its measured error: normalised MSE of the final latent against float, over `samples` prompts. `low` and `high` are
+    its 95 % interval over prompts, where it was judged."""
 
     plan: BitPlan
     error: float = Field(ge=0)
     samples: int = Field(ge=1)
     held_out: bool = False
     origin: str = Field(default="beam", description="beam, lagrangian, uniform, ...")
+    low: float | None = None
+    high: float | None = None

@@ -13,7 +13,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from workbench.families import Bundle
-from workbench.options import BadInput
+from workbench.options import BadInput, OnProgress, Progress, ignore_progress
 from workbench.plans import BitPlan
 from workbench.types import Trace
 
@@ -25,7 +25,8 @@ class Rollout:
     some step. `scoring` "adjoint": the mean over samples and probes of (lambda . delta)^2, the predicted squared change of
     the final latent; "raw": the squared deviation of this step itself. Both are divided by the float latent's energy."""
 
-    def __init__(self, bundle: Bundle, trace: Trace, modules_for, *, samples: int, scoring: str, adjoint_RSTMD: Tensor | None = None):
+    def __init__(self, bundle: Bundle, trace: Trace, modules_for, *, samples: int, scoring: str, adjoint_RSTMD: Tensor | None = None,
+                 on_step: OnProgress = ignore_progress):
         if scoring == "adjoint" and adjoint_RSTMD is None:
             raise BadInput("adjoint scoring needs the adjoint estimator; profile with it, or score by raw deviation")
         self.bundle, self.trace, self._modules_for, self.scoring = bundle, trace, modules_for, scoring
@@ -36,7 +37,7 @@ class Rollout:
         self.latent_STMD = trace.latent_STMD[self.rows]
         self.energy_S = self.latent_STMD[:, -1].square().sum((1, 2))
         self.adjoint_RSTMD = None if adjoint_RSTMD is None else adjoint_RSTMD[:, self.rows]
-        self._stack = ExitStack()
+        self._stack, self._on_step = ExitStack(), on_step
 
     def __enter__(self):
         self._stack.enter_context(self.bundle.lock)
@@ -79,15 +80,31 @@ class Rollout:
 
     def error(self, state: Tensor) -> float:
         """Normalised mean squared error of the final latent against float."""
-        return float(((state - self.latent_STMD[:, -1]).square().sum((1, 2)) / self.energy_S).mean())
+        return float(self._errors(state).mean())
+
+    def _errors(self, state: Tensor) -> Tensor:
+        return (state - self.latent_STMD[:, -1]).square().sum((1, 2)) / self.energy_S
+
+    def change(self, before: Tensor, after: Tensor) -> float:
+        """Relative L1 change of the latent over a step."""
+        return float(((after - before).abs().sum((1, 2)) / before.abs().sum((1, 2))).mean())
 
     def error_of(self, plan: BitPlan) -> float:
         """`error` after running a whole plan."""
+        return float(self.errors_of(plan).mean())
+
+    def errors_of(self, plan: BitPlan) -> Tensor:
+        """The error of every sample (S) after running a whole plan."""
+        return self._errors(self.final_of(plan))
+
+    def final_of(self, plan: BitPlan) -> Tensor:
+        """The final latent (S, M, D) after running a whole plan."""
         self.use_weights(plan.weight_bits_L)
         state = self.start()
         for step, row in enumerate(plan.act_bits_TL):
+            self._on_step(Progress(stage="rollout", done=step, total=len(plan.act_bits_TL), message=f"step {step + 1} of the plan"))
             state = self.extend(state, step, row)
-        return self.error(state)
+        return state
 
     def save(self, state: Tensor) -> bytes:
         return save_safetensors({"latent_SMD": state.contiguous()})

@@ -12,16 +12,17 @@ Dimension letters as in `types.py`: T steps, L layers, C choices, S samples, R p
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from lowbit.ops import fake_quantize
 from torch import Tensor
 
 from workbench.families import Bundle
 from workbench.options import ACT_BITS, BadInput, OnProgress, Progress, QuantConfig, SensitivityConfig, ignore_progress
-from workbench.quant.transforms import make
+from workbench.quant.activations import fake_quantize, format_of
+from workbench.quant.transforms import Transform, make
 from workbench.types import DistortionTable, LayerInfo, SensitivityMap, Trace
 
 CHUNK = 8  # samples per backward pass: bounds the memory of one step
@@ -84,10 +85,11 @@ class _Totals:
 
 
 def profile(bundle: Bundle, trace: Trace, config: SensitivityConfig, quant: QuantConfig, *,
-            on_progress: OnProgress = ignore_progress) -> SensitivityMap:
+            fitted: Mapping[str, Transform] | None = None, on_progress: OnProgress = ignore_progress) -> SensitivityMap:
     """One backward replay of `trace`, latest step first; `on_progress` gets each finished column of Fisher information.
 
-    `quant` says which transform a layer's input goes through before it is quantized."""
+    `quant` says which transform a layer's input goes through before it is quantized, and how it is quantized; smoothing needs
+    the layers' `fitted` transforms. A low-rank branch is not subtracted from the weight that passes the error on."""
     if trace.model_hash != bundle.model_hash:
         raise BadInput(f"the trace belongs to model {trace.model_hash}, not to {bundle.model_hash}; record it again")
     schedule, steps = trace.schedule, trace.schedule.steps
@@ -95,7 +97,7 @@ def profile(bundle: Bundle, trace: Trace, config: SensitivityConfig, quant: Quan
     generator = torch.Generator().manual_seed(config.seed)
     probe_RSMD = torch.randn((config.probes, *trace.target_STMD[:, 0].shape), generator=generator, dtype=trace.target_STMD.dtype)
     lambda_RSMD, adjoint, columns = probe_RSMD, [None] * steps, [None] * steps
-    rotated = _RotatedWeights(bundle, quant)
+    rotated = RotatedWeights(bundle, quant, fitted or {})
     for done, step in enumerate(reversed(range(steps))):
         on_progress(Progress(stage="sensitivity", done=done, total=steps, message=f"backward replay, step {step + 1} of {steps}"))
         adjoint[step] = lambda_RSMD
@@ -139,7 +141,7 @@ def _add_layers(bundle, tap, gradients_RL, rotated, totals) -> None:
     absmax, delta_CSMK = 0.0, None
     for layer in bundle.layers:
         if layer.shares_input_with == layer.index:
-            absmax, delta_CSMK = _input_errors(rotated.transform(layer), tap.inputs[layer.index])
+            absmax, delta_CSMK = input_errors(rotated, layer, tap.inputs[layer.index])
         weight_NK, i = rotated.weight(layer), layer.index
         totals.absmax_L[i] = max(float(totals.absmax_L[i]), absmax)
         g_RSMN = torch.stack([g_L[i] for g_L in gradients_RL])
@@ -156,22 +158,25 @@ def _add_layers(bundle, tap, gradients_RL, rotated, totals) -> None:
         totals.squared_LC[i, :widths] += (few_CMK @ weight_NK.T).square().sum(-1).mean(-1).double().cpu() * samples
 
 
-def _input_errors(transform, x_SMK: Tensor) -> tuple[float, Tensor]:
+def input_errors(rotated: RotatedWeights, layer: LayerInfo, x_SMK: Tensor) -> tuple[float, Tensor]:
     """Largest |input|, and the quantization error (C, S, M, K) of the transformed input at every width but the last, float."""
     dtype = torch.float64 if x_SMK.dtype == torch.float64 else torch.float32
-    rotated_SMK = transform.forward(x_SMK.to(dtype))
-    delta_CSMK = torch.stack([fake_quantize(rotated_SMK, bits) for bits in ACT_BITS[:-1]])
+    rotated_SMK = rotated.transform(layer).forward(x_SMK.to(dtype))
+    # a static range is that of the whole trace; these samples' own is close to it
+    range_2 = torch.stack([rotated_SMK.min(), rotated_SMK.max()]) if rotated.act.scale == "tensor" else None
+    delta_CSMK = torch.stack([fake_quantize(rotated_SMK, bits, rotated.act, range_2) for bits in ACT_BITS[:-1]])
     return float(x_SMK.abs().max()), delta_CSMK.sub_(rotated_SMK)
 
 
-class _RotatedWeights:
-    """Each layer's transform and its float weight in the transformed basis, made once."""
+class RotatedWeights:
+    """Each layer's transform and its float weight in the transformed basis, made once; `act`: how inputs are quantized."""
 
-    def __init__(self, bundle: Bundle, quant: QuantConfig):
+    def __init__(self, bundle: Bundle, quant: QuantConfig, fitted: Mapping[str, Transform]):
         dtype = torch.float64 if bundle.dtype == torch.float64 else torch.float32
+        self.act = format_of(quant, quant.group_size)
         self._transforms, self._weights = {}, {}
         for layer in bundle.layers:
-            transform = make(quant.transform, layer.k_in, quant.seed)
+            transform = fitted.get(layer.name) or make(quant.transform, layer.k_in, quant.seed)
             self._transforms[layer.index] = transform
             self._weights[layer.index] = transform.weight(bundle.linear(layer.name).weight.to(dtype))
 

@@ -172,8 +172,21 @@ class SearchEvent:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ranking:
+    """How a prediction orders measured plans: Spearman's rank correlation over all plans, and over those near the budget alone. None where
+    there are too few plans, or nothing to order."""
+
+    prediction: str
+    spearman: float | None
+    plans: int
+    spearman_near: float | None
+    plans_near: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class SearchResult:
-    """front: non-dominated in (weight bytes, mean act bits, error); references: uniform and other rivals, as points."""
+    """front: non-dominated in (weight bytes, mean act bits, error); references: uniform and other rivals, as points, by `origin`;
+    ranking: how well each table predicted what was measured."""
 
     front: tuple[ScoredPlan, ...]
     references: tuple[ScoredPlan, ...]
@@ -181,6 +194,7 @@ class SearchResult:
     evaluations: int
     seconds: float
     events: tuple[SearchEvent, ...] = field(default=(), repr=False)
+    ranking: tuple[Ranking, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,11 +262,22 @@ class Pair:
     ssim: float
     latent_nmse: float
     latent_nmse_T: tuple[float, ...]
+    vif: float | None = None  # not defined for tiny images
+    lpips: float | None = None  # where its weights are present
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trajectories:
+    """Latents of both models at every step, (S, T+1, M, D) float32 on the CPU, and their noise levels sigma_T1."""
+
+    sigma_T1: Tensor
+    float_STMD: Tensor
+    quantized_STMD: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Float against quantized over the same prompts, seeds and steps."""
+    """Float against quantized over the same prompts, seeds and steps. `trajectories` is None where they were too large to keep."""
 
     pairs: tuple[Pair, ...]
     metrics: dict[str, Interval]
@@ -263,3 +288,4 @@ class Comparison:
     compute: str
     reason: str
     plan: BitPlan
+    trajectories: Trajectories | None = field(default=None, repr=False)

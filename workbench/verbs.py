@@ -11,15 +11,14 @@ import runpy
 import sys
 from pathlib import Path
 
-from pydantic import field_validator
-
 from workbench import flags, prompts, terminal
 from workbench.options import (
     ACT_BITS,
-    WEIGHT_BITS,
     BadInput,
     Budget,
+    Cancelled,
     Frozen,
+    LatencyConfig,
     QuantConfig,
     SearchConfig,
     SensitivityConfig,
@@ -35,22 +34,10 @@ class Limits(Frozen):
     """What a plan may spend."""
 
     budget_mb: float | None = setting(None, "resident megabytes (10^6 bytes) of the transformer", gt=0)
+    budget_ms: float | None = setting(None, "milliseconds of one image's transformer calls on the target", gt=0)
     act_bits: float | None = setting(None, "mean activation bits over steps and layers", ge=min(ACT_BITS), le=16)
-
-
-class Contest(Frozen):
-    """What each method may spend."""
-
-    methods: str = setting("rtn,gptq,adatsq_uniform,adatsq", "names, separated by commas", min_length=1)
-    weight_bits: int = setting(4, f"width of every weight, one of {WEIGHT_BITS}")
-    act_bits: float = setting(4.0, "mean activation bits a method may spend", ge=min(ACT_BITS), le=16)
-
-    @field_validator("weight_bits")
-    @classmethod
-    def _known_width(cls, bits):
-        if bits not in WEIGHT_BITS:
-            raise ValueError(f"not supported; use one of {WEIGHT_BITS}")
-        return bits
+    pick: str = setting("best", "of the front: best: least error within the budget; knee: best compromise within it; or a quality floor "
+                                "in dB of the latent, met as cheaply as possible", pattern=r"^(best|knee|\d+(\.\d+)?)$")
 
 
 # The verbs.
@@ -73,7 +60,7 @@ def models(args, _listener):
     found = [{"name": name, "family": families.check_folder(folder),
               "disk_bytes": sum(p.stat().st_size for p in folder.rglob("*.safetensors"))}
              for name, folder in families.EMBEDDED.items()]
-    rows = [(m["name"], m["family"], _megabytes(m["disk_bytes"])) for m in found]
+    rows = [(m["name"], m["family"], megabytes(m["disk_bytes"])) for m in found]
     return {"models": found}, [terminal.table("embedded models", ("name", "family", "weights on disk"), rows)]
 
 
@@ -94,28 +81,64 @@ def profile(args, listener):
 def search(args, listener):
     """Find the plans that trade bits for error best, and choose one within a budget."""
     limits = flags.read(args, Limits)
-    budget = Budget.parse({"max_mean_act_bits": limits.act_bits,
+    budget = Budget.parse({"max_mean_act_bits": limits.act_bits, "max_latency_ms": limits.budget_ms,
                            "max_weight_bytes": None if limits.budget_mb is None else int(limits.budget_mb * MEGABYTE)}, "budget")
     config, quant = flags.read(args, SearchConfig), flags.read(args, QuantConfig)
-    from workbench import costs, pipeline, runs
+    from workbench import costs, latency, pipeline
+    from workbench.search import picks
 
-    costs_of_model = costs.tabulate(pipeline.load(args.model, args.device, on_progress=listener), quant)
-    smallest = costs_of_model.total_bytes([min(WEIGHT_BITS)] * len(costs_of_model.macs_L))
-    if limits.budget_mb is not None and budget.max_weight_bytes < smallest:  # before a minute is spent on a profile
-        raise BadInput(f"--budget-mb {limits.budget_mb:g} is below the smallest feasible, {smallest / MEGABYTE:.2f} "
-                       f"(every layer at {min(WEIGHT_BITS)} bits)")
+    steps, target = flags.read(args, TraceConfig).steps, flags.read(args, LatencyConfig).target
+    bundle = pipeline.load(args.model, args.device, on_progress=listener)
+    times = latency.tabulate(bundle, quant, target, on_progress=listener) if limits.budget_ms else None
+    reachable = picks.feasible(costs.tabulate(bundle, quant, steps, latency=times), ACT_BITS, steps)
+    if blamed := picks.blame(budget, reachable):  # before a minute is spent on a profile
+        raise BadInput("the budget is not feasible: " + "; ".join(blamed))
     bundle, found = _profiled(args, listener, quant)
-    result = pipeline.search(bundle, found, budget, config, run=_run(args), on_progress=listener)
-    path = _plan_path(args, result.chosen.plan)
-    runs.write_json(path, result.chosen.plan.model_dump(mode="json"))
+    try:
+        result = pipeline.search(bundle, found, budget, config, run=run_of(args), on_progress=listener)
+    except Cancelled as stopped:
+        if stopped.so_far is not None:
+            path = _written_plan(args, stopped.so_far.chosen.plan)
+            print(f"stopped; the best plan so far (error {stopped.so_far.chosen.error:.3g}) is in {path}", file=sys.stderr)
+        raise
+    picked = _picked(result, budget, limits.pick)
+    path = _written_plan(args, picked.plan)
     front = [_point(scored) for scored in sorted(result.front, key=lambda s: (s.plan.weight_bytes, s.plan.act_bits_mean))]
-    chosen = {**_point(result.chosen), "act_bits_macs": result.chosen.plan.act_bits_macs, "plan": str(path)}
-    rows = [(_megabytes(p["weight_bytes"]), f"{p['act_bits_mean']:.2f}", f"{p['error']:.3e}",
-             "chosen" if p == _point(result.chosen) else "") for p in front]
+    interval = {"low": picked.low, "high": picked.high, "samples": picked.samples, "held_out": picked.held_out}
+    chosen = {**_point(picked), **interval, "origin": picked.origin, "act_bits_macs": picked.plan.act_bits_macs, "plan": str(path)}
+    point = {"weight_bytes": picked.plan.weight_bytes, "act_bits_mean": picked.plan.act_bits_mean}
+    rows = [(megabytes(p["weight_bytes"]), f"{p['act_bits_mean']:.2f}", f"{p['error']:.3e}",
+             "chosen" if point.items() <= p.items() else "") for p in front]
     title = f"front of {len(front)} plans, {result.evaluations} evaluations, {result.seconds:.1f} s"
-    return ({"front": front, "chosen": chosen, "evaluations": result.evaluations, "seconds": result.seconds,
-             "references": [{**_point(s), "origin": s.origin} for s in result.references]},
-            [terminal.table(title, ("weights", "mean act bits", "error (NMSE)", ""), rows), f"plan: {path}"])
+    others = [(s.origin, megabytes(s.plan.weight_bytes), f"{s.plan.act_bits_mean:.2f}", f"{s.error:.3e}") for s in result.references]
+    ranking = [vars(each) for each in result.ranking]
+    shown = [terminal.table(title, ("weights", "mean act bits", "error (NMSE)", ""), rows),
+             terminal.table("rivals and references", ("plan", "weights", "mean act bits", "error (NMSE)"), others),
+             *(f"rank correlation of {r.prediction} with measured error: {_rho(r.spearman)} over {r.plans} plans, "
+               f"{_rho(r.spearman_near)} over {r.plans_near} near the budget" for r in result.ranking), f"plan: {path}"]
+    return ({"front": front, "chosen": chosen, "evaluations": result.evaluations, "seconds": result.seconds, "ranking": ranking,
+             "references": [{**_point(s), "origin": s.origin} for s in result.references]}, shown)
+
+
+def _picked(result, budget, pick: str):
+    """The plan that was asked for: the search's choice, the knee, or the cheapest above a floor in dB."""
+    from workbench.search import picks
+
+    if pick == "best":
+        return result.chosen
+    return picks.pick_knee(result.front, budget) if pick == "knee" else picks.pick_cheapest(result.front, float(pick))
+
+
+def _written_plan(args, plan) -> Path:
+    from workbench import runs
+
+    path = _plan_path(args, plan)
+    runs.write_json(path, plan.model_dump(mode="json"))
+    return path
+
+
+def _rho(value: float | None) -> str:
+    return "too few" if value is None else f"{value:.2f}"
 
 
 def quantize(args, listener):
@@ -126,12 +149,12 @@ def quantize(args, listener):
                "dead_channels": r.dead_channels, "note": r.note} for r in reports]
     rows = [(r.layer, f"{r.loss_rtn:.3e}", f"{r.loss_solved:.3e}", r.note) for r in reports]
     return ({"plan_id": plan.plan_id, "weight_bytes": quantized.weight_bytes, "act_bits_mean": plan.act_bits_mean, "layers": layers},
-            [terminal.table(f"{_megabytes(quantized.weight_bytes)} of weights", ("layer", "loss rounded", "loss solved", "note"), rows)])
+            [terminal.table(f"{megabytes(quantized.weight_bytes)} of weights", ("layer", "loss rounded", "loss solved", "note"), rows)])
 
 
 def generate(args, listener):
     """Generate images with the float model, with a plan (--plan), or with an exported checkpoint."""
-    options, folder = flags.read(args, TraceConfig, prompts=_prompts(args)), _image_folder(args.to)
+    options, folder = flags.read(args, TraceConfig, prompts=prompts_of(args)), _image_folder(args.to)
     from PIL import Image
 
     from workbench import export, pipeline
@@ -159,25 +182,6 @@ def generate(args, listener):
     return result, [terminal.table(f"{made.seconds_per_image:.3f} s per image", ("prompt", "seed", "image"), rows)]
 
 
-def compare(args, listener):
-    """Judge methods by the same prompts and seeds against the float model."""
-    contest, images = flags.read(args, Contest), flags.read(args, TraceConfig, prompts=_prompts(args))
-    names = tuple(name.strip() for name in contest.methods.split(",") if name.strip())
-    from workbench import pipeline
-
-    bundle = pipeline.load(args.model, args.device, on_progress=listener)
-    result = pipeline.compare_methods(bundle, names, weight_bits=contest.weight_bits, act_bits=contest.act_bits,
-                                      prompts=images.prompts or bundle.prompts("held_out"), steps=images.steps, seed=images.seed,
-                                      run=_run(args), on_progress=listener)
-    rows = [(r["method"], _megabytes(r["weight_bytes"]), f"{r['weight_bits_quantized']:.2f} / {r['weight_bits_total']:.2f}",
-             f"{r['act_bits_mean']:.2f}", _mean(r["psnr_db"], ".2f"), _mean(r["ssim"], ".4f"), _mean(r["latent_nmse"], ".1e"),
-             f"{r['seconds_per_image']:.3f}", r["compute"]) for r in result["results"]]
-    title = (f"{result['model']}, {result['steps']} steps, {result['results'][0]['psnr_db']['n']} prompts; float: "
-             f"{_megabytes(result['float']['weight_bytes'])}, {result['float']['seconds_per_image']:.3f} s per image")
-    return result, [terminal.table(title, ("method", "weights", "bits quantized / total", "act bits", "PSNR dB", "SSIM",
-                                           "latent NMSE", "s per image", "compute"), rows)]
-
-
 def export(args, listener):
     """Write a quantized checkpoint folder and verify it by reading it back."""
     from workbench import export as stage
@@ -190,8 +194,8 @@ def export(args, listener):
     written = pipeline.export(bundle, quantized, args.to)
     result = {"folder": str(args.to), "plan_id": plan.plan_id, "weight_bytes": written.weight_bytes,
               "disk_bytes": written.disk_bytes, "files": len(written.files), "verified": written.verified}
-    return result, [f"{args.to}: {len(written.files)} files, {_megabytes(written.disk_bytes)} on disk, "
-                    f"{_megabytes(written.weight_bytes)} of transformer weights, verified by reading back"]
+    return result, [f"{args.to}: {len(written.files)} files, {megabytes(written.disk_bytes)} on disk, "
+                    f"{megabytes(written.weight_bytes)} of transformer weights, verified by reading back"]
 
 
 def serve(args, _listener):
@@ -209,28 +213,29 @@ def serve(args, _listener):
 
 def _profiled(args, listener, quant: QuantConfig):
     """(bundle, profile); options are read before the model is loaded."""
-    trace_config = flags.read(args, TraceConfig, prompts=_prompts(args))
+    trace_config = flags.read(args, TraceConfig, prompts=prompts_of(args))
     sensitivity_config = flags.read(args, SensitivityConfig)
-    run = _run(args)
+    run = run_of(args)
     from workbench import pipeline
 
     bundle = pipeline.load(args.model, args.device, on_progress=listener)
-    return bundle, pipeline.profile(bundle, trace_config, sensitivity_config, quant, run=run, on_progress=listener)
+    target = flags.read(args, LatencyConfig).target
+    return bundle, pipeline.profile(bundle, trace_config, sensitivity_config, quant, target=target, run=run, on_progress=listener)
 
 
 def _quantized(args, listener):
     """(run, bundle, plan, quantized model, profile) of --plan; the plan is checked before anything is measured."""
     if not args.plan:
         raise BadInput("--plan is missing; give a plan file written by the search")
-    text = _read_plan(args.plan)
+    text = read_plan(args.plan)
     from workbench import pipeline
 
     plan = pipeline.validate_plan(pipeline.load(args.model, args.device, on_progress=listener), text)
     bundle, found = _profiled(args, listener, plan.quant)
-    return _run(args), bundle, plan, pipeline.quantize(bundle, found, plan, on_progress=listener), found
+    return run_of(args), bundle, plan, pipeline.quantize(bundle, found, plan, on_progress=listener), found
 
 
-def _read_plan(path: str) -> str:
+def read_plan(path: str) -> str:
     try:
         if Path(path).stat().st_size > 64 * MEGABYTE:
             raise BadInput(f"{path} is larger than 64 MB; no plan is")
@@ -241,11 +246,11 @@ def _read_plan(path: str) -> str:
         raise BadInput(f"{path}: {error.strerror.lower()}; give a plan file written by the search") from None
 
 
-def _prompts(args) -> tuple[str, ...]:
+def prompts_of(args) -> tuple[str, ...]:
     return prompts.read(args.prompts) if args.prompts else ()
 
 
-def _run(args):
+def run_of(args):
     if not args.run:
         return None
     from workbench.runs import Run
@@ -270,10 +275,11 @@ def _image_folder(path: str | None) -> Path:
 
 
 def _point(scored) -> dict:
-    return {"weight_bytes": scored.plan.weight_bytes, "act_bits_mean": scored.plan.act_bits_mean, "error": scored.error}
+    return {"weight_bytes": scored.plan.weight_bytes, "act_bits_mean": scored.plan.act_bits_mean, "latency_ms": scored.plan.latency_ms,
+            "error": scored.error}
 
 
-def _megabytes(count: int) -> str:
+def megabytes(count: int) -> str:
     return f"{count / MEGABYTE:.2f} MB"
 
 

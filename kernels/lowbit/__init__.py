@@ -2,9 +2,13 @@
 
     formats        pack and unpack integer codes
     hadamard/      block Hadamard transform with random signs
-    act_quant/     per-token dynamic activation quantization
-    linear_wnan/   linear layer with an n-bit weight and n-bit activations
+    act_quant/     dynamic activation quantization, per token or per token and group
+    linear_wnan/   linear layer with a packed n-bit weight and n-bit activations
+    linear_wna16/  linear layer with a packed n-bit weight and float activations
+    modulate/      adaptive layer norm in one pass
+    rotary/        RMS norm and rotary embedding of queries and keys in one pass
     ops            the names callers use; says which backend runs and why
+    build, cpu     compile the C kernels; call them with tensors
 
 Each operation's folder holds `naive.py`, the fp32 reference with the operation's signature, and its faster
 versions beside it. Nothing here imports the workbench. Importing this package does not import torch.

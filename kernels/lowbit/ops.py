@@ -1,31 +1,145 @@
-"""The operations by their one name each. Callers import these and never a backend.
+"""The operations by their one name each, registered with torch (`torch.ops.lowbit.*`). Callers import these and never a backend.
 
-A backend that could be faster but does not run says why, and the screen shows it.
+    block_hadamard(x, block, factor_K)                     rotation in blocks, after a factor per channel
+    act_quant(x, factor_K, block, bits, group_size)        (q int8, scale): the same, then dynamic quantization
+    linear_wnan(q, act_scale, packed_NP, scale_NG, ...)    packed weight x quantized activations
+    linear_wna16(x, packed_NP, scale_NG, ...)              packed weight x float activations
+    modulate(x, shift, scale, eps)                         adaptive layer norm
+    norm_rotary(x, weight, cos, sin, eps, out, first)      RMS norm and rotary embedding of queries and keys, into `out`
+
+Signatures and arithmetic are those of each folder's `naive.py`, which is also the portable default (for the rotation its faster
+torch form). A faster backend that does not run says why (`backend`), and the screen shows it.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
+from lowbit import act_quant as act_quant_folder
+from lowbit import cpu, gpu
+from lowbit import modulate as modulate_folder
+from lowbit import rotary as rotary_folder
 from lowbit.act_quant.emulated import fake_quantize
-from lowbit.hadamard.emulated import block_hadamard
+from lowbit.hadamard import emulated as hadamard_emulated
+from lowbit.linear_wna16 import naive as wna16_naive
 from lowbit.linear_wnan import emulated
+from lowbit.linear_wnan import naive as wnan_naive
 
-__all__ = ["backend", "block_hadamard", "fake_quantize", "linear_wnan"]
+__all__ = ["Backend", "act_quant", "backend", "block_hadamard", "emulated_linear", "fake_quantize", "linear_wna16", "linear_wnan",
+           "modulate", "norm_rotary"]
 
 
-def backend(device: str | torch.device = "cpu", weight_bits: int = 4, act_bits: int = 4) -> tuple[str, str]:
-    """(name, reason) of what `linear_wnan` runs for such a layer."""
-    return "emulated", "dequantized weights, float product"
+@dataclass(frozen=True)
+class Backend:
+    """What runs a quantized layer: a kernel on packed bits, or "emulated" (the same numbers in a float product), and why."""
+
+    name: str
+    reason: str
+
+    @property
+    def is_kernel(self) -> bool:
+        return self.name == "kernel"
+
+
+@functools.lru_cache(maxsize=32)
+def backend(device_type: str = "cpu", dtype: torch.dtype = torch.float32) -> Backend:
+    """The backend for layers on such a device with inputs of such a type. Waits for the kernels where they are being built."""
+    if dtype not in cpu.FORMATS:
+        return Backend("emulated", f"{str(dtype).removeprefix('torch.')} is not a format of the kernels")
+    if device_type == "cuda":
+        reason = gpu.why_not(torch.empty(0, device=device_type))
+        return Backend("emulated", reason) if reason else Backend("kernel", "int8 matrix units (Triton; not yet measured on a GPU)")
+    if device_type != "cpu":
+        return Backend("emulated", f"no kernel for {device_type} devices")
+    reason = cpu.why_not()
+    return Backend("emulated", reason) if reason else Backend("kernel", cpu.label())
+
+
+SCHEMAS = {
+    "block_hadamard": "(Tensor x, int block, Tensor factor_K) -> Tensor",
+    "act_quant": "(Tensor x, Tensor? factor_K, int block, int bits, int group_size) -> (Tensor, Tensor)",
+    "linear_wnan": "(Tensor q, Tensor act_scale, Tensor packed_NP, Tensor scale_NG, Tensor? zero_NG, int bits, int group_size, "
+                   "Tensor? bias_N, Tensor? low, Tensor? up_NR, bool gelu_after, ScalarType dtype) -> Tensor",
+    "linear_wna16": "(Tensor x, Tensor packed_NP, Tensor scale_NG, Tensor? zero_NG, int bits, int group_size, "
+                    "Tensor? bias_N, Tensor? low, Tensor? up_NR, bool gelu_after) -> Tensor",
+    "modulate": "(Tensor x_BSD, Tensor shift_BD, Tensor scale_BD, float eps) -> Tensor",
+    "norm_rotary": "(Tensor x, Tensor weight_C, Tensor cos_SC, Tensor sin_SC, float eps, Tensor(a!) out_BSHC, int first) -> ()",
+}
+_DEFAULT = {"block_hadamard": hadamard_emulated.block_hadamard, "act_quant": act_quant_folder.act_quant,
+          "linear_wnan": wnan_naive.linear_wnan, "linear_wna16": wna16_naive.linear_wna16,
+            "modulate": modulate_folder.modulate, "norm_rotary": rotary_folder.norm_rotary}
+_TRITON = {"block_hadamard": "hadamard", "act_quant": "act_quant", "linear_wnan": "linear_wnan", "linear_wna16": "linear_wna16"}
+
+
+def _on_cpu(name: str):
+    fast, slow = getattr(cpu, name), _DEFAULT[name]
+
+    def run(*arguments):
+        known = all(a.dtype in cpu.FORMATS for a in arguments if isinstance(a, Tensor) and a.is_floating_point())
+        known = known and all(a in cpu.FORMATS for a in arguments if isinstance(a, torch.dtype))
+        return fast(*arguments) if known and not cpu.why_not() else slow(*arguments)
+    return run
+
+
+def _on_gpu(name: str):
+    slow, folder = _DEFAULT[name], _TRITON.get(name)
+
+    def run(*arguments):
+        if folder is None:
+            return slow(*arguments)
+        kernel = importlib.import_module(f"lowbit.{folder}.triton")
+        return slow(*arguments) if kernel.why_not(*arguments) else getattr(kernel, name)(*arguments)
+    return run
+
+
+def _fake_act_quant(x, factor_K, block, bits, group_size):
+    groups = x.shape[-1] // group_size if group_size else 1
+    q = torch.empty_like(x, dtype=torch.int8, memory_format=torch.contiguous_format)
+    return q, x.new_empty((*x.shape[:-1], groups), dtype=torch.float32)
+
+
+_FAKE = {
+    "block_hadamard": lambda x, block, factor_K: torch.empty_like(x, memory_format=torch.contiguous_format),
+    "act_quant": _fake_act_quant,
+    "linear_wnan": lambda q, act_scale, packed_NP, *rest: q.new_empty((*q.shape[:-1], packed_NP.shape[0]), dtype=rest[-1]),
+    "linear_wna16": lambda x, packed_NP, *rest: x.new_empty((*x.shape[:-1], packed_NP.shape[0])),
+    "modulate": lambda x, *rest: torch.empty_like(x, memory_format=torch.contiguous_format),
+    "norm_rotary": lambda *arguments: None,
+}
+
+for _name, _schema in SCHEMAS.items():
+    torch.library.define(f"lowbit::{_name}", _schema, tags=torch.Tag.pt2_compliant_tag)
+    torch.library.impl(f"lowbit::{_name}", "default", _DEFAULT[_name])
+    torch.library.impl(f"lowbit::{_name}", "cpu", _on_cpu(_name))
+    torch.library.impl(f"lowbit::{_name}", "cuda", _on_gpu(_name))
+    torch.library.register_fake(f"lowbit::{_name}", _FAKE[_name])
+
+
+
+def _shortcut(name: str):
+    """The registered op; on plain CPU tensors the kernel itself, because torch's dispatcher takes as long as a small layer."""
+    registered, kernel = getattr(torch.ops.lowbit, name).default, getattr(cpu, name)
+
+    def call(x: Tensor, *arguments):
+        plain = type(x) is Tensor and x.device.type == "cpu" and x.dtype in _SHORT and not torch.compiler.is_compiling()
+        if plain and (name != "linear_wnan" or arguments[-1] in cpu.FORMATS) and not cpu.why_not():
+            return kernel(x, *arguments)
+        return registered(x, *arguments)
+    call.__name__, call.__doc__ = name, f"`torch.ops.lowbit.{name}`: see its folder's naive.py."
+    return call
+
+
+_SHORT = {*cpu.FORMATS, torch.int8}
+block_hadamard, act_quant, linear_wnan, linear_wna16, modulate, norm_rotary = map(_shortcut, SCHEMAS)
 
 
 @torch.no_grad()
-def linear_wnan(x: Tensor, packed_NP: Tensor, scale_NG: Tensor, zero_NG: Tensor | None, bits: int,
-                group_size: int | None, k_in: int, act_bits: int, bias: Tensor | None,
-                scratch: dict | None = None) -> Tensor:
-    """y = Q_a(x) W^T + b. Without gradient: rounding has none that is useful.
-
-    `scratch`, if given, is a dict in which a backend may keep what it derives from the weight between calls."""
-    return emulated.linear_wnan(x, packed_NP, scale_NG, zero_NG, bits, group_size, k_in, act_bits, bias,
-                                {} if scratch is None else scratch)
+def emulated_linear(x: Tensor, packed_NP: Tensor, scale_NG: Tensor, zero_NG: Tensor | None, bits: int, group_size: int | None,
+                    act_bits: int, bias: Tensor | None, scratch: dict) -> Tensor:
+    """y = Q_a(x) W^T + b as a float product of a dequantized weight that `scratch` keeps between calls: where no kernel runs."""
+    return emulated.linear_wnan(x, packed_NP, scale_NG, zero_NG, bits, group_size, x.shape[-1], act_bits, bias, scratch)

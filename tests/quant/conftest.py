@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.quant.toy import make_toy, record
+from tests.quant.toy import make_flux, make_toy, record
 
 
 @pytest.fixture
@@ -13,3 +13,8 @@ def toy():
 @pytest.fixture
 def toy_trace(toy):
     return record(toy)
+
+
+@pytest.fixture(scope="module")
+def flux():
+    return make_flux()

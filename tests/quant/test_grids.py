@@ -111,3 +111,11 @@ def test_a_weight_with_broken_sizes_is_refused():
         type(stored)(packed_NP=stored.packed_NP[:, :-1], scale_NG=stored.scale_NG, zero_NG=None, bits=4, group_size=32, k_in=64)
     with pytest.raises(BadInput, match="scales are"):
         type(stored)(packed_NP=stored.packed_NP, scale_NG=stored.scale_NG[:, :1], zero_NG=None, bits=4, group_size=32, k_in=64)
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("group_size", [32, None])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_rounding_without_packing_gives_the_same_numbers(bits, group_size, symmetric):
+    choice = BitChoice(weight_bits=bits, group_size=group_size, symmetric=symmetric)
+    assert torch.equal(grids.rounded(weight(), choice), dequantize(quantize_nearest(weight(), choice)))

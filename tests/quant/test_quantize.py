@@ -111,11 +111,10 @@ def test_models_share_weights_and_caches_with_the_bank(toy, toy_trace):
     quant = QuantConfig(group_size=32)
     bank = solve_bank(toy, toy_trace, None, quant, (4,))
     first, second = (build(toy, bank, plan_of(toy, toy_trace.schedule, quant, 4, bits)) for bits in (4, 8))
-    with first.attached(toy):
-        velocity(toy, toy_trace)
     name = toy.layers[0].name
+    first.modules[name](torch.randn(3, toy.layers[0].k_in, dtype=torch.float64))  # no kernel takes float64: this keeps a weight
     assert second.modules[name].packed_NP is first.modules[name].packed_NP
-    assert second.modules[name]._scratch[torch.float32][0] is first.modules[name]._scratch[torch.float32][0]
+    assert second.modules[name]._scratch[torch.float64][0] is first.modules[name]._scratch[torch.float64][0]
     bank.drop_caches()
     assert not second.modules[name]._scratch
 
@@ -150,7 +149,7 @@ def test_cancelling_leaves_no_hook_behind(toy, toy_trace):
 
 def test_a_larger_model_is_replayed_in_parts_with_the_same_result(toy, toy_trace, monkeypatch):
     whole = solve_bank(toy, toy_trace, None, QuantConfig(group_size=32), (4,))
-    monkeypatch.setattr("workbench.quant.quantize._HESSIAN_BYTES", 4 * 64**2 * 3)
+    monkeypatch.setattr("workbench.quant.calibration._HESSIAN_BYTES", 4 * 64**2 * 3)
     steps = []
     parts = solve_bank(toy, toy_trace, None, QuantConfig(group_size=32), (4,), on_progress=steps.append)
     assert steps[-1].done == steps[-1].total > 3 + len(input_groups(toy.layers))
@@ -178,6 +177,6 @@ def test_what_does_not_belong_together_is_refused(toy, toy_trace):
 def test_more_calibration_samples_are_replayed_in_chunks_with_the_same_result(toy, monkeypatch):
     trace = record(toy, samples=7)
     whole = solve_bank(toy, trace, None, QuantConfig(group_size=32), (4,))
-    monkeypatch.setattr("workbench.quant.quantize._ROWS_PER_FORWARD", 12)
+    monkeypatch.setattr("workbench.quant.calibration._ROWS_PER_FORWARD", 12)
     chunked = solve_bank(toy, trace, None, QuantConfig(group_size=32), (4,))
     torch.testing.assert_close(whole.weight_error_LC, chunked.weight_error_LC, rtol=0.02, atol=0)

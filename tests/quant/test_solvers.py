@@ -143,6 +143,45 @@ def test_two_bit_solutions_never_beat_brute_force(seed, k_in):
     assert output_error(w_NK, stored, x_MK) >= best * (1 - 1e-9)
 
 
+def by_normal_equations(w_NK, h_KK, scale_N, bits, damping):
+    """GPTQ from its definition, without a factorization: quantize a column, then give the columns still free the values that
+    minimise the loss in closed form, and so on."""
+    h = h_KK.double() + damping * h_KK.double().diagonal().mean() * torch.eye(len(h_KK), dtype=torch.float64)
+    w, free = w_NK.double(), w_NK.double().clone()
+    q = torch.zeros_like(w)
+    for i in range(w.shape[1]):
+        codes_N = (free[:, i].float() / scale_N).round().clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+        q[:, i] = codes_N.double() * scale_N.double()
+        done, rest = slice(0, i + 1), slice(i + 1, None)
+        if i + 1 < w.shape[1]:  # min over d_rest of (d_done, d_rest) H (d_done, d_rest)^T, with d_done = q - w fixed
+            error_N = q[:, done] - w[:, done]
+            free[:, rest] = w[:, rest] - torch.linalg.solve(h[rest, rest], h[rest, done] @ error_N.T).T
+    return q
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_gptq_is_the_closed_form_solution_column_by_column(bits):
+    x_MK, w_NK = correlated(200, 24), weights(16, 24)
+    h_KK = hessian_of(x_MK)
+    [(stored, _)] = solve(w_NK, h_KK, choices(bits, group_size=None), clip=False)
+    expected = by_normal_equations(w_NK, h_KK, stored.scale_NG[:, 0].float(), bits, 0.01)
+    rounded = dequantize(quantize_nearest(w_NK, choices(bits, group_size=None)[0])).double()
+    kept_rounding_N = (rounded - dequantize(stored).double()).abs().amax(1) == 0  # rows where the greedy walk lost
+    same_N = (expected - dequantize(stored).double()).abs().amax(1) < 1e-6
+    assert bool((same_N | kept_rounding_N).all()) and int(same_N.sum()) >= 12
+
+
+def test_searched_scales_alone_are_never_worse_than_the_largest_magnitude():
+    x_MK, w_NK = correlated(), weights()
+    for bits, (stored, report) in zip(BITS, solve(w_NK, hessian_of(x_MK), choices(*BITS), solver="clip")):
+        rtn = output_error(w_NK, quantize_nearest(w_NK, choices(bits)[0]), x_MK)
+        assert report.loss_solved == pytest.approx(output_error(w_NK, stored, x_MK), rel=1e-3)
+        assert report.loss_solved < 0.95 * rtn if bits < 4 else report.loss_solved <= rtn * (1 + 1e-3)
+        scale_NK = stored.scale_NG.float().repeat_interleave(32, 1)
+        nearest_NK = (w_NK / scale_NK).round().clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) * scale_NK
+        assert torch.equal(dequantize(stored), nearest_NK), "it is nearest rounding, on other scales"
+
+
 def test_constant_calibration_weights_equal_none():
     x_MK, w_NK = correlated(), weights()
     for (a, _), (b, _) in zip(solve(w_NK, hessian_of(x_MK), choices(*BITS)), solve(w_NK, hessian_of(x_MK, 0.25), choices(*BITS))):

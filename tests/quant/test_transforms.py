@@ -9,22 +9,43 @@ from workbench.quant import transforms
 FIRST_SIGNS = "++-++++---++++--"
 
 
-@pytest.mark.parametrize("name", ["none", "hadamard"])
+NAMES = ["none", "hadamard", "smooth", "smooth_hadamard"]
+
+
+def made(name, k_in, seed=3):
+    smooth_K = (torch.rand(k_in, generator=torch.Generator().manual_seed(1)) * 4 + 0.1).half()
+    return transforms.make(name, k_in, seed, smooth_K if name.startswith("smooth") else None)
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("k_in", [64, 160, 257, 1280])
 def test_a_transform_is_inverted_and_keeps_every_product(name, k_in):
-    transform = transforms.make(name, k_in, 3)
+    transform = made(name, k_in)
     x_MK, w_NK = torch.randn(5, k_in, dtype=torch.float64), torch.randn(4, k_in, dtype=torch.float64)
     torch.testing.assert_close(transform.inverse(transform.forward(x_MK)), x_MK, rtol=0, atol=1e-10)
-    torch.testing.assert_close(transform.inverse(transform.weight(w_NK)), w_NK, rtol=0, atol=1e-10)
+    torch.testing.assert_close(transform.weight_inverse(transform.weight(w_NK)), w_NK, rtol=0, atol=1e-10)
     torch.testing.assert_close(transform.forward(x_MK) @ transform.weight(w_NK).T, x_MK @ w_NK.T, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["none", "hadamard"])
+@pytest.mark.parametrize("name", NAMES)
 def test_the_hessian_is_that_of_the_transformed_input(name):
-    transform = transforms.make(name, 96, 0)
+    transform = made(name, 96)
     x_MK = torch.randn(50, 96, dtype=torch.float64)
     y_MK = transform.forward(x_MK)
-    torch.testing.assert_close(transform.hessian(x_MK.T @ x_MK), y_MK.T @ y_MK, rtol=0, atol=1e-10)
+    torch.testing.assert_close(transform.hessian(x_MK.T @ x_MK), y_MK.T @ y_MK, rtol=1e-12, atol=1e-9)
+
+
+def test_smoothing_divides_the_input_before_it_is_rotated():
+    x_MK, smooth_K = torch.randn(3, 64), torch.full((64,), 2.0).half()
+    torch.testing.assert_close(transforms.make("smooth", 64, 0, smooth_K).forward(x_MK), x_MK / 2)
+    rotated = transforms.make("hadamard", 64, 0).forward(x_MK / 2)
+    torch.testing.assert_close(transforms.make("smooth_hadamard", 64, 0, smooth_K).forward(x_MK), rotated)
+
+
+@pytest.mark.parametrize("smooth_K", [None, torch.ones(64), torch.zeros(64).half(), torch.full((64,), float("nan")).half()])
+def test_a_smoothing_vector_that_cannot_be_one_is_refused(smooth_K):
+    with pytest.raises(BadInput, match="smoothing vector"):
+        transforms.make("smooth", 64, 0, smooth_K)
 
 
 def test_hadamard_spreads_an_outlier_over_its_block_only():

@@ -74,6 +74,9 @@ class ToyBundle(Bundle):
     def velocity(self, latent_SMD, schedule, step, conditioning):
         return self.transformer(latent_SMD, timestep=schedule.sigma_T1[step])
 
+    def modulation_input(self, schedule, steps, conditioning):
+        return torch.stack([self.transformer.time(schedule.sigma_T1[step].view(1, 1)) for step in steps])
+
     def decode(self, latent_SMD):
         return np.zeros((len(latent_SMD), 1, 1, 3), np.uint8)
 
@@ -83,6 +86,39 @@ def make_toy():
     torch.manual_seed(0)
     return ToyBundle(name="toy", source="toy", pipeline=SimpleNamespace(transformer=Toy()), model_hash="toy-model-hash",
                      device=torch.device("cpu"))
+
+
+def make_flux():
+    """A tiny random FluxTransformer2DModel behind the real Flux family."""
+    from diffusers import FluxTransformer2DModel
+
+    from workbench.families.flux import FluxBundle
+    from workbench.types import Conditioning, Schedule
+
+    class TinyFlux(FluxBundle):
+        """Random weights; prompts become random embeddings, the schedule is a straight line."""
+
+        def encode(self, prompts):
+            generator = torch.Generator().manual_seed(0)
+            return Conditioning(
+                per_sample={"encoder_hidden_states": torch.randn(len(prompts), 3, 48, generator=generator),
+                            "pooled_projections": torch.randn(len(prompts), 32, generator=generator)},
+                shared={"txt_ids": torch.zeros(3, 3), "img_ids": torch.zeros(4, 3)})
+
+        def initial_latents(self, seeds):
+            return torch.stack([torch.randn(4, 64, generator=torch.Generator().manual_seed(s)) for s in seeds])
+
+        def schedule(self, steps):
+            sigma_T1 = torch.linspace(1, 0, steps + 1)
+            return Schedule(sigma_T1=sigma_T1, timestep_T=1000 * sigma_T1[:-1])
+
+    torch.manual_seed(0)
+    transformer = FluxTransformer2DModel(in_channels=64, num_layers=1, num_single_layers=2, attention_head_dim=32,
+                                         num_attention_heads=2, joint_attention_dim=48, pooled_projection_dim=32,
+                                         axes_dims_rope=(8, 12, 12), guidance_embeds=False)
+    pipeline = SimpleNamespace(transformer=transformer, vae_scale_factor=8, tokenizer_2=SimpleNamespace(model_max_length=3),
+                               vae=SimpleNamespace(config=SimpleNamespace(sample_size=32)))
+    return TinyFlux(name="tiny", source="tiny", pipeline=pipeline, model_hash="tiny-flux-hash", device=torch.device("cpu"))
 
 
 @torch.no_grad()
@@ -117,3 +153,10 @@ def plan_of(bundle, schedule, quant, weight_bits_L, act_bits_TL):
                       macs_L=torch.tensor([layer.macs_per_step for layer in layers]))
     return make_plan(layers=layers, sigma_T=schedule.sigma_T1[:-1].tolist(), weight_choice_L=choices, act_bits_TL=act_bits_TL,
                      costs=costs, quant=quant, model_hash=bundle.model_hash)
+
+
+def method_plan(bundle, schedule, quant, weight_bits, act_bits):
+    """The uniform plan of a method's options, with the costs that the pipeline would give it."""
+    from workbench import pipeline
+
+    return pipeline.uniform_plan(bundle, quant, schedule.sigma_T1[:-1].tolist(), weight_bits, act_bits)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from tests.search.toys import make_costs, make_table
 from workbench.options import BadInput
 from workbench.plans import mean_act_bits
-from workbench.search.lagrangian import activation_hull, allocate_weights, hull, largest_sum
+from workbench.search.knapsack import allocate_weights
+from workbench.search.lagrangian import activation_hull, hull, largest_sum
 
 seeds = st.integers(0, 10_000)
 

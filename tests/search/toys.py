@@ -75,6 +75,10 @@ class TableEvaluator:
         weight = sum(float(self.table.weight_error_LC[i, self.table.weight_bits_C.index(bits)]) for i, bits in enumerate(state[0]))
         return weight + self.score(state, None)
 
+    def change(self, before, after):
+        step = len(before[1])
+        return 1.0 / (1 + step) if len(after[1]) == step + 1 else math.nan
+
     def save(self, state):
         return json.dumps(state).encode()
 

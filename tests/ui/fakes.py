@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
+from workbench.inspection import BINS, LayerStep
 from workbench.options import BadInput, Budget, Progress, SensitivityConfig, ignore_progress
 from workbench.plans import BitChoice, BitPlan, CostTable, ScoredPlan, make_plan
 from workbench.types import (
@@ -22,6 +23,7 @@ from workbench.types import (
     SearchEvent,
     SearchResult,
     SensitivityMap,
+    Trajectories,
 )
 
 ROLES = ("q", "k", "v", "out", "up", "down")
@@ -99,6 +101,15 @@ def make_scored(found, weight_bits, act_bits, origin="beam"):
     return ScoredPlan(plan=plan, error=better * (4.0 ** -weight_bits + 4.0 ** -plan.act_bits_mean), samples=4, held_out=True, origin=origin)
 
 
+def make_image(draw, size=128):
+    """Something to look at: soft rings of two random colours, with noise in every pixel."""
+    y, x = np.mgrid[0:size, 0:size] / size - 0.5
+    rings = 0.5 + 0.5 * np.cos(draw.uniform(8, 40) * np.hypot(x - draw.uniform(-0.3, 0.3), y))
+    first, second = draw.uniform(40, 250, (2, 3))
+    picture = rings[..., None] * first + (1 - rings[..., None]) * second + draw.integers(-8, 9, (size, size, 3))
+    return np.clip(picture, 0, 255).astype(np.uint8)
+
+
 class FakePipeline:
     """The functions of `workbench.pipeline`, with the same signatures and reports."""
 
@@ -115,14 +126,14 @@ class FakePipeline:
             raise BadInput(f"no embedded model, folder or hub id is called {source!r}; embedded: emoji-flux")
         return FakeBundle(layers=make_layers(self.blocks))
 
-    def profile(self, bundle, trace_config, config, quant, *, run=None, on_progress=ignore_progress):
+    def profile(self, bundle, trace_config, config, quant, *, target=None, run=None, on_progress=ignore_progress):
         steps = trace_config.steps
         for t in range(steps):
             self._report(on_progress, "trace", t + 1, steps)
         smap = make_sensitivity(bundle.layers, steps)
         for t in reversed(range(steps)):
             self._report(on_progress, "sensitivity", steps - t, steps, {"step": t, "fisher_L": smap.fisher_TL[t].tolist()})
-        return SimpleNamespace(trace=None, sensitivity=smap, bank=None, table=make_table(smap), costs=make_costs(bundle.layers),
+        return SimpleNamespace(trace=steps, sensitivity=smap, bank=None, table=make_table(smap), costs=make_costs(bundle.layers),
                                quant=quant, seconds=1.0)
 
     def search(self, bundle, found, budget, config, *, run=None, on_progress=ignore_progress):
@@ -149,15 +160,32 @@ class FakePipeline:
         pairs = []
         for i, prompt in enumerate(prompts):
             self._report(on_progress, "compare", i + 1, len(prompts))
-            image = draw.integers(0, 256, (128, 128, 3), dtype=np.uint8)
+            image = make_image(draw)
             noisy = np.clip(image.astype(int) + draw.integers(-4, 5, image.shape), 0, 255).astype(np.uint8)
             pairs.append(Pair(prompt=prompt, seed=seed + i, image_float=image, image_quantized=noisy, psnr_db=36.0 + i, ssim=0.97,
                               latent_nmse=0.004, latent_nmse_T=tuple(0.004 * (t + 1) / steps for t in range(steps))))
         metrics = {"PSNR": Interval(mean=36.0, low=35.0, high=37.0, n=len(pairs), unit="dB"),
                    "latent NMSE": Interval(mean=0.004, low=0.003, high=0.005, n=len(pairs), higher_is_better=False)}
-        return Comparison(pairs=tuple(pairs), metrics=metrics, float_seconds_per_image=0.4, quantized_seconds_per_image=0.6,
+        latents = torch.zeros(len(pairs), steps + 1, 1, 1)
+        kept = Trajectories(sigma_T1=make_schedule(steps).sigma_T1, float_STMD=latents, quantized_STMD=latents)
+        return Comparison(trajectories=kept, pairs=tuple(pairs), metrics=metrics, float_seconds_per_image=0.4,
+                          quantized_seconds_per_image=0.6,
                           float_bytes=bundle.float_bytes, quantized_bytes=quantized.weight_bytes, compute="emulated",
                           reason="dequantized weights, float product", plan=quantized.plan)
+
+    def preview(self, bundle, comparison, pair, step):
+        """The final images, darker the earlier the step."""
+        share = (step + 1) / (len(comparison.trajectories.sigma_T1) - 1)
+        shown = comparison.pairs[pair]
+        return tuple((image * share).astype(np.uint8) for image in (shown.image_float, shown.image_quantized))
+
+    def inspect(self, bundle, recorded, layer, step, quant):
+        channel_K = torch.arange(256.0)
+        high_K = 1 + (channel_K * (layer + 1) % 17) + step
+        counts_B = torch.exp(-0.01 * (torch.arange(BINS) - BINS // 2) ** 2) * 1000
+        return LayerStep(layer=layer, step=step, samples=4, transform=quant.transform, low_K=-high_K, high_K=high_K,
+                         transformed_low_K=-torch.full((256,), 9.0), transformed_high_K=torch.full((256,), 9.0),
+                         weight_edges_B=torch.linspace(-0.2, 0.2, BINS + 1), weight_counts_B=counts_B, transformed_counts_B=counts_B.sqrt())
 
     def export(self, bundle, quantized, folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -7,17 +7,18 @@ import zipfile
 
 import pytest
 
-from workbench.options import BadInput, QuantConfig, SearchConfig, SensitivityConfig
-from workbench.ui import actions, views
+from workbench.options import BadInput, LatencyConfig, QuantConfig, SearchConfig, SensitivityConfig
+from workbench.ui.actions import common, compare, export, model, search, sensitivity
 from workbench.ui.session import OF_MODEL
+from workbench.ui.views.layers import blocks_of
 
-PROFILE_SETTINGS = [getattr(SensitivityConfig(), n) for n in actions.SENSITIVITY_FORM] + [getattr(QuantConfig(), n)
-                                                                                      for n in actions.QUANT_FORM]
-SEARCH_SETTINGS = [getattr(SearchConfig(), n) for n in actions.SEARCH_FORM]
+PROFILE_SETTINGS = [*(getattr(SensitivityConfig(), n) for n in sensitivity.SENSITIVITY_FORM),
+                    *(getattr(QuantConfig(), n) for n in sensitivity.QUANT_FORM), LatencyConfig().target]
+SEARCH_SETTINGS = [getattr(SearchConfig(), n) for n in search.SEARCH_FORM]
 
 
 def profile(session, steps=4, text="noto anchor\nfluent pizza"):
-    actions.profile(session, steps, 0, text, *PROFILE_SETTINGS)
+    sensitivity.profile(session, steps, 0, text, *PROFILE_SETTINGS)
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def profiled(session, finish):
 
 @pytest.fixture
 def searched(profiled, finish):
-    actions.search(profiled, 1.2, 5.0, *SEARCH_SETTINGS)
+    search.search(profiled, 1.2, None, 5.0, *SEARCH_SETTINGS)
     return finish(profiled)
 
 
@@ -48,7 +49,7 @@ def gate(pipeline, monkeypatch):
 
 def test_the_embedded_model_is_there_without_a_click(session):
     assert session.bundle.name == "emoji-flux"
-    assert session.prompts_text.splitlines() == list(session.bundle.prompts("calibration"))
+    assert session.prompts == session.bundle.prompts("calibration")
 
 
 def test_an_embedded_model_that_cannot_be_loaded_is_said(store, pipeline, monkeypatch):
@@ -66,21 +67,21 @@ def test_an_embedded_model_that_cannot_be_loaded_is_said(store, pipeline, monkey
 def test_prompts_typed_while_the_model_loads_are_kept(store, gate):
     store.start_preload()
     early = store.open("")
-    actions.keep_prompts(early, "my own prompt")
+    model.keep_prompts(early, "my own prompt")
     gate.set()
     assert early.job.wait(20)
     early.sync()
-    assert early.bundle is not None and early.prompts_text == "my own prompt"
+    assert early.bundle is not None and early.prompts == ("my own prompt",)
 
 
 def test_journey(searched, finish, tmp_path):
     assert searched.notices.get("search", ("", ""))[0] == ""
     assert searched.chosen is searched.result.chosen
-    actions.compare(searched, "noto anchor\nfluent pizza", 3, 4)
+    compare.compare(searched, "noto anchor\nfluent pizza", 3, 4)
     finish(searched)
     assert [p.prompt for p in searched.comparison.pairs] == ["noto anchor", "fluent pizza"]
     assert searched.comparison.plan == searched.chosen.plan
-    actions.export(searched)
+    export.export(searched)
     finish(searched)
     folder, archive = searched.exported
     with zipfile.ZipFile(archive) as file:
@@ -101,36 +102,36 @@ def test_columns_arrive_one_by_one(session, gate, finish):
 
 
 def test_a_click_on_a_block_selects_its_most_fragile_layer_at_that_step(profiled):
-    actions.click_block(profiled, {"row": 2, "column": 1})
-    members = views.blocks_of(profiled.bundle.layers)["blocks.2"]
+    sensitivity.click_block(profiled, {"row": 2, "column": 1})
+    members = blocks_of(profiled.bundle.layers)["blocks.2"]
     row = profiled.fisher_TL[1]
     assert profiled.cell == (max(members, key=row.__getitem__), 1)
-    actions.click_layer(profiled, {"row": 4, "column": 3})
+    sensitivity.click_layer(profiled, {"row": 4, "column": 3})
     assert profiled.cell == (members[4], 3)
 
 
 @pytest.mark.parametrize("payload", [{}, {"row": 99, "column": 0}, {"row": 0, "column": 99}, "x"])
 def test_a_click_beside_the_map_changes_nothing(profiled, payload):
     before = profiled.cell, profiled.rev["cell"]
-    actions.click_block(profiled, payload)
-    actions.click_layer(profiled, payload)
-    actions.click_point(profiled, payload)
+    sensitivity.click_block(profiled, payload)
+    sensitivity.click_layer(profiled, payload)
+    search.click_point(profiled, payload)
     assert (profiled.cell, profiled.rev["cell"]) == before
 
 
 def test_a_row_of_the_table_selects_its_cell(profiled):
-    rows = views.fragile_rows(profiled.fisher_TL, profiled.stderr_TL, profiled.bundle.layers)
-    actions.click_row(profiled, {"index": [3, 0]}, rows)
-    layer, step = profiled.cell
-    assert (step, views.layer_labels(profiled.bundle.layers)[layer]) == (rows[3][1], rows[3][2])
+    sensitivity.pick_row(profiled, {"layer": 7, "step": 2})
+    assert profiled.cell == (7, 2)
+    sensitivity.pick_row(profiled, {"layer": 700, "step": 2})
+    assert profiled.cell == (7, 2)
 
 
 def test_moving_a_slider_picks_the_best_plan_within_at_once(searched):
     job = searched.job
-    actions.move_budget(searched, 0.8, 4.0)
+    search.move_budget(searched, 0.8, None, 4.0)
     small = searched.chosen
     assert small.plan.weight_bytes <= 0.8e6 and small.plan.act_bits_mean <= 4.0
-    actions.move_budget(searched, 4.0, 16)
+    search.move_budget(searched, 4.0, None, 16)
     assert searched.chosen.error == min(s.error for s in searched.result.front) < small.error
     assert searched.job is job, "no new search was started"
 
@@ -138,34 +139,34 @@ def test_moving_a_slider_picks_the_best_plan_within_at_once(searched):
 def test_the_search_s_choice_keeps_its_held_out_error(searched):
     judged = searched.result.chosen
     searched.set(result=dataclasses.replace(searched.result, chosen=judged.model_copy(update={"error": 0.7})), chosen=None)
-    actions.choose(searched, judged)
+    common.choose(searched, judged)
     assert searched.chosen.error == 0.7
 
 
 def test_a_budget_that_nothing_fits_says_what_would_and_keeps_the_plan(searched):
     chosen = searched.chosen
     with pytest.raises(BadInput, match=r"smallest takes 0\.76 MB"):
-        actions.move_budget(searched, 0.1, 3)
+        search.move_budget(searched, 0.1, None, 3)
     assert searched.chosen is chosen
 
 
 def test_another_plan_forgets_what_was_made_of_the_last(searched, finish):
-    actions.compare(searched, "noto anchor", 0, 4)
+    compare.compare(searched, "noto anchor", 0, 4)
     finish(searched)
     other = next(i for i, s in enumerate(searched.result.front) if s.plan.plan_id != searched.chosen.plan.plan_id)
-    actions.click_point(searched, {"list": "front", "index": other})
+    search.click_point(searched, {"list": "front", "index": other})
     assert searched.chosen is searched.result.front[other]
     assert searched.comparison is None and searched.exported is None
-    actions.click_point(searched, {"list": "references", "index": 0})
+    search.click_point(searched, {"list": "references", "index": 0})
     assert searched.chosen.origin == "uniform"
 
 
 @pytest.mark.parametrize(("act", "line"), [
-    (lambda s: actions.search(s, 1.0, 4.0, *SEARCH_SETTINGS), "profile the model first"),
-    (lambda s: actions.compare(s, "a", 0, 4), "profile the model first"),
-    (lambda s: actions.export(s), "profile the model first"),
-    (lambda s: actions.load_model(s, "   "), "a model is named by"),
-    (lambda s: actions.load_model(s, "x" * 3000), "not 3000"),
+    (lambda s: search.search(s, 1.0, None, 4.0, *SEARCH_SETTINGS), "profile the model first"),
+    (lambda s: compare.compare(s, "a", 0, 4), "profile the model first"),
+    (lambda s: export.export(s), "profile the model first"),
+    (lambda s: model.load_model(s, "   "), "a model is named by"),
+    (lambda s: model.load_model(s, "x" * 3000), "not 3000"),
     (lambda s: profile(s, text="x" * 600), "600 characters"),
     (lambda s: profile(s, text="a\n" * 300), "at most 256"),
     (lambda s: profile(s, steps=0), "steps"),
@@ -182,24 +183,24 @@ def test_bad_input_is_one_line_and_starts_nothing(session, act, line):
 @pytest.mark.parametrize("budget", [(float("nan"), 4.0), (1.0, float("inf")), (None, 4.0), (-1.0, 4.0), (1.0, 2.0), (1.0, 17.0)])
 def test_bad_budgets_are_refused(profiled, budget):
     with pytest.raises(BadInput, match="budget"):
-        actions.search(profiled, *budget, *SEARCH_SETTINGS)
+        search.search(profiled, budget[0], None, budget[1], *SEARCH_SETTINGS)
 
 
 def test_a_budget_below_the_smallest_feasible_is_refused_before_it_starts(profiled):
     before = profiled.job
     with pytest.raises(BadInput, match=r"0\.40 MB is below the smallest feasible, 0\.51 MB"):
-        actions.search(profiled, 0.4, 4.0, *SEARCH_SETTINGS)
+        search.search(profiled, 0.4, None, 4.0, *SEARCH_SETTINGS)
     assert profiled.job is before
 
 
 def test_too_many_prompts_to_compare(searched):
-    with pytest.raises(BadInput, match="9 prompts to compare; write 1 to 8"):
-        actions.compare(searched, "a\n" * 9, 0, 4)
+    with pytest.raises(BadInput, match="17 prompts to compare; write 1 to 16"):
+        compare.compare(searched, "a\n" * 17, 0, 4)
 
 
 def test_an_unknown_model_is_said_where_it_was_asked_for_and_loses_nothing(searched, finish):
     chosen = searched.chosen
-    actions.load_model(searched, "no/such-model")
+    model.load_model(searched, "no/such-model")
     finish(searched)
     text, kind = searched.notices["model"]
     assert kind == "error" and "no/such-model" in text
@@ -207,16 +208,16 @@ def test_an_unknown_model_is_said_where_it_was_asked_for_and_loses_nothing(searc
 
 
 def test_a_new_model_starts_afresh(searched, finish):
-    actions.load_model(searched, "emoji-flux")
+    model.load_model(searched, "emoji-flux")
     finish(searched)
     assert {name: getattr(searched, name) for name in OF_MODEL} == OF_MODEL
 
 
 def test_a_plan_file_comes_back_as_the_chosen_plan(searched):
-    path = actions.plan_file(searched)
+    path = export.plan_file(searched)
     plan = searched.chosen.plan
     searched.set(chosen=None, result=None)
-    actions.import_plan(searched, path)
+    export.import_plan(searched, path)
     assert searched.chosen.plan == plan and searched.chosen.error is None
 
 
@@ -232,10 +233,10 @@ def test_a_plan_file_comes_back_as_the_chosen_plan(searched):
 ])
 def test_a_bad_plan_file_is_refused_in_one_line(searched, tmp_path, spoil, line):
     path = tmp_path / "plan.json"
-    path.write_text(spoil(open(actions.plan_file(searched)).read()))
+    path.write_text(spoil(open(export.plan_file(searched)).read()))
     chosen = searched.chosen
     with pytest.raises(BadInput) as error:
-        actions.import_plan(searched, str(path))
+        export.import_plan(searched, str(path))
     assert line in str(error.value) and "\n" not in str(error.value)
     assert searched.chosen is chosen
 
@@ -244,7 +245,7 @@ def test_a_cancelled_profile_puts_the_last_one_back(searched, gate, finish):
     kept = searched.profile, searched.fisher_TL, searched.result, searched.chosen
     profile(searched, steps=6)
     assert searched.profile is None
-    actions.stop(searched)
+    common.stop(searched)
     gate.set()
     finish(searched)
     assert (searched.profile, searched.fisher_TL, searched.result, searched.chosen) == kept
@@ -252,8 +253,8 @@ def test_a_cancelled_profile_puts_the_last_one_back(searched, gate, finish):
 
 
 def test_a_stopped_search_keeps_its_events(profiled, gate, finish):
-    actions.search(profiled, 1.2, 5.0, *SEARCH_SETTINGS)
-    actions.stop(profiled)
+    search.search(profiled, 1.2, None, 5.0, *SEARCH_SETTINGS)
+    common.stop(profiled)
     gate.set()
     finish(profiled)
     assert profiled.result is None and profiled.profile is not None
@@ -281,7 +282,7 @@ def test_a_browser_cannot_choose_its_id(store):
 
 
 def test_the_oldest_profiles_are_forgotten_but_not_what_was_exported(store, searched, finish, monkeypatch):
-    actions.export(searched)
+    export.export(searched)
     finish(searched)
     folder, archive = searched.exported
     kept_run = searched.folder / "trace.safetensors"

@@ -83,13 +83,14 @@ def test_no_listener_is_a_public_endpoint(demo):
     assert public == []
 
 
-def test_images_are_lossless_wherever_they_are_compared(demo):
-    formats = [b.format for b in demo.blocks.values() if isinstance(b, gr.Image | gr.ImageSlider)]
-    assert formats == ["png"] * 4
+def test_no_component_would_send_a_lossy_image(demo):
+    images = [b for b in demo.blocks.values() if isinstance(b, gr.Image | gr.ImageSlider | gr.Gallery)]
+    assert [b for b in images if b.format != "png"] == []
 
 
 def test_the_page_stays_small_and_asks_for_nothing_from_outside(demo):
-    assert len(demo.blocks) < 150
+    own = [b for b in demo.blocks.values() if type(b).__name__ != "Form"]  # a Form is the frame gradio draws around neighbours
+    assert len(own) < 150
     config = json.dumps(demo.config, default=str)
     assert "googleapis" not in config and "cdn" not in config.lower()
 

@@ -2,16 +2,22 @@
 
 import dataclasses
 import json
+import re
+from html import unescape
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.ui.fakes import FakeBundle, FakePipeline, make_scored, make_table
 from workbench.options import Budget, QuantConfig, SearchConfig, SensitivityConfig, TraceConfig
 from workbench.types import LayerInfo
-from workbench.ui import figures, tables, views
-from workbench.ui.session import Imported
+from workbench.ui import budgets, figures, tables
+from workbench.ui.session import Drafted
+from workbench.ui.views import compare, plans, quantities, search, sensitivity
+from workbench.ui.views.layers import blocks_of, layer_labels, spans
 
 STEPS = 6
 
@@ -27,49 +33,109 @@ def found(bundle):
 
 
 @pytest.fixture(scope="module")
+def result(bundle, found):
+    return FakePipeline().search(bundle, found, Budget(max_mean_act_bits=4), SearchConfig())
+
+
+@pytest.fixture(scope="module")
 def fisher_TL(found):
     return found.sensitivity.fisher_TL.tolist()
+
+
+def block_map(rows, layers, how="mean", cell=(None, None), name="fisher"):
+    return sensitivity.block_map(rows, layers, name, "Fisher information", how, cell)
 
 
 def heat_of(figure):
     return figure["data"][0]
 
 
+def cells_of(html):
+    """Text of every cell of every row of an HTML table."""
+    rows = re.findall(r"<tr[^>]*>(.*?)</tr>", html, re.S)
+    cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.S) for row in rows]
+    return [[unescape(re.sub(r"<[^>]+>", "", cell)).strip() for cell in row] for row in cells]
+
+
+# Sensitivity
+
 def test_block_map_is_the_mean_or_the_sum_of_its_layers(bundle, fisher_TL):
-    first_block = views.blocks_of(bundle.layers)["blocks.0"]
+    first_block = blocks_of(bundle.layers)["blocks.0"]
     total = sum(fisher_TL[2][i] for i in first_block)
-    mean = heat_of(views.block_heatmap(fisher_TL, bundle.layers, "mean", (None, None)))["customdata"][0][2]
-    summed = heat_of(views.block_heatmap(fisher_TL, bundle.layers, "sum", (None, None)))["customdata"][0][2]
+    mean = heat_of(block_map(fisher_TL, bundle.layers))["customdata"][0][2]
+    summed = heat_of(block_map(fisher_TL, bundle.layers, "sum"))["customdata"][0][2]
     assert summed == pytest.approx(total, rel=1e-3)
     assert mean == pytest.approx(total / len(first_block), rel=1e-3)
 
 
+def test_strips_are_the_means_over_layers_and_over_steps(bundle, fisher_TL):
+    _, time, depth = block_map(fisher_TL, bundle.layers, cell=(8, 4))["data"]
+    assert time["y"] == pytest.approx(np.mean(fisher_TL, axis=1), rel=1e-3)
+    members = list(blocks_of(bundle.layers).values())
+    assert depth["x"] == pytest.approx([np.mean(np.array(fisher_TL)[:, rows]) for rows in members], rel=1e-3)
+    assert [c == figures.RED for c in time["marker"]["color"]] == [t == 4 for t in range(STEPS)]
+
+
 def test_colour_is_the_logarithm_and_hover_the_value(bundle, fisher_TL):
-    heat = heat_of(views.block_heatmap(fisher_TL, bundle.layers, "mean", (None, None)))
+    heat = heat_of(block_map(fisher_TL, bundle.layers))
     assert np.allclose(heat["z"], np.log10(heat["customdata"]), rtol=1e-3)
     assert float(heat["colorbar"]["ticktext"][-1]) == pytest.approx(max(map(max, heat["customdata"])), rel=0.06)
 
 
 def test_a_map_in_the_making_has_empty_columns(bundle, fisher_TL):
     partial_TL = [None] * (STEPS - 1) + [fisher_TL[-1]]
-    heat = heat_of(views.block_heatmap(partial_TL, bundle.layers, "mean", (None, None)))
-    assert all(row[:-1] == [None] * (STEPS - 1) and row[-1] is not None for row in heat["z"])
-    json.dumps(heat, allow_nan=False)
+    figure = block_map(partial_TL, bundle.layers)
+    assert all(row[:-1] == [None] * (STEPS - 1) and row[-1] is not None for row in heat_of(figure)["z"])
+    assert figure["data"][1]["x"] == [STEPS - 1]
+    json.dumps(figure, allow_nan=False)
 
 
 def test_zero_fisher_is_an_empty_cell_not_minus_infinity(bundle):
-    heat = heat_of(views.block_heatmap([[0.0] * len(bundle.layers), [1.0] * len(bundle.layers)], bundle.layers, "mean", (None, None)))
+    heat = heat_of(block_map([[0.0] * len(bundle.layers), [1.0] * len(bundle.layers)], bundle.layers))
     assert heat["z"][0] == [None, 0.0]
-    nothing = views.block_heatmap([[0.0] * len(bundle.layers)], bundle.layers, "mean", (None, None))
+    nothing = block_map([[0.0] * len(bundle.layers)], bundle.layers)
     assert nothing["data"] == [] and "0" in nothing["layout"]["annotations"][0]["text"]
 
 
 def test_selected_cell_is_framed_in_both_maps(bundle, fisher_TL):
     layer, step = 8, 4  # the third layer of the second block
-    blocks = views.block_heatmap(fisher_TL, bundle.layers, "mean", (layer, step))["layout"]["shapes"][0]
-    inside = views.layer_heatmap(fisher_TL, bundle.layers, (layer, step))["layout"]["shapes"][0]
+    blocks = block_map(fisher_TL, bundle.layers, cell=(layer, step))["layout"]["shapes"][0]
+    inside = sensitivity.layer_map(fisher_TL, bundle.layers, "Fisher", (layer, step))["layout"]["shapes"][0]
     assert (blocks["x0"], blocks["y0"]) == (3.5, 0.5)
     assert (inside["x0"], inside["y0"]) == (3.5, 1.5)
+
+
+@pytest.mark.parametrize("bits", [3, 4, 6, 8])
+def test_error_and_gain_are_read_from_the_table(found, fisher_TL, bits):
+    sources = quantities.Sources(fisher_TL, found, bits)
+    widths = list(found.table.act_bits_C)
+    here = widths.index(bits)
+    error_TL, wider_TL = found.table.error_TLC[..., here], found.table.error_TLC[..., here + 1]
+    assert quantities.values("error", sources) == error_TL.tolist()
+    gain = np.array(quantities.values("gain", sources))
+    assert gain == pytest.approx(((error_TL - wider_TL) / (widths[here + 1] - bits)).numpy(), rel=1e-5)
+
+
+def test_what_needs_a_finished_profile_is_not_known_before(fisher_TL):
+    running = quantities.Sources([None, fisher_TL[1]], None)
+    assert quantities.values("fisher", running) is not None
+    assert [quantities.values(name, running) for name in quantities.QUANTITIES if name != "fisher"] == [None] * 5
+    assert quantities.values("fisher", quantities.Sources([None, None], None)) is None
+
+
+def test_every_quantity_draws_every_view(bundle, found, fisher_TL):
+    for name, quantity in quantities.QUANTITIES.items():
+        rows = quantities.values(name, quantities.Sources(fisher_TL, found, 4))
+        figure = sensitivity.block_map(rows, bundle.layers, name, quantity.label, "mean", (3, 2))
+        assert heat_of(figure)["type"] == "heatmap", name
+        json.dumps([figure, sensitivity.layer_map(rows, bundle.layers, quantity.label, (3, 2))], allow_nan=False)
+
+
+def test_a_range_of_a_block_is_its_largest_layer_s(bundle, found, fisher_TL):
+    rows = quantities.values("range", quantities.Sources(fisher_TL, found))
+    heat = heat_of(block_map(rows, bundle.layers, "sum", name="range"))
+    members = blocks_of(bundle.layers)["blocks.1"]
+    assert heat["customdata"][1][2] == pytest.approx(max(rows[2][i] for i in members), rel=1e-3)
 
 
 def test_layer_labels_are_short_and_unique():
@@ -77,119 +143,257 @@ def test_layer_labels_are_short_and_unique():
     blocks = ["double.0", "double.0", "single.0"]
     layers = [LayerInfo(index=i, name=n, block=b, role="", n_out=1, k_in=1, tokens=1, has_bias=False, shares_input_with=i)
               for i, (n, b) in enumerate(zip(names, blocks))]
-    assert views.layer_labels(layers) == ["double.0 attn.to_q", "double.0 ff.net.2", "single.0 proj_mlp"]
+    assert layer_labels(layers) == ["double.0 attn.to_q", "double.0 ff.net.2", "single.0 proj_mlp"]
 
 
-def test_fragile_cells_are_ordered_and_shares_are_of_everything(bundle, found, fisher_TL):
-    rows = views.fragile_rows(fisher_TL, found.sensitivity.stderr_TL.tolist(), bundle.layers, limit=10_000)
-    assert len(rows) == STEPS * len(bundle.layers)
-    assert [r[3] for r in rows] == sorted((r[3] for r in rows), reverse=True)
-    assert sum(r[5] for r in rows) == pytest.approx(100, rel=1e-2)
-    assert all(r[4] == pytest.approx(10) for r in rows), "the fake's standard error is a tenth"
-    step, label = rows[0][1], rows[0][2]
-    top = np.unravel_index(np.argmax(fisher_TL), (STEPS, len(bundle.layers)))
-    assert (step, label) == (top[0], views.layer_labels(bundle.layers)[top[1]])
+@pytest.mark.parametrize(("numbers", "words"), [([], ""), ([3], "3"), ([17, 18, 19, 3], "3, 17–19"), ([0, 2, 4], "0, 2, 4")])
+def test_numbers_in_words(numbers, words):
+    assert spans(numbers) == words
+
+
+def test_the_ten_most_fragile_and_most_tolerant_cells(bundle, fisher_TL, found):
+    flat = np.array(fisher_TL)
+    for most in (True, False):
+        html = sensitivity.extremes(fisher_TL, found.sensitivity.stderr_TL.tolist(), bundle.layers, "Fisher", (None, None), most=most)
+        picks = [json.loads(unescape(text)) for text in re.findall(r'data-pick="([^"]+)"', html)]
+        assert len(picks) == 10
+        values = [flat[p["step"], p["layer"]] for p in picks]
+        assert values == (sorted(flat.ravel(), reverse=True) if most else sorted(flat.ravel()))[:10]
+        assert all(row[3] == "10" for row in cells_of(html)[1:]), "the fake's standard error is a tenth"
+
+
+def test_shares_of_the_map_add_up(bundle, fisher_TL):
+    cells = sensitivity.ranked(fisher_TL, 10_000)
+    assert len(cells) == STEPS * len(bundle.layers)
+    assert sum(value for value, _, _ in cells) == pytest.approx(np.sum(fisher_TL))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(st.floats(0, 100), min_size=4, max_size=4), min_size=3, max_size=3))
+def test_the_sentence_s_share_is_what_its_steps_and_blocks_hold(value_BT):
+    steps, blocks, share = sensitivity.carriers(value_BT)
+    total = sum(map(sum, value_BT))
+    if total > 0:
+        held = sum(value_BT[b][t] for b in blocks for t in steps)
+        assert share == pytest.approx(held / total) and share >= sensitivity.CARRIED - 1e-9
+    else:
+        assert share == 0
+
+
+def test_a_concentrated_risk_is_found_and_said(bundle):
+    rows = [[1e-6] * len(bundle.layers) for _ in range(STEPS)]
+    for layer in blocks_of(bundle.layers)["blocks.3"]:
+        rows[4][layer] = rows[5][layer] = 1.0
+    text = sensitivity.insight(rows, bundle.layers, "fisher", "Fisher information")
+    assert text.startswith("Steps 4–5 in block blocks.3 carry 100 % of the risk") and "in 7 % of the map" in text
+    even = [[1.0] * len(bundle.layers) for _ in range(STEPS)]
+    assert "spread out" in sensitivity.insight(even, bundle.layers, "fisher", "Fisher information")
+    assert sensitivity.insight([None, *rows[1:]], bundle.layers, "fisher", "") == "", "nothing is said of a map in the making"
 
 
 def test_error_against_bits_leaves_out_float(bundle, found):
     layer, step = 3, 2
-    activations, weight = views.error_against_bits(make_table(found.sensitivity), bundle.layers, (layer, step))["data"]
+    activations, weight = sensitivity.error_against_bits(make_table(found.sensitivity), bundle.layers, (layer, step))["data"]
     assert activations["x"] == [3, 4, 6, 8]
     assert activations["y"][0] == pytest.approx(float(found.table.error_TLC[step, layer, 0]), rel=1e-3)
     assert weight["x"][0] == 2 and all(a > b for a, b in zip(weight["y"], weight["y"][1:]))
 
 
-def test_budget_lines_stand_at_the_sliders_and_points_beyond_fade(found):
-    front = [(1_000_000, 4.0, 1e-2, "beam"), (3_000_000, 4.0, 1e-3, "beam"), (1_000_000, 8.0, 1e-4, "beam")]
-    figure = views.pareto(front, [], front[0], budget_mb=2.0, budget_bits=5.0)
-    lines = {shape["xref"]: shape["x0"] for shape in figure["layout"]["shapes"]}
-    assert lines == {"x": 5.0, "x2": 2.0}
-    for trace in (t for t in figure["data"] if t["name"] == "front"):
-        assert trace["marker"]["opacity"] == [1.0, views.FADED, views.FADED]
-    by_memory = next(t for t in figure["data"] if t["name"] == "front" and t["xaxis"] == "x2")
-    assert by_memory["x"] == [1.0, 3.0, 1.0]
-    assert [c[:2] for c in by_memory["customdata"]] == [["front", 0], ["front", 1], ["front", 2]]
+def test_channel_ranges_keep_every_extreme(bundle, found):
+    look = FakePipeline().inspect(bundle, found.trace, 5, 1, QuantConfig())
+    as_it_is, after = sensitivity.channel_ranges(look)["data"]
+    assert max(as_it_is["y"]) == pytest.approx(float(look.high_K.max())) and min(as_it_is["y"]) == pytest.approx(float(look.low_K.min()))
+    assert after["name"] == "after hadamard"
+    plain = sensitivity.channel_ranges(dataclasses.replace(look, transform="none"))["data"]
+    assert [t["name"] for t in plain] == ["as it is"]
+
+
+# Search
+
+def limits(mb, bits):
+    return {"max_weight_bytes": mb, "max_mean_act_bits": bits}
+
+
+def point(mb, bits, error, kind="front", index=0, origin="beam"):
+    return search.Point(kind, index, origin, limits(mb, bits), error)
+
+
+def test_budget_lines_stand_at_the_sliders_the_far_side_is_shaded_and_points_beyond_fade():
+    shown = [point(1, 4, 1e-2), point(3, 4, 1e-3, index=1), point(1, 8, 1e-4, index=2)]
+    figure = search.front(shown, None, None, limits(2.0, 5.0))
+    lines = {shape["xref"]: shape["x0"] for shape in figure["layout"]["shapes"] if shape["name"] == "limit"}
+    assert lines == {"x": 2.0, "x2": 5.0}
+    for shape in figure["layout"]["shapes"]:
+        if shape["name"] == "infeasible":
+            panel = figure["layout"]["xaxis" + shape["xref"][1:]]
+            assert shape["x0"] == lines[shape["xref"]] and shape["x1"] > panel["range"][1]
+    fronts = [t for t in figure["data"] if t["name"] == "front"]
+    assert len(fronts) == 2
+    for trace in fronts:
+        assert trace["marker"]["opacity"] == [1.0, search.FADED, search.FADED]
+        assert [c[:2] for c in trace["customdata"]] == [["front", 0], ["front", 1], ["front", 2]]
+
+
+def test_the_envelope_is_the_least_error_up_to_each_cost():
+    shown = [point(1, 4, 3e-2), point(2, 4, 5e-2), point(3, 4, 1e-2)]
+    memory = next(t for t in search.front(shown, None, None, {})["data"] if t["name"] == "least error")
+    assert (memory["x"], memory["y"]) == ([1.0, 3.0], [3e-2, 1e-2])
+
+
+def test_rivals_of_any_origin_get_marks_and_names_of_their_own():
+    shown = [point(1, 4, 1e-2), *(point(1, 4, 1e-2, "references", i, name) for i, name in enumerate(("uniform", "some_new_rival", "dp")))]
+    traces = {t["name"]: t for t in search.front(shown, None, None, {})["data"] if t["showlegend"]}
+    assert set(traces) == {"front", "uniform bits", "some new rival", "dynamic programme"}
+    marks = [(t["marker"]["symbol"], t["marker"]["color"]) for t in traces.values()]
+    assert len(set(marks)) == 4
+    assert traces["some new rival"]["customdata"][0][:2] == ["references", 1]
+
+
+def test_a_further_axis_gets_a_panel_as_soon_as_plans_have_it():
+    timed = [dataclasses.replace(point(1, 4, 1e-2), values=limits(1, 4) | {"max_latency_ms": 12.0})]
+    layout = search.front(timed, None, None, {"max_latency_ms": 10.0})["layout"]
+    assert {"xaxis", "xaxis2", "xaxis3"} <= set(layout) and "xaxis4" not in layout
+    assert "12.00 ms" in search.front(timed, None, None, {})["data"][1]["customdata"][0][3]
 
 
 def test_zoom_survives_new_points_but_not_another_block(bundle, fisher_TL):
     def revision(figure):
         return figure["layout"]["uirevision"]
 
-    one, two = ([(1_000_000, 4.0, 1e-2, "beam")] * n for n in (1, 2))
-    assert revision(views.pareto(one, [], None, 1, 4)) == revision(views.pareto(two, [], None, 2, 5))
-    assert revision(views.block_heatmap(fisher_TL, bundle.layers, "mean", (None, None))) == revision(
-        views.block_heatmap([None] * 5 + [fisher_TL[5]], bundle.layers, "mean", (3, 5)))
-    assert revision(views.layer_heatmap(fisher_TL, bundle.layers, (0, 0))) != revision(
-        views.layer_heatmap(fisher_TL, bundle.layers, (len(bundle.layers) - 1, 0)))
+    one, two = ([point(1, 4, 1e-2)] * n for n in (1, 2))
+    assert revision(search.front(one, None, None, limits(1, 4))) == revision(search.front(two, None, None, limits(2, 5)))
+    assert revision(block_map(fisher_TL, bundle.layers)) == revision(block_map([None] * 5 + [fisher_TL[5]], bundle.layers, cell=(3, 5)))
+    last = len(bundle.layers) - 1
+    assert revision(sensitivity.layer_map(fisher_TL, bundle.layers, "", (0, 0))) != revision(
+        sensitivity.layer_map(fisher_TL, bundle.layers, "", (last, 0)))
+
+
+def test_search_points_are_live_then_final(result):
+    live = search.points(result.events[:4], None)
+    assert [p.values["max_weight_bytes"] for p in live] == pytest.approx([p[0] / 1e6 for p in result.events[3].front])
+    final = search.points(result.events, result)
+    assert [p.kind for p in final] == ["front"] * 5 + ["references"] * 3
+    json.dumps(search.front(final, None, None, limits(1, 4)), allow_nan=False)
+
+
+def test_the_ring_is_around_the_chosen_plan_s_own_point(result):
+    judged = result.front[1].model_copy(update={"error": 0.7, "held_out": True})
+    place = search.place_of(judged, result)
+    assert (place.values["max_mean_act_bits"], place.error) == (result.front[1].plan.act_bits_mean, result.front[1].error)
+    assert search.place_of(Drafted(result.front[0].plan), result) is None, "what was never measured has no place on the front"
+
+
+def test_the_beam_leaves_a_trail_that_fades(result):
+    traces = search.beam(search.beam_steps(result.events), 4)["data"]
+    trail = [t["opacity"] for t in traces if t["legendgroup"] == "trail"]
+    assert len(trail) == 3 and trail == sorted(trail) and trail[-1] < 1
+    now = next(t for t in traces if t["name"] == "survivors")
+    assert now["y"] == [figures.rounded(p[1]) for p in result.events[3].survivors]
+
+
+def test_the_table_holds_the_same_plans_and_marks_the_chosen(result):
+    shown = search.points((), result)
+    html = search.plan_table(shown, lambda p: (p.kind, p.index) == ("front", 2))
+    picks = [json.loads(unescape(text)) for text in re.findall(r'data-pick="([^"]+)"', html)]
+    assert {(p["list"], p["index"]) for p in picks} == {(p.kind, p.index) for p in shown}
+    chosen = re.findall(r'data-pick="([^"]+)"[^>]*aria-pressed="true"', html)
+    assert [json.loads(unescape(text)) for text in chosen] == [{"list": "front", "index": 2}]
+
+
+def test_a_rival_is_only_held_against_the_plan_where_it_keeps_the_budget(result):
+    chosen = result.front[3]
+    wide = search.rivals_line(result, chosen, limits(100, 16))
+    best = min(result.references, key=lambda s: s.error)
+    assert f"{best.error / chosen.error:.2f} ×" in wide
+    assert search.rivals_line(result, chosen, limits(0.1, 3)) == "No rival keeps this budget."
 
 
 def test_bit_map_shows_every_width_of_the_plan(bundle, found):
     scored = make_scored(found, 3, 4)
-    weights, steps = views.bit_map(scored.plan, bundle.layers)["data"]
+    figure = plans.bit_map(scored.plan, bundle.layers, (3, 1), brush=8)
+    weights, steps = figure["data"]
     assert [row[0] for row in weights["customdata"]] == list(scored.plan.weight_bits_L)
     assert np.array_equal(np.array(steps["customdata"]).T, scored.plan.act_bits_TL)
+    assert np.array_equal(steps["text"], steps["customdata"]), "the number stands in the cell, colour is not alone"
     levels = sorted(figures.BIT_COLOURS)
     assert all(levels[z] == bits for row, shown in zip(steps["z"], steps["customdata"]) for z, bits in zip(row, shown))
+    assert figure["layout"]["meta"]["brush"] == 8 and figure["layout"]["shapes"][0]["x0"] == 0.5
+
+
+def test_the_recipe_diff_is_b_less_a(bundle, found):
+    first, second = make_scored(found, 3, 4).plan, make_scored(found, 4, 6).plan
+    weights, steps = plans.difference_map(first, second, bundle.layers)["data"]
+    assert [row[0] for row in weights["customdata"]] == [b - a for a, b in zip(first.weight_bits_L, second.weight_bits_L)]
+    assert np.array_equal(np.array(steps["customdata"]).T, np.array(second.act_bits_TL) - np.array(first.act_bits_TL))
+    changed = int((np.array(second.act_bits_TL) != np.array(first.act_bits_TL)).sum())
+    assert plans.difference_line(first, second).startswith(f"{changed} of {STEPS * len(bundle.layers)} activation widths differ")
+    assert plans.difference_line(first, first) == "Both plans decide the same."
 
 
 def test_plan_numbers_say_how_each_is_known(bundle, found):
     scored = make_scored(found, 4, 4)
-    html = views.plan_numbers(scored, bundle, found.costs)
-    row = {cells[0]: cells[1:] for cells in (
-        [c.split("</td>")[0] for c in r.split("<td>")[1:]] for r in html.split("<tr>")[2:])}
-    assert row["transformer in memory"] == [f"{scored.plan.weight_bytes / 1e6:.2f}", "MB", "exact"]
+    row = {cells[0]: cells[1:] for cells in cells_of(plans.plan_numbers(scored, bundle, found.costs))}
+    assert row["transformer in memory"] == [f"{scored.plan.weight_bytes / 1e6:.2f} MB", "=exact"]
     parameters = sum(layer.n_out * (layer.k_in + 1) for layer in bundle.layers)
     stored = 8 * (scored.plan.weight_bytes - found.costs.fixed_bytes) / parameters
-    assert row["effective weight bits, quantized layers"][0] == f"{stored:.2f}"
-    assert row["bit operations of one image"][2] == "modelled"
-    assert row["predicted error"][2] == "modelled"
-    assert row["error (NMSE of the final latent)"][2] == "measured, 4 held-out prompts"
-    assert "measured" not in views.plan_numbers(Imported(scored.plan), bundle, None)
+    assert row["effective weight bits, quantized layers"][0] == f"{stored:.2f} bits/parameter"
+    assert row["bit operations of one image"][1] == "◐modelled"
+    assert row["predicted error"][1] == "◐modelled"
+    assert row["error (NMSE of the final latent)"][1] == "●measured, 4 held-out prompts"
+    drafted = cells_of(plans.plan_numbers(Drafted(scored.plan), bundle, None))
+    assert not any("●measured" in cell for cells in drafted for cell in cells)
 
 
-def test_search_plot_is_live_then_final(bundle, found):
-    result = FakePipeline().search(bundle, found, Budget(max_mean_act_bits=4), SearchConfig())
-    live = views.search_plot(result.events[:4], None, None, 1.0, 4.0)
-    assert [len(t["x"]) for t in live["data"] if t["name"] == "front"] == [3, 3]
-    final = views.search_plot(result.events, result, result.chosen, 1.0, 4.0)
-    assert [len(t["x"]) for t in final["data"] if t["name"] == "front"] == [5, 5]
-    assert [len(t["x"]) for t in final["data"] if t["name"] == "references"] == [3, 3]
-    json.dumps(final, allow_nan=False)
+def test_latency_is_shown_with_how_it_is_known(bundle, found):
+    plan = SimpleNamespace(**{name: getattr(make_scored(found, 4, 4).plan, name) for name in (
+        "weight_bytes", "act_bits_mean", "act_bits_macs", "bit_ops", "predicted_error", "plan_id", "method")}, latency_ms=12.5)
+    row = {cells[0]: cells[1:] for cells in cells_of(plans.plan_numbers(Drafted(plan), bundle, None))}
+    assert row["time of an image's steps"] == ["12.50 ms", "◐modelled"]
 
 
-def test_the_ring_is_around_the_chosen_plan_s_own_point(bundle, found):
-    result = FakePipeline().search(bundle, found, Budget(max_mean_act_bits=4), SearchConfig())
-    judged = result.front[1].model_copy(update={"error": 0.7, "held_out": True})
-    ring = next(t for t in views.search_plot(result.events, result, judged, 1.0, 4.0)["data"] if t["name"] == "chosen")
-    assert (ring["x"], ring["y"]) == ([result.front[1].plan.act_bits_mean], [figures.rounded(result.front[1].error)])
-
-
-@pytest.mark.parametrize("gain", [1, 8, 64])
-def test_difference_is_absolute_scaled_and_clipped(gain):
-    left, right = np.array([[[0, 10, 200]]], np.uint8), np.array([[[3, 0, 255]]], np.uint8)
-    assert views.difference(left, right, gain).tolist() == [[[min(255, v * gain) for v in (3, 10, 55)]]]
-
+# Compare
 
 def test_mean_of_latent_errors(bundle, found):
     scored = make_scored(found, 4, 4)
     comparison = FakePipeline().compare(bundle, SimpleNamespace(plan=scored.plan, weight_bytes=1), ("a", "b"), 0, STEPS)
     first = dataclasses.replace(comparison.pairs[0], latent_nmse_T=(0.1, 0.2))
     second = dataclasses.replace(comparison.pairs[1], latent_nmse_T=(0.3, 0.6))
-    mean, chosen = views.error_over_steps(dataclasses.replace(comparison, pairs=(first, second)), 1)["data"]
-    assert mean["y"] == [0.2, 0.4] and chosen["y"] == [0.3, 0.6]
+    figure = compare.error_over_steps(dataclasses.replace(comparison, pairs=(first, second)), 1, 1)
+    mean, chosen = figure["data"]
+    assert mean["y"] == [0.2, 0.4] and chosen["y"] == [0.3, 0.6] and figure["layout"]["shapes"][0]["x0"] == 1
 
 
 def test_metrics_show_direction_and_size_of_sample(bundle, found):
     comparison = FakePipeline().compare(bundle, SimpleNamespace(plan=make_scored(found, 4, 4).plan, weight_bytes=1), ("a", "b"), 0, STEPS)
-    html = views.comparison_numbers(comparison)
-    assert "36  [35, 37]" in html and "n = 2, higher is better" in html and "n = 2, lower is better" in html
-    assert "measured, emulated" in html
+    row = {cells[0]: cells[1:] for cells in cells_of(compare.comparison_numbers(comparison))}
+    assert row["PSNR"] == ["36  [35, 37] dB", "●measured, n = 2, higher is better"]
+    assert row["latent NMSE"][1] == "●measured, n = 2, lower is better"
+    assert row["time of one image"][1] == "●measured, emulated"
+    more = dataclasses.replace(comparison, metrics={**comparison.metrics, "a new metric": comparison.metrics["PSNR"]})
+    assert "a new metric" in compare.comparison_numbers(more)
 
 
-@pytest.mark.parametrize("text", ["<script>alert(1)</script>", "a & b <img src=x onerror=alert(1)>"])
+def test_the_sign_test_is_the_exact_binomial():
+    from scipy.stats import binomtest
+
+    for wins in range(12):
+        for losses in range(12):
+            expected = binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
+            assert compare.sign_test(wins, losses) == pytest.approx(expected)
+
+
+def test_a_tally_claims_nothing_from_few_answers():
+    assert "too few answers" in compare.tally_words(3, 0, 1)
+    assert "the difference is visible" in compare.tally_words(9, 0, 0)
+    assert "no preference" in compare.tally_words(5, 4, 0)
+
+
+@pytest.mark.parametrize("text", ["<script>alert(1)</script>", "a & b <img src=x onerror=alert(1)>", '" onclick="alert(1)'])
 def test_text_from_outside_is_escaped(text):
-    for html in (tables.notice(text), tables.table((text,), [(text,)], text), views.compute_badge(text, text), tables.status(text, None)):
-        assert "<script" not in html and "<img" not in html and "&lt;" in html
+    for html in (tables.notice(text), tables.table((text,), [(text,)], text), compare.compute_badge(text, text), tables.empty(text, text),
+                 tables.status(text, text, None), tables.numbers([(text, text, text, text)], text),
+                 tables.pick_table((text,), [({"a": text}, False, [text])], text)):
+        assert "<script" not in html and "<img" not in html and 'onclick="alert' not in html
 
 
 def test_no_notice_leaves_no_trace():
@@ -202,3 +406,9 @@ def test_log_axis_has_ticks_whatever_the_range():
     assert figures.log_axis("", [1.0, 50.0])["dtick"] == "D2"
     assert figures.log_axis("", [1e-9, 1e9])["dtick"] == 3
     assert figures.log_axis("", [None, 0.0])["dtick"] == 1
+
+
+def test_sliders_are_offered_for_what_the_cost_table_knows(found):
+    assert [axis.field for axis in budgets.offered(found)] == ["max_weight_bytes", "max_mean_act_bits"]
+    low_mb, high_mb = budgets.memory_range(found)
+    assert low_mb == pytest.approx((found.costs.fixed_bytes + int(found.costs.weight_bytes_LC[:, 0].sum())) / 1e6) and high_mb > low_mb

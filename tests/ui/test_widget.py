@@ -36,8 +36,26 @@ def test_the_script_is_the_installed_one_and_nothing_is_fetched():
     plot = widget.plot(elem_id="p", height=100, label="a plot")
     assert widget.plotly_script().is_file()
     assert str(widget.plotly_script()) in plot.head
-    assert not re.search(r"https?://", plot.head + plot.html_template + plot.js_on_load)
-    assert "sendChartToCloud" in plot.js_on_load, "the button that would upload a chart is removed by name"
+    scripts = "".join(path.read_text() for path in widget.STATIC.iterdir())
+    assert not re.search(r"https?://(?!www.w3.org)", plot.head + plot.html_template + plot.js_on_load + scripts)
+    assert "'sendChartToCloud'" in (widget.STATIC / "plot.js").read_text(), "the button that would upload a chart is removed by name"
+
+
+STROKE = {"part": "steps", "row": 0, "last_row": 0, "column": 0, "last_column": 0}
+
+
+@pytest.mark.parametrize("change", [
+    {"part": "other"}, {"part": None}, {"column": 9, "last_column": 12}, {"column": None}, {"row": "0"}, {"row": True},
+    {"row": -5, "last_row": -1},
+])
+def test_a_stroke_beside_the_map_paints_nothing(change):
+    assert widget.painted_cells(STROKE, rows=3, columns=4) is not None
+    assert widget.painted_cells(STROKE | change, rows=3, columns=4) is None
+
+
+def test_a_stroke_is_cut_to_the_map():
+    sent = {"part": "steps", "row": -2, "last_row": 1, "column": 2, "last_column": 10**9}
+    assert widget.painted_cells(sent, rows=3, columns=4) == ("steps", range(0, 2), range(2, 4))
 
 
 def test_a_plot_has_a_name_for_those_who_do_not_see_it():

@@ -6,10 +6,12 @@ Dimension letters as in `types.py`: S samples, M tokens, D channels of a latent 
 from __future__ import annotations
 
 import abc
+import contextlib
+import copy
 import json
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +53,7 @@ class Bundle(abc.ABC):
         self.name, self.source, self.pipeline, self.model_hash, self.device = name, source, pipeline, model_hash, device
         self.transformer: nn.Module = pipeline.transformer.eval().requires_grad_(False)
         self.dtype = next(self.transformer.parameters()).dtype
+        self._parameters = sum(p.numel() for p in self.transformer.parameters())  # while quantized layers are lent, fewer are there
         self.cursor = StepCursor()
         self.lock = threading.RLock()
         self.transformer.register_forward_pre_hook(self._read_step, with_kwargs=True)
@@ -86,6 +89,10 @@ class Bundle(abc.ABC):
     def decode(self, latent_SMD: Tensor) -> np.ndarray:
         """Images uint8 (S, H, W, 3)."""
 
+    def modulation_input(self, schedule: Schedule, steps: range, conditioning: Conditioning) -> Tensor:
+        """What every adaLN linear reads at these steps (T, S, K). A family whose modulation depends on the latent has none."""
+        raise BadInput(f"{self.name}: its modulation cannot be cached; store it instead")
+
     # --- shared ---
 
     def _read_step(self, _module, _args, kwargs):
@@ -104,10 +111,23 @@ class Bundle(abc.ABC):
         parent, _, leaf = name.rpartition(".")
         self.transformer.get_submodule(parent)._modules[leaf] = module
 
+    @contextlib.contextmanager
+    def in_arithmetic(self, dtype: torch.dtype) -> Iterator[Bundle]:
+        """This bundle with a copy of its transformer in another float type, as long as the block lasts; weights are rounded to it."""
+        with self.lock:
+            kept = self.transformer, self.dtype
+            try:
+                if dtype != self.dtype:
+                    # the hook that reads the step is bound to this bundle, which must not be copied along
+                    self.transformer, self.dtype = copy.deepcopy(self.transformer, {id(self): self}).to(dtype), dtype
+                yield self
+            finally:
+                self.transformer, self.dtype = kept
+
     @property
     def parameters(self) -> int:
-        """Parameters of the transformer."""
-        return sum(p.numel() for p in self.transformer.parameters())
+        """Parameters of the float transformer."""
+        return self._parameters
 
     @property
     def float_bytes(self) -> int:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from workbench.families.base import Bundle
+from workbench.families.flux_lean import LeanFlux
 from workbench.types import Conditioning, LayerInfo, Schedule
 
 GUIDANCE = 3.5  # what FluxPipeline uses by default; read only by guidance-distilled models
@@ -46,6 +47,7 @@ class FluxBundle(Bundle):
         self.image_tokens = (self.size // pipeline.vae_scale_factor // 2) ** 2
         super().__init__(**kwargs)
         self.check_layers()
+        self._lean = LeanFlux()
 
     def _sort_linears(self):
         tokens = {"image": self.image_tokens, "text": self.text_tokens, "both": self.image_tokens + self.text_tokens}
@@ -106,11 +108,28 @@ class FluxBundle(Bundle):
         return Schedule(sigma_T1=scheduler.sigmas.float().cpu(), timestep_T=timesteps.float().cpu())
 
     def velocity(self, latent_SMD: Tensor, schedule: Schedule, step: int, conditioning: Conditioning) -> Tensor:
-        timestep = schedule.timestep_T[step].to(self.device).expand(len(latent_SMD)).to(self.dtype) / 1000
-        condition = {key: value.to(self.dtype) for key, value in conditioning.per_sample.items()}
-        output = self.transformer(hidden_states=latent_SMD.to(self.dtype), timestep=timestep, **condition,
-                                  **conditioning.shared, return_dict=False)[0]
+        latent_SMD = latent_SMD.to(self.dtype)
+        if torch.is_grad_enabled() or self.transformer.is_cache_enabled:
+            timestep = schedule.timestep_T[step].to(self.device).expand(len(latent_SMD)).to(self.dtype) / 1000
+            condition = {key: value.to(self.dtype) for key, value in conditioning.per_sample.items()}
+            output = self.transformer(hidden_states=latent_SMD, timestep=timestep, **condition, **conditioning.shared, return_dict=False)[0]
+        else:
+            self.cursor.move_to(float(schedule.timestep_T[step]) / 1000)
+            output = self._lean.velocity(self.transformer, latent_SMD, schedule, step, conditioning,
+                                         lambda steps: self.modulation_input(schedule, steps, conditioning))
         return output if output.dtype == torch.float64 else output.float()
+
+    @torch.no_grad()
+    def modulation_input(self, schedule: Schedule, steps: range, conditioning: Conditioning) -> Tensor:
+        """Depends on the time, the pooled prompt and the guidance: cached per prompt and schedule."""
+        pooled_SP = conditioning.per_sample["pooled_projections"].to(self.dtype)
+        samples = len(pooled_SP)
+        timestep = schedule.timestep_T[steps.start:steps.stop].to(self.device, self.dtype).repeat_interleave(samples)
+        embedded = [timestep / 1000 * 1000]  # as the transformer does
+        if "guidance" in conditioning.per_sample:
+            embedded.append(conditioning.per_sample["guidance"].to(self.dtype).repeat(len(steps)) * 1000)
+        made = self.transformer.time_text_embed(*embedded, pooled_SP.repeat(len(steps), 1))
+        return torch.nn.functional.silu(made).unflatten(0, (len(steps), samples))
 
     @torch.no_grad()
     def decode(self, latent_SMD: Tensor) -> np.ndarray:

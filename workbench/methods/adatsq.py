@@ -14,4 +14,5 @@ METHOD = Method(
     quant=QuantConfig(transform="hadamard", solver="gptq", hessian="fisher", group_size=64),
     allocation="plan",
     description="Hadamard, Fisher-weighted GPTQ, activation bits by step and layer",
+    order=90,
 )

@@ -13,4 +13,5 @@ METHOD = Method(
     quant=adatsq.METHOD.quant,
     allocation="uniform",
     description="Hadamard, Fisher-weighted GPTQ, the same activation bits everywhere",
+    order=80,
 )

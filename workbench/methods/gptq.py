@@ -14,4 +14,5 @@ METHOD = Method(
     quant=QuantConfig(transform="none", solver="gptq", hessian="uniform", group_size=None, damping=0.01),
     allocation="uniform",
     description="error-compensating rounding with searched scales, one per output channel",
+    order=40,
 )

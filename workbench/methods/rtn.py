@@ -10,7 +10,8 @@ from workbench.options import QuantConfig
 METHOD = Method(
     name="rtn",
     label="RTN",
-    quant=QuantConfig(transform="none", solver="nearest", hessian="uniform", group_size=None),
+    quant=QuantConfig(transform="none", solver="nearest", hessian="none", group_size=None),
     allocation="uniform",
     description="nearest rounding, one scale per output channel",
+    order=10,
 )

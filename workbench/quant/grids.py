@@ -129,13 +129,21 @@ def store(q_NK: Tensor, scale_NG: Tensor, zero_NG: Tensor | None, choice: BitCho
 
 def quantize_nearest(w_NK: Tensor, choice: BitChoice) -> QuantWeight:
     """Round to nearest on the grid of each group's largest magnitude."""
-    w_NK = w_NK.float()
-    widths = Widths(bits_N1=torch.full((len(w_NK), 1), float(choice.weight_bits), device=w_NK.device),
-                    symmetric=choice.symmetric)
-    parts = groups(w_NK.shape[1], choice.group_size)
-    fitted = [fit(w_NK[:, part], widths) for part in parts]
-    q_NK = torch.cat([grid.round(w_NK[:, part]) for grid, part in zip(fitted, parts)], 1)
+    fitted, parts = _fitted(w_NK.float(), choice)
+    q_NK = torch.cat([grid.round(w_NK[:, part].float()) for grid, part in zip(fitted, parts)], 1)
     return store(q_NK, *join(fitted), choice)
+
+
+def rounded(w_NK: Tensor, choice: BitChoice) -> Tensor:
+    """What `quantize_nearest` stands for, without packing it: w_NK float32, bit for bit."""
+    fitted, parts = _fitted(w_NK.float(), choice)
+    return torch.cat([grid.value(grid.round(w_NK[:, part].float())) for grid, part in zip(fitted, parts)], 1)
+
+
+def _fitted(w_NK: Tensor, choice: BitChoice) -> tuple[list[Grid], list[slice]]:
+    widths = Widths(bits_N1=torch.full((len(w_NK), 1), float(choice.weight_bits), device=w_NK.device), symmetric=choice.symmetric)
+    parts = groups(w_NK.shape[1], choice.group_size)
+    return [fit(w_NK[:, part], widths) for part in parts], parts
 
 
 def dequantize(weight: QuantWeight) -> Tensor:

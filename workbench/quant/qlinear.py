@@ -1,13 +1,19 @@
 """The two modules that stand in for an nn.Linear: a packed weight, or the float weight with quantized activations.
 
-Dimension letters: N out features, K in features, G groups along K, P packed bytes along K.
+Dimension letters: N out features, K in features, G groups along K, P packed bytes along K, R rank of a branch.
 
-Both read the activation bits of their layer from the step cursor, which the transformer's root hook moves.
+    y = Q_a(T(x)) W^T + T(x) down^T up^T + b
+
+`LayerFormat` declares a layer's arithmetic and `Extras` holds the tensors that go beyond the plain case (one packed weight,
+per-token symmetric activations, a Hadamard transform or none). `LayerFormat.beyond_kernel` says in words what kernels do not
+have; such a layer is emulated. Both modules read the activation bits of their layer from the step cursor, which the
+transformer's root hook moves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from lowbit import ops
@@ -17,8 +23,10 @@ from torch import Tensor, nn
 
 from workbench.families.base import StepCursor
 from workbench.options import GROUP_SIZES, BadInput, Frozen
-from workbench.quant import grids, transforms
-from workbench.quant.transforms import Transform
+from workbench.quant import activations, grids, transforms
+from workbench.quant.activations import PLAIN, ActFormat
+from workbench.quant.lowrank import Branch, Down
+from workbench.quant.transforms import Smooth, Transform
 from workbench.types import QuantWeight
 
 
@@ -31,9 +39,12 @@ class LayerFormat(Frozen):
     group_size: int | None = None
     symmetric: bool = True
     has_bias: bool = False
-    transform: str = Field(default="none", pattern="^(none|hadamard)$")
+    transform: str = Field(default="none", pattern="^(none|hadamard|smooth|smooth_hadamard)$")
     seed: int = Field(default=0, ge=0)
     layer_index: int | None = Field(default=None, ge=0)
+    act: ActFormat = PLAIN
+    rank: int = Field(default=0, ge=0, le=1 << 14)
+    input_group: str | None = Field(default=None, max_length=256, description="whose `smooth_K` and `down_RK` it shares")
 
     @field_validator("bits")
     @classmethod
@@ -58,7 +69,39 @@ class LayerFormat(Frozen):
             shapes["zero_NG"] = (torch.uint8, (self.n_out, groups))
         if self.has_bias:
             shapes["bias"] = (None, (self.n_out,))
+        if self.rank:
+            shapes["up_NR"] = (torch.float16, (self.n_out, self.rank))
+        if self.act.scale == "tensor":
+            shapes["act_range_2"] = (torch.float16, (2,))
         return shapes
+
+    def shared_shapes(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """The same for the tensors that layers of one input share, stored once under the name of `input_group`."""
+        shapes = {"smooth_K": (torch.float16, (self.k_in,))} if self.transform.startswith("smooth") else {}
+        return {**shapes, "down_RK": (torch.float16, (self.rank, self.k_in))} if self.rank else shapes
+
+    def beyond_kernel(self) -> tuple[str, ...]:
+        """What this layer's arithmetic asks for that no kernel has, in words; empty: kernels run it."""
+        if self.layer_index is None or runs_on_kernels(self.act, self.k_in, self.group_size):
+            return ()
+        return (self.act.describe(),)
+
+
+def runs_on_kernels(act: ActFormat, k_in: int, group_size: int | None) -> bool:
+    """Whether kernels have this activation quantizer: symmetric, unclipped, one scale per token or per group of the weight's own size."""
+    own_groups = act.scale == "group" and act.group_size == group_size and k_in % group_size == 0
+    return act.symmetric and act.clip == 1.0 and (act.scale == "token" or own_groups)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extras:
+    """What a layer's arithmetic has beyond the plain case. range_2 float16: of static activations. input_group: the first
+    layer that reads the same tensor, under whose name shared tensors are stored."""
+
+    act: ActFormat = PLAIN
+    range_2: Tensor | None = None
+    branch: Branch | None = None
+    input_group: str | None = None
 
 
 def current_bits(cursor: StepCursor | None, layer_index: int | None) -> int:
@@ -67,13 +110,13 @@ def current_bits(cursor: StepCursor | None, layer_index: int | None) -> int:
 
 
 class QuantLinear(nn.Module):
-    """y = Q_a(T(x)) W^T + b with W packed. No gradient flows through it: rounding has none.
+    """y = Q_a(T(x)) W^T + T(x) down^T up^T + b with W packed. No gradient flows through it: rounding has none.
 
-    `scratch` keeps the dequantized weight of the emulated product between calls. It may be shared by every module
+    `scratch` keeps the dequantized weight of the emulated product between calls; a kernel needs none. It may be shared by every module
     made of the same weight, is not part of the state, and does not count as resident: `drop_cache` empties it."""
 
     def __init__(self, weight: QuantWeight, bias: Tensor | None, transform: Transform, *, cursor: StepCursor | None = None,
-                 layer_index: int | None = None, scratch: dict | None = None):
+                 layer_index: int | None = None, scratch: dict | None = None, extras: Extras = Extras()):
         super().__init__()
         if weight.perm_K is not None:
             raise BadInput("a weight with permuted columns is not supported")
@@ -84,13 +127,42 @@ class QuantLinear(nn.Module):
         self.bits, self.group_size, self.k_in = weight.bits, weight.group_size, weight.k_in
         self.in_features, self.out_features = weight.k_in, len(weight.packed_NP)
         self.transform, self.cursor, self.layer_index = transform, cursor, layer_index
+        self.act, self.input_group = extras.act, extras.input_group
+        self.down = None if extras.branch is None else extras.branch.down
+        if extras.branch is not None:
+            self.register_buffer("up_NR", extras.branch.up_NR)
+        if extras.range_2 is not None:
+            self.register_buffer("act_range_2", extras.range_2)
         self._scratch = {} if scratch is None else scratch
 
-    @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
-        return ops.linear_wnan(self.transform.forward(x), self.packed_NP, self.scale_NG, self.zero_NG, self.bits,
-                               self.group_size, self.k_in, current_bits(self.cursor, self.layer_index), self.bias,
-                               self._scratch)
+        return self._product(x, gelu_after=False)
+
+    def gelu(self, x: Tensor) -> Tensor:
+        """GELU (tanh form) of the layer's output, applied before it is written."""
+        return self._product(x, gelu_after=True)
+
+    @torch.no_grad()
+    def _product(self, x: Tensor, gelu_after: bool) -> Tensor:
+        act_bits, backend = current_bits(self.cursor, self.layer_index), ops.backend(x.device.type, x.dtype)
+        if not backend.is_kernel or (act_bits != 16 and not runs_on_kernels(self.act, self.k_in, self.group_size)):
+            y = self._emulated(x, act_bits)
+            return nn.functional.gelu(y, approximate="tanh") if gelu_after else y
+        weight = (self.packed_NP, self.scale_NG, self.zero_NG, self.bits, self.group_size or 0)
+        low, up_NR = (None, None) if self.down is None else (self.down.forward(self.transform.forward(x)), self.up_NR)
+        if act_bits == 16:
+            return ops.linear_wna16(self.transform.forward(x), *weight, self.bias, low, up_NR, gelu_after)
+        q, scale = self.transform.quantized(x, act_bits, self.act.group_size or 0)
+        return ops.linear_wnan(q, scale, *weight, self.bias, low, up_NR, gelu_after, x.dtype)
+
+    def _emulated(self, x: Tensor, bits: int) -> Tensor:
+        mixed = self.transform.forward(x)
+        rounded = mixed
+        if not self.act.is_plain:  # rounded here, so that the product takes the result as it is
+            rounded, bits = activations.fake_quantize(mixed, bits, self.act, self._buffers.get("act_range_2")), 16
+        y = ops.emulated_linear(rounded, self.packed_NP, self.scale_NG, self.zero_NG, self.bits, self.group_size, bits, self.bias,
+                                self._scratch)
+        return y if self.down is None else y + nn.functional.linear(self.down.forward(mixed), self.up_NR.to(x.dtype))
 
     def _apply(self, fn, recurse=True):
         # a cached weight would stay behind on the old device; float16 scales and codes never change type with the model
@@ -108,49 +180,65 @@ class QuantLinear(nn.Module):
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of the tensors it is stored as."""
+        """Bytes of the tensors it is stored as, without those it shares with other layers of its input."""
         return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers())
 
     @property
     def format(self) -> LayerFormat:
         return LayerFormat(n_out=self.out_features, k_in=self.k_in, bits=self.bits, group_size=self.group_size,
                            symmetric=self.zero_NG is None, has_bias=self.bias is not None, transform=self.transform.name,
-                           seed=self.transform.seed, layer_index=self.layer_index)
+                           seed=self.transform.seed, layer_index=self.layer_index, act=self.act,
+                           rank=0 if self.down is None else len(self.down.down_RK), input_group=self.input_group)
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors to store, by the names of `LayerFormat.shapes`."""
         return {name: buffer.contiguous() for name, buffer in self.named_buffers()}
 
+    def shared_tensors(self) -> dict[str, Tensor]:
+        """The tensors of `LayerFormat.shared_shapes`."""
+        shared = {"smooth_K": self.transform.smooth_K} if isinstance(self.transform, Smooth) else {}
+        return shared if self.down is None else shared | {"down_RK": self.down.down_RK}
+
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor], form: LayerFormat, *, cursor: StepCursor | None = None) -> QuantLinear:
-        """The inverse of `tensors` and `format`. Anything that does not fit the format is refused."""
-        expected = form.shapes()
-        if set(tensors) != set(expected):
-            raise BadInput(f"a stored layer has the tensors {sorted(tensors)}; expected {sorted(expected)}")
-        for name, (dtype, shape) in expected.items():
-            found = tensors[name]
-            if tuple(found.shape) != shape or found.dtype not in ((dtype,) if dtype else (torch.float16, torch.bfloat16)):
-                raise BadInput(f"{name} is {found.dtype} {tuple(found.shape)}; expected {dtype or '16-bit float'} {shape}")
-        zero_NG, bias = tensors.get("zero_NG"), tensors.get("bias")
+    def from_tensors(cls, tensors: Mapping[str, Tensor], form: LayerFormat, *, cursor: StepCursor | None = None,
+                     shared: Mapping[str, Tensor] | None = None) -> QuantLinear:
+        """The inverse of `tensors`, `shared_tensors` and `format`. Anything that does not fit the format is refused."""
+        shared = {} if shared is None else shared
+        _check_tensors(tensors, form.shapes())
+        _check_tensors(shared, form.shared_shapes())
+        zero_NG = tensors.get("zero_NG")
         if zero_NG is not None and int(zero_NG.max()) >= 1 << form.bits:
             raise BadInput(f"zero point {int(zero_NG.max())} does not fit in {form.bits} bits")
-        if bias is not None and not bool(torch.isfinite(bias).all()):
-            raise BadInput("a stored bias holds NaN or infinity")
+        for name, tensor in (*tensors.items(), *shared.items()):
+            if tensor.is_floating_point() and name != "scale_NG" and not bool(torch.isfinite(tensor).all()):
+                raise BadInput(f"a stored {name} holds NaN or infinity")
         weight = QuantWeight(packed_NP=tensors["packed_NP"], scale_NG=tensors["scale_NG"], zero_NG=zero_NG,
                              bits=form.bits, group_size=form.group_size, k_in=form.k_in)
-        return cls(weight, bias, transforms.make(form.transform, form.k_in, form.seed), cursor=cursor,
-                   layer_index=form.layer_index)
+        branch = Branch(up_NR=tensors["up_NR"], down=Down(shared["down_RK"])) if form.rank else None
+        return cls(weight, tensors.get("bias"), transforms.make(form.transform, form.k_in, form.seed, shared.get("smooth_K")),
+                   cursor=cursor, layer_index=form.layer_index,
+                   extras=Extras(act=form.act, range_2=tensors.get("act_range_2"), branch=branch, input_group=form.input_group))
+
+
+def _check_tensors(tensors: Mapping[str, Tensor], expected: Mapping) -> None:
+    if set(tensors) != set(expected):
+        raise BadInput(f"a stored layer has the tensors {sorted(tensors)}; expected {sorted(expected)}")
+    for name, (dtype, shape) in expected.items():
+        found = tensors[name]
+        if tuple(found.shape) != shape or found.dtype not in ((dtype,) if dtype else (torch.float16, torch.bfloat16)):
+            raise BadInput(f"{name} is {found.dtype} {tuple(found.shape)}; expected {dtype or '16-bit float'} {shape}")
 
 
 class FloatLinear(nn.Linear):
     """A layer whose plan keeps the weight in float. At 16 activation bits it is the original layer, bit for bit."""
 
     def __init__(self, linear: nn.Linear, transform: Transform, *, cursor: StepCursor | None, layer_index: int,
-                 scratch: dict | None = None):
+                 scratch: dict | None = None, extras: Extras = Extras()):
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
         self.transform, self.cursor, self.layer_index = transform, cursor, layer_index
+        self.act, self.range_2, self.input_group = extras.act, extras.range_2, extras.input_group
         self._scratch = {} if scratch is None else scratch
 
     def forward(self, x: Tensor) -> Tensor:
@@ -160,7 +248,12 @@ class FloatLinear(nn.Linear):
         with torch.no_grad():
             if x.dtype not in self._scratch:
                 self._scratch[x.dtype] = self.transform.weight(self.weight.to(x.dtype))
-            return nn.functional.linear(ops.fake_quantize(self.transform.forward(x), bits), self._scratch[x.dtype], self.bias)
+            rounded = activations.fake_quantize(self.transform.forward(x), bits, self.act, self.range_2)
+            return nn.functional.linear(rounded, self._scratch[x.dtype], self.bias)
+
+    def shared_tensors(self) -> dict[str, Tensor]:
+        """The smoothing vector, if there is one."""
+        return {"smooth_K": self.transform.smooth_K} if isinstance(self.transform, Smooth) else {}
 
     def drop_cache(self) -> None:
         """Give the memory of the transformed weight back."""
@@ -168,8 +261,8 @@ class FloatLinear(nn.Linear):
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of the layer stored in a 16-bit float type."""
-        return 2 * sum(parameter.numel() for parameter in self.parameters())
+        """Bytes of the layer stored in a 16-bit float type, and of its static range."""
+        return 2 * sum(parameter.numel() for parameter in self.parameters()) + (0 if self.range_2 is None else 4)
 
 
 def _as_16_bits(bias: Tensor) -> Tensor:

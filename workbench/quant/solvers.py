@@ -1,4 +1,4 @@
-"""Solving one layer's integers: GPTQ (arXiv 2210.17323) or nearest rounding, with the loss of both.
+"""Solving one layer's integers: GPTQ (arXiv 2210.17323), nearest rounding, or nearest with searched scales, and their loss.
 
 Dimension letters: M tokens, N out features (rows; several layers and widths are stacked), K in features, G groups.
 
@@ -123,9 +123,10 @@ def _finish(w_NK: Tensor, q_NK: Tensor, fitted: list[grids.Grid], parts: list[sl
     return _Codes(q_NK=q_NK, scale_NG=scale_NG, zero_NG=zero_NG, loss_N=(delta_NK @ factor.unit_KK).mul_(delta_NK).sum(1))
 
 
-def _nearest(w_NK: Tensor, factor: Factor, widths: Widths, group_size: int | None) -> _Codes:
+def _nearest(w_NK: Tensor, factor: Factor, widths: Widths, group_size: int | None, clip: bool = False) -> _Codes:
     parts = grids.groups(w_NK.shape[1], group_size)
-    fitted = [grids.fit(w_NK[:, part], widths) for part in parts]
+    fitted = [grids.search(w_NK[:, part], widths, factor.importance_K[part]) if clip else grids.fit(w_NK[:, part], widths)
+              for part in parts]
     q_NK = torch.cat([grid.round(w_NK[:, part]) for grid, part in zip(fitted, parts)], 1)
     return _finish(w_NK, q_NK, fitted, parts, factor)
 
@@ -156,14 +157,16 @@ def _gptq(w_NK: Tensor, factor: Factor, widths: Widths, group_size: int | None, 
 
 def _solve_rows(w_NK: Tensor, widths: Widths, factor: Factor, group_size: int | None, solver: str,
                 clip: bool) -> tuple[_Codes, Tensor]:
-    """(codes, loss_rtn_N). A row that GPTQ's greedy walk made worse than nearest rounding keeps nearest rounding."""
+    """(codes, loss_rtn_N). A row that GPTQ's greedy walk or a searched scale made worse than nearest rounding keeps nearest
+    rounding."""
     solved, rtn_loss = [], []
     for rows in range(0, len(w_NK), _ROWS):
         chunk_NK = w_NK[rows : rows + _ROWS]
         part = Widths(bits_N1=widths.bits_N1[rows : rows + _ROWS], symmetric=widths.symmetric)
         best = rounded = _nearest(chunk_NK, factor, part, group_size)
-        if solver == "gptq":
-            walked = _gptq(chunk_NK, factor, part, group_size, clip)
+        if solver != "nearest":
+            walked = (_gptq(chunk_NK, factor, part, group_size, clip) if solver == "gptq"
+                      else _nearest(chunk_NK, factor, part, group_size, clip=True))
             best = walked.where(walked.loss_N <= rounded.loss_N, rounded)
         solved.append(best)
         rtn_loss.append(rounded.loss_N)
@@ -176,9 +179,10 @@ def solve_stack(weights: Mapping[str, Tensor], hessian_KK: Tensor | None, choice
     """Solve layers that read one input, at every choice: for each layer's w_NK, one (weight, report) per choice.
 
     Without a Hessian the loss is the plain squared error. `clip` lets gptq search each group's scale for the least
-    error weighted by the Hessian's diagonal; plain rounding always uses the largest magnitude."""
-    if solver not in ("gptq", "nearest"):
-        raise BadInput(f"unknown solver {solver!r}; use gptq or nearest")
+    error weighted by the Hessian's diagonal; solver "clip" is nearest rounding with such scales; plain rounding always uses
+    the largest magnitude."""
+    if solver not in ("gptq", "nearest", "clip"):
+        raise BadInput(f"unknown solver {solver!r}; use gptq, nearest or clip")
     if any(choice.is_float for choice in choices):
         raise BadInput("16 bits keep the float weight; there is nothing to solve")
     w_NK = torch.cat([_checked(name, w) for name, w in weights.items()])

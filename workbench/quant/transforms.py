@@ -2,9 +2,11 @@
 
 Dimension letters: M tokens, N out features, K in features.
 
-x W^T = T(x) T(W)^T for an orthonormal T. The Hadamard transform mixes blocks of features with random signs, which
-spreads an outlier over its block (QuaRot, arXiv 2404.00456). Its signs are a function of the seed alone, so they
-are recomputed, never stored.
+x W^T = T(x) T_w(W)^T. The Hadamard transform mixes blocks of features with random signs, which spreads an outlier over
+its block (QuaRot, arXiv 2404.00456). It is orthonormal, T_w = T, and its signs are a function of the seed alone, so they
+are recomputed, never stored. Smoothing divides each feature by s_j and multiplies the weight's column by it (SmoothQuant,
+arXiv 2211.10438): the vector is stored in float16 and used as stored, before the Hadamard transform if both are wanted
+(ViDiT-Q, arXiv 2406.02540).
 """
 
 from __future__ import annotations
@@ -28,6 +30,12 @@ class Identity:
 
     def __init__(self, k_in: int):
         self.k_in = k_in
+        self._last = LastInput()
+
+    @torch.no_grad()
+    def quantized(self, x: Tensor, bits: int, group_size: int = 0) -> tuple[Tensor, Tensor]:
+        """(q int8, scale float32) of x, one scale per token or group. Layers that read one tensor share the result."""
+        return self._last.get(x, (bits, group_size), lambda: ops.act_quant(x, None, 1, bits, group_size))
 
     def forward(self, x: Tensor) -> Tensor:
         return x
@@ -36,6 +44,9 @@ class Identity:
         return x
 
     def weight(self, w_NK: Tensor) -> Tensor:
+        return w_NK
+
+    def weight_inverse(self, w_NK: Tensor) -> Tensor:
         return w_NK
 
     def hessian(self, h_KK: Tensor) -> Tensor:
@@ -60,13 +71,23 @@ class Hadamard:
         """T(x). Layers that read one tensor share the result: never change it in place."""
         return self._last.get(x, x.dtype, lambda: self._rotated(x, ops.block_hadamard))
 
+    @torch.no_grad()
+    def quantized(self, x: Tensor, bits: int, group_size: int = 0) -> tuple[Tensor, Tensor]:
+        """(q int8, scale float32) of T(x), rotated and rounded in one pass. Layers that read one tensor share the result."""
+        signs_K = self._placed_signs(torch.float32, x.device)
+        return self._last.get(x, (bits, group_size), lambda: ops.act_quant(x, signs_K, self.block, bits, group_size))
+
     def weight(self, w_NK: Tensor) -> Tensor:
         """T(W): each row transformed like an input."""
         return self._rotated(w_NK, hadamard.block_hadamard)
 
     def inverse(self, x: Tensor) -> Tensor:
-        """T^-1(x), also of a transformed weight's rows."""
-        return hadamard.inverse(x, self.block, self._signs_like(x))
+        """T^-1(x)."""
+        return hadamard.inverse(x, self.block, self._placed_signs(x.dtype, x.device))
+
+    def weight_inverse(self, w_NK: Tensor) -> Tensor:
+        """The weight that `weight` made this of."""
+        return self.inverse(w_NK)
 
     def hessian(self, h_KK: Tensor) -> Tensor:
         """The Hessian of T(x) from that of x: T applied to its rows and columns."""
@@ -75,16 +96,62 @@ class Hadamard:
     def _rotated(self, x: Tensor, rotate) -> Tensor:
         """In at least float32: 16-bit floats are rounded once, at the end."""
         wide = x.float() if x.element_size() < 4 else x
-        return rotate(wide, self.block, self._signs_like(wide)).to(x.dtype)
+        return rotate(wide, self.block, self._placed_signs(wide.dtype, wide.device)).to(x.dtype)
 
-    def _signs_like(self, x: Tensor) -> Tensor:
-        place = (x.dtype, x.device)
+    def _placed_signs(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        place = (dtype, device)
         if place not in self._placed:
-            self._placed[place] = self.signs_K.to(x)
+            self._placed[place] = self.signs_K.to(device, dtype)
         return self._placed[place]
 
 
-Transform = Identity | Hadamard
+class Smooth:
+    """x / s, then another transform. smooth_K float16, positive."""
+
+    def __init__(self, smooth_K: Tensor, then: Identity | Hadamard):
+        if smooth_K.dtype != torch.float16 or not bool((torch.isfinite(smooth_K) & (smooth_K > 0)).all()):
+            raise BadInput("a smoothing vector must be float16, finite and positive")
+        self.smooth_K, self.then, self.k_in, self.seed = smooth_K, then, then.k_in, then.seed
+        self.name = "smooth" if then.name == "none" else f"smooth_{then.name}"
+        self._last = LastInput()
+        self._factors: dict[torch.device, Tensor] = {}
+        self._placed: dict[tuple, Tensor] = {}
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        """T(x). Layers that read one tensor share the result: never change it in place."""
+        return self._last.get(x, x.dtype, lambda: self.then.forward(x / self._like(x)))
+
+    @torch.no_grad()
+    def quantized(self, x: Tensor, bits: int, group_size: int = 0) -> tuple[Tensor, Tensor]:
+        """(q int8, scale float32) of T(x): smoothing, signs and rotation in one pass."""
+        if x.device not in self._factors:
+            signs_K = self.then.signs_K if isinstance(self.then, Hadamard) else 1.0
+            self._factors[x.device] = (signs_K / self.smooth_K.float()).to(x.device)
+        block = self.then.block if isinstance(self.then, Hadamard) else 1
+        return self._last.get(x, (bits, group_size), lambda: ops.act_quant(x, self._factors[x.device], block, bits, group_size))
+
+    def weight(self, w_NK: Tensor) -> Tensor:
+        return self.then.weight(w_NK * self._like(w_NK))
+
+    def weight_inverse(self, w_NK: Tensor) -> Tensor:
+        return self.then.weight_inverse(w_NK) / self._like(w_NK)
+
+    def inverse(self, x: Tensor) -> Tensor:
+        return self.then.inverse(x) * self._like(x)
+
+    def hessian(self, h_KK: Tensor) -> Tensor:
+        s_K = self._like(h_KK)
+        return self.then.hessian(h_KK / s_K / s_K[:, None])
+
+    def _like(self, x: Tensor) -> Tensor:
+        place = (x.dtype, x.device)
+        if place not in self._placed:
+            self._placed[place] = self.smooth_K.to(x)
+        return self._placed[place]
+
+
+Transform = Identity | Hadamard | Smooth
 
 
 def _signs(block: int, seed: int) -> Tensor:
@@ -94,11 +161,22 @@ def _signs(block: int, seed: int) -> Tensor:
     return 1.0 - 2.0 * torch.tensor(bits, dtype=torch.float32)
 
 
+def make(name: str, k_in: int, seed: int, smooth_K: Tensor | None = None) -> Transform:
+    """The transform of that name. Without smoothing, layers with the same input size and seed get the same object, and share
+    its work; a smoothed one is made once for each input by whoever has its vector."""
+    smoothed, _, rest = name.partition("_") if name.startswith("smooth") else ("", "", name)
+    then = _orthonormal(rest or "none", k_in, seed)
+    if not smoothed:
+        return then
+    if smooth_K is None:
+        raise BadInput(f"the transform {name} needs a smoothing vector; calibrate it first")
+    return Smooth(smooth_K, then)
+
+
 @functools.lru_cache(maxsize=256)
-def make(name: str, k_in: int, seed: int) -> Transform:
-    """The transform of that name; layers with the same input size and seed get the same object, and share its work."""
+def _orthonormal(name: str, k_in: int, seed: int) -> Identity | Hadamard:
     if name == "none":
         return Identity(k_in)
     if name == "hadamard":
         return Hadamard(k_in, seed)
-    raise BadInput(f"unknown transform {name!r}; use none or hadamard")
+    raise BadInput(f"unknown transform {name!r}; use none or hadamard, smooth or smooth_hadamard")

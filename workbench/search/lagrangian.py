@@ -13,11 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import csr_array
 
 from workbench.options import BadInput
-from workbench.plans import CostTable
 from workbench.types import DistortionTable
 
 
@@ -144,40 +141,3 @@ def largest_sum(mean: float, count: int) -> float:
     while total / count > mean:
         total -= 1.0
     return total
-
-
-def allocate_weights(weight_error_LC, costs: CostTable, max_bytes: int, weight_bits_C=None) -> tuple[int, ...]:
-    """Weight bits of every layer with the least total error within `max_bytes` of the whole transformer.
-
-    A multiple-choice knapsack, solved exactly by HiGHS; columns of the table are `weight_bits_C` (by default the cost table's)."""
-    bits_C = tuple(costs.weight_bits_C if weight_bits_C is None else weight_bits_C)
-    error_LC = np.asarray(weight_error_LC, dtype=np.float64)
-    bytes_LC = costs.weight_bytes_LC.numpy()[:, [costs.weight_bits_C.index(bits) for bits in bits_C]]
-    left = max_bytes - costs.fixed_bytes
-    least = int(bytes_LC.min(axis=1).sum())
-    if left < least:
-        raise BadInput(f"max_weight_bytes is {max_bytes}; the smallest feasible is {costs.fixed_bytes + least}")
-    columns_L = _knapsack(error_LC, bytes_LC, left)
-    return tuple(bits_C[column] for column in columns_L)
-
-
-def _knapsack(error_LC: np.ndarray, bytes_LC: np.ndarray, limit: int) -> np.ndarray:
-    """Columns of least total error with total bytes <= limit; the Lagrangian's when HiGHS finds nothing better in time."""
-    layers, choices = error_LC.shape
-    columns_L = hull(error_LC, bytes_LC).within(limit)
-    scale = error_LC.max()
-    if scale <= 0:
-        return columns_L
-    # Bytes above the cheapest column, in units of the budget left for them: well scaled, and the slack is not rounded away.
-    extra_LC = bytes_LC - bytes_LC.min(axis=1, keepdims=True)
-    room = max(1, limit - int(bytes_LC.min(axis=1).sum()))
-    one_each = csr_array(np.kron(np.eye(layers), np.ones(choices)))
-    solution = milp(error_LC.ravel() / scale, integrality=np.ones(error_LC.size), bounds=Bounds(0, 1),
-                    constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(extra_LC.reshape(1, -1) / room, 0, 1)],
-                    options={"time_limit": 5.0, "mip_rel_gap": 1e-9})
-    if solution.x is None:
-        return columns_L
-    exact_L = solution.x.reshape(layers, choices).argmax(axis=1)
-    rows = np.arange(layers)
-    better = error_LC[rows, exact_L].sum() < error_LC[rows, columns_L].sum()
-    return exact_L if better and bytes_LC[rows, exact_L].sum() <= limit else columns_L

@@ -38,12 +38,15 @@ class Evaluator(Protocol):
     def error(self, state: State) -> float:
         """After the last step: normalised squared error of the final latent."""
 
+    def change(self, before: State, after: State) -> float:
+        """Relative L1 change of the latent from one state to the next; only asked for by the online switch."""
+
     def save(self, state: State) -> bytes: ...
 
     def load(self, blob: bytes) -> State: ...
 
     def at(self, step: int) -> State:
-        """The float model's state before `step`; only asked for when SearchConfig.rollout is "float"."""
+        """The float model's state before `step`; only asked for when SearchConfig.rollout is "float", and by the online switch."""
 
 
 class SearchFailed(BadInput):
@@ -129,6 +132,23 @@ class Ledger:
         if key not in self._error:
             self._error[key] = finite_or_inf(self._call(lambda: self.evaluator.error(self._state_of(path)), path))
         return self._error[key]
+
+    def change(self, path: Path) -> float:
+        """Relative L1 change of the latent over the last step of a path."""
+        key = ("change", path.weights, *path.rows)
+        if key not in self._score:
+            before = Path(weights=path.weights, rows=path.rows[:-1])
+            self._score[key] = finite_or_inf(self._call(
+                lambda: self.evaluator.change(self._state_of(before), self._state_of(path)), before))
+        return self._score[key]
+
+    def change_at_float(self, step: int) -> float:
+        """The same over one step of the float trajectory."""
+        key = ("change", "float", step)
+        if key not in self._score:
+            at = self.evaluator.at
+            self._score[key] = finite_or_inf(self._call(lambda: self.evaluator.change(at(step), at(step + 1)), Path(weights=0)))
+        return self._score[key]
 
     def keep(self, alive: Iterable[Path]) -> None:
         """Forget the states of all paths but these; a forgotten one is recomputed if it is asked for again."""

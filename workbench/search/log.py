@@ -16,6 +16,7 @@ from workbench.types import SearchEvent
 
 Checkpoint = Callable[[dict, dict[str, bytes]], None]
 FORMAT = "adatsq-search-1"
+OWN = ("lagrangian", "beam", "refined")  # origins of the search's own plans; all others are references
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,7 @@ class Log:
             raise BadInput("the checkpoint belongs to another model, profile or scoring; repeat its settings or start anew")
         self.ledger = Ledger(evaluator, summed=summed, on_extend=self._tick, saved=saved and saved["ledger"], blobs=blobs)
         self.measured: dict[tuple, Measured] = {}
+        self.references: list[Measured] = []  # what others than the search propose, also where it proposes the same
         self.events: list[SearchEvent] = []
         self.total = 0
         self._costs, self._steps, self._question = costs, steps, question
@@ -65,6 +67,8 @@ class Log:
         new = [self._measured(path, origin) for path, origin in zip(paths, origins)]
         for plan in new:
             self.measured.setdefault((plan.weight_bits_L, plan.act_bits_TL), plan)
+            if plan.origin not in OWN:
+                self.references.append(plan)
         self.ledger.keep([])
         points = _finite((plan.act_bits_mean, plan.error) for plan in new)
         text = f"error {points[0][1]:.3g} at {points[0][0]:.2f} bits" if len(points) == 1 else f"{len(points)} plans measured"

@@ -62,9 +62,18 @@ def within(point: Sequence[float], budget: Budget) -> bool:
     return bytes_ok and (budget.max_mean_act_bits is None or point[1] <= budget.max_mean_act_bits)
 
 
+def fits(scored: ScoredPlan, budget: Budget) -> bool:
+    """Whether a plan respects every limit that is set; a plan of unknown latency does not respect one on time."""
+    if not within(plan_point(scored), budget):
+        return False
+    if budget.max_latency_ms is None:
+        return True
+    return scored.plan.latency_ms is not None and scored.plan.latency_ms <= budget.max_latency_ms
+
+
 def select(front: Sequence[ScoredPlan], budget: Budget) -> ScoredPlan:
     """The plan of least error within budget; ties go to fewer bytes, then fewer bits, then the plan's id."""
-    fitting = [scored for scored in front if within(plan_point(scored), budget)]
+    fitting = [scored for scored in front if fits(scored, budget)]
     if not fitting:
         raise BadInput(_nothing_fits(front, budget))
     return min(fitting, key=lambda s: (s.error, s.plan.weight_bytes, s.plan.act_bits_mean, s.plan.plan_id))
@@ -79,6 +88,13 @@ def _nothing_fits(front: Sequence[ScoredPlan], budget: Budget) -> str:
         return f"max_weight_bytes is {budget.max_weight_bytes}; the smallest plan needs {least_bytes}"
     if budget.max_mean_act_bits is not None and budget.max_mean_act_bits < least_bits:
         return f"max_mean_act_bits is {budget.max_mean_act_bits:g}; the smallest mean of a plan is {least_bits:g}"
+    if budget.max_latency_ms is not None:
+        times = [scored.plan.latency_ms for scored in front if scored.plan.latency_ms is not None]
+        if not times or budget.max_latency_ms < min(times):
+            known = f"the fastest plan takes {min(times):.4g}" if times else "no plan's is known"
+            return f"max_latency_ms is {budget.max_latency_ms:g}; {known}"
+    if budget.max_weight_bytes is None or budget.max_mean_act_bits is None or budget.max_latency_ms is not None:
+        return "no plan meets all limits at once; raise one of them"
     both = [scored for scored in front if scored.plan.weight_bytes <= budget.max_weight_bytes]
     bits = min(scored.plan.act_bits_mean for scored in both)
     return (f"no plan meets both limits: within {budget.max_weight_bytes} bytes the smallest mean of activation bits "

@@ -1,7 +1,8 @@
 """The verb: from a distortion table, a cost table and an evaluator to a front of measured plans.
 
-The beam runs on one allocation of weight bits, the best within the memory budget. Other allocations, from the
-smallest to the largest, get a few measured Lagrangian plans each, so that the front spans the whole range of budgets.
+The beam runs on one allocation of weight bits, the best within the memory budget; its plans are then refined on measured error, weights
+and activations together. Rivals are measured under the same budget. Other weights, from the smallest to the largest, get a few Lagrangian
+plans each, so that the front spans the whole range of budgets.
 
 Dimension letters as in `types.py`: T steps, L layers, C choices.
 """
@@ -9,60 +10,64 @@ Dimension letters as in `types.py`: T steps, L layers, C choices.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from workbench.options import Budget, Cancelled, OnProgress, QuantConfig, SearchConfig, ignore_progress
 from workbench.plans import BitChoice, CostTable, ScoredPlan, make_plan
-from workbench.search.beam import beam_search
+from workbench.search import phases
 from workbench.search.ledger import Evaluator, Row, SearchFailed
 from workbench.search.log import Checkpoint, Log, Measured
-from workbench.search.pareto import select
-from workbench.search.task import Rows, Task
+from workbench.search.pareto import within
+from workbench.search.task import Task
 from workbench.types import DistortionTable, LayerInfo, SearchResult
 
 
 def search(*, layers: Sequence[LayerInfo], sigma_T: Sequence[float], table: DistortionTable, costs: CostTable, quant: QuantConfig,
-           model_hash: str, budget: Budget, config: SearchConfig, evaluator: Evaluator, checkpoint: Checkpoint | None = None,
-           resume: tuple[dict, dict[str, bytes]] | None = None, on_progress: OnProgress = ignore_progress) -> SearchResult:
+           model_hash: str, budget: Budget, config: SearchConfig, evaluator: Evaluator, guide: DistortionTable | None = None,
+           ranked: Mapping[str, DistortionTable] | None = None, prompts: str = "", checkpoint: Checkpoint | None = None,
+           resume: tuple[dict, dict[str, bytes]] | None = None,
+           on_progress: OnProgress = ignore_progress) -> SearchResult:
     """Measure plans and return their front; `chosen` has the least measured error within `budget`.
 
+    Rivals plan by `table`, this search by `guide` (by default the same). `prompts` names what the evaluator measures on; `ranked` are
+    tables whose ranks are compared with those measured.
     `checkpoint(json, blobs)` is called after each step of the beam and each measured plan; pass the pair of the last
     call as `resume` and the result is that of the uninterrupted search, `seconds` apart. It may have had another budget or beam.
-    Raises BadInput when the budget is below the smallest feasible or the evaluator gives nothing usable."""
-    task = Task(layers=tuple(layers), sigma_T=tuple(float(sigma) for sigma in sigma_T), table=table, costs=costs, quant=quant,
-                model_hash=model_hash, budget=budget, config=config)
+    Raises BadInput when the budget is below the smallest feasible or the evaluator gives nothing usable. `so_far` of SearchFailed and
+    Cancelled is the result up to there, or None when no plan within budget had been measured."""
+    task = Task(layers=tuple(layers), sigma_T=tuple(float(sigma) for sigma in sigma_T), table=table, guide=guide or table, costs=costs,
+                quant=quant, model_hash=model_hash, budget=budget, config=config, prompts=prompts,
+                ranked=ranked or {})
     task.check()
     log = Log(evaluator, costs, steps=task.steps, summed=config.scoring == "raw", question=task.fingerprint(),
               on_progress=on_progress, checkpoint=checkpoint, resume=resume)
     try:
         _measure_all(task, log)
-    except (Cancelled, SearchFailed):
+    except (Cancelled, SearchFailed) as stopped:
         log.save()  # nothing that has been measured is lost
+        stopped.so_far = _result(task, log, evaluator.samples) if _choose(task, log) else None
         raise
+    if _choose(task, log) is None:
+        raise SearchFailed("no plan within budget gave a finite error; the model breaks down at this budget: allow more")
     return _result(task, log, evaluator.samples)
 
 
 def _measure_all(task: Task, log: Log) -> None:
-    """Weights, references, beam, other weights: in this order, so that the screen has points to compare with early."""
-    candidates, others, rungs = task.weight_candidates(), task.other_weights(), task.rungs()
-    references = [bits for bits in task.table.act_bits_C if bits != 16]
-    planned_beam = _planned(task, len(rungs))
-    log.total = task.steps * (len(candidates) + len(references) + sum(map(len, others.values()))) + planned_beam
+    """Weights, references and rivals, beam, refinement, other weights: in this order, so that the screen has points to compare
+    with early."""
+    candidates, others = task.weight_candidates(), task.other_weights()
+    log.total = phases.planned(task, len(candidates), others)
     for weights in candidates:
-        _rollout(task, log, weights, task.rows_uniform(16), "uniform", "float activations")
+        phases.measure(task, log, weights, task.rows_uniform(16), "uniform", "float activations")
     chosen = _best_weights(task, log, candidates)
-    for bits in references:
-        _rollout(task, log, chosen, task.rows_uniform(bits), "uniform", f"uniform A{bits}")
-    log.phase(planned_beam, "beam search")
-    _beam(task, log, chosen, rungs)
+    for bits in [bits for bits in task.table.act_bits_C if bits != 16]:
+        phases.measure(task, log, chosen, task.rows_uniform(bits), "uniform", f"uniform A{bits}")
+    phases.rivals(task, log, chosen)
+    phases.beam(task, log, chosen)
+    phases.refine(task, log, chosen)
     for weights, companions in others.items():
         for rows in companions:
-            _rollout(task, log, weights, rows, "lagrangian", f"weights of {task.costs.total_bytes(weights) / 1e6:.2f} MB")
-
-
-def _rollout(task: Task, log: Log, weights: Row, rows: Rows, origin: str, what: str) -> None:
-    log.phase(task.steps, what)
-    log.measure([log.ledger.rollout(weights, rows)], [origin], what)
+            phases.measure(task, log, weights, rows, "lagrangian", f"weights of {task.costs.total_bytes(weights) / 1e6:.2f} MB")
 
 
 def _best_weights(task: Task, log: Log, candidates: list[Row]) -> Row:
@@ -74,35 +79,22 @@ def _best_weights(task: Task, log: Log, candidates: list[Row]) -> Row:
     return best
 
 
-def _beam(task: Task, log: Log, weights: Row, rungs: list[Rows]) -> None:
-    """The beam on the chosen weights, and the measured error of the paths that reach the end."""
-    ledger, follow = log.ledger, task.config.rollout == "quantized"
-    last = beam_search(ledger.root(weights), steps=task.steps, width=task.config.beam, seeds=rungs,
-                       configurations=task.configurations, on_step=log.beam_step,
-                       extend=ledger.extend if follow else ledger.extend_at_float)
-    if follow:  # every candidate has been run to its end
-        ends = last.candidates
-    else:  # sorted, so that plans which share a prefix follow each other
-        kept = dict.fromkeys((*last.anchors, *last.survivors))
-        ends = [ledger.rollout(weights, rows) for rows in sorted(ledger.bits_TL(path) for path in kept)]
-    origins = ["lagrangian" if ledger.bits_TL(path) in rungs else "beam" for path in ends]
-    log.measure(ends, origins, "beam")
+def _choose(task: Task, log: Log) -> Measured | None:
+    """The plan of least measured error within every limit; ties go to fewer bytes, then fewer bits."""
+    fitting = [plan for plan in log.measured.values() if math.isfinite(plan.error) and _fits(task, plan)]
+    return min(fitting, key=lambda plan: (plan.error, plan.weight_bytes, plan.act_bits_mean, plan.act_bits_TL), default=None)
 
 
-def _planned(task: Task, seeds: int) -> int:
-    """Model steps the beam takes at most."""
-    configs, width = task.config.configs, task.config.beam
-    if task.config.rollout == "float":
-        return task.steps * (width * configs + seeds) + task.steps * (width + seeds)
-    return configs + seeds + (task.steps - 1) * (width * configs + seeds)
+def _fits(task: Task, plan: Measured) -> bool:
+    return within(plan.point, task.budget) and task.in_time(plan.weight_bits_L, plan.act_bits_TL)
 
 
 def _result(task: Task, log: Log, samples: int) -> SearchResult:
     front = tuple(_scored(task, plan, samples) for plan in log.front())
-    uniform = [plan for plan in log.measured.values() if plan.origin == "uniform" and plan.error < math.inf]
-    return SearchResult(front=front, references=tuple(_scored(task, plan, samples) for plan in uniform),
-                        chosen=select(front, task.budget), evaluations=log.ledger.evaluations, seconds=log.seconds,
-                        events=tuple(log.events))
+    rivals = [plan for plan in log.references if plan.error < math.inf]
+    return SearchResult(front=front, references=tuple(_scored(task, plan, samples) for plan in rivals),
+                        chosen=_scored(task, _choose(task, log), samples), evaluations=log.ledger.evaluations, seconds=log.seconds,
+                        events=tuple(log.events), ranking=phases.ranking(task, log))
 
 
 def _scored(task: Task, measured: Measured, samples: int) -> ScoredPlan:

@@ -6,7 +6,8 @@ Dimension letters as in `types.py`: T steps, L layers, C choices.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -14,65 +15,107 @@ import torch
 
 from workbench.options import BadInput, Budget, QuantConfig, SearchConfig
 from workbench.plans import CostTable
-from workbench.search.lagrangian import ActHull, activation_hull, allocate_weights, largest_sum
-from workbench.search.ledger import Path, Row
-from workbench.search.rivals import uniform_rows, uniform_weights
+from workbench.search.knapsack import allocate_weights
+from workbench.search.lagrangian import largest_sum
+from workbench.search.ledger import Row
+from workbench.search.meters import Steering, bit_meter, meters, steering
+from workbench.search.ranking import predict
+from workbench.search.rivals import Problem, uniform_rows, uniform_weights
 from workbench.types import DistortionTable, LayerInfo
 
 Rows = tuple[Row, ...]  # activation bits (T, L)
 
-RUNGS = (3.1, 3.3, 3.6, 4.0, 4.5, 5.0, 5.7, 6.5, 8.0)  # mean activation bits of the Lagrangian plans that seed the beam
-LOW, HIGH = 0.85, 1.4  # the beam's configurations steer towards means from LOW to HIGH times the target
-TYPICAL_ACT_BITS = 4.0  # the target where no mean of activation bits is set
+RUNGS = (3.2, 3.6, 4.0, 4.5, 5.5, 8.0)  # mean activation bits of the Lagrangian plans that seed the beam
+LOW, HIGH = 0.85, 1.4  # the beam's configurations steer towards LOW to HIGH times the target
+TYPICAL_ACT_BITS = 4.0  # the target where nothing limits activations
 TYPICAL_WEIGHT_BITS = 4  # what the beam runs on where no memory limit is set
 COMPANION_BITS = {2: 3.3, 3: 3.3, 4: 4.0, 6: 6.0, 8: 8.0, 16: 8.0}  # mean activation bits that suit weights of a width
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What is asked, and the allocations that follow from the tables alone."""
+    """What is asked, and the allocations that follow from the tables alone.
+
+    `table` is the additive distortion table that rivals plan by; `guide` is what this search plans by. `prompts` stands for the prompts
+    that measurements are made on. `ranked` are tables of which the result says how well they order what was measured."""
 
     layers: tuple[LayerInfo, ...]
     sigma_T: tuple[float, ...]
     table: DistortionTable
+    guide: DistortionTable
     costs: CostTable
     quant: QuantConfig
     model_hash: str
     budget: Budget
     config: SearchConfig
+    prompts: str = ""
+    ranked: Mapping[str, DistortionTable] = field(default_factory=dict)
 
     @property
     def steps(self) -> int:
         return len(self.sigma_T)
 
-    @cached_property
-    def hull(self) -> ActHull:
-        return activation_hull(self.table)
+    @property
+    def act_budget(self) -> Budget:
+        """The budget, with a typical mean where nothing limits activations."""
+        if self.budget.max_mean_act_bits is not None or self.budget.max_latency_ms is not None:
+            return self.budget
+        return self.budget.model_copy(update={"max_mean_act_bits": max(TYPICAL_ACT_BITS, min(self.table.act_bits_C))})
 
     @property
     def target_bits(self) -> float:
         """The mean of activation bits that matters most."""
-        return self.budget.max_mean_act_bits or max(TYPICAL_ACT_BITS, min(self.table.act_bits_C))
+        return self.act_budget.max_mean_act_bits or max(TYPICAL_ACT_BITS, min(self.table.act_bits_C))
 
     def check(self) -> None:
         expected = (self.steps, len(self.layers), len(self.table.act_bits_C))
-        if tuple(self.table.error_TLC.shape) != expected:
-            raise BadInput(f"the distortion table is {tuple(self.table.error_TLC.shape)}; steps, layers and choices are {expected}")
+        for table in (self.table, self.guide):
+            if tuple(table.error_TLC.shape) != expected:
+                raise BadInput(f"the distortion table is {tuple(table.error_TLC.shape)}; steps, layers and choices are {expected}")
         limit, least = self.budget.max_mean_act_bits, min(self.table.act_bits_C)
         if limit is not None and limit < least:
             raise BadInput(f"max_mean_act_bits is {limit:g}; the smallest feasible is {least}")
         if self.budget.max_weight_bytes is not None:
             self.weights_within(self.budget.max_weight_bytes)
+        self.steer(self.weight_candidates()[0])
+
+    def under(self, budget: Budget) -> Task:
+        """The same task under another budget."""
+        return replace(self, budget=budget)
+
+    def in_time(self, weight_bits_L: Row, act_bits_TL: Rows) -> bool:
+        """Whether a plan keeps the budget's latency, where it sets one."""
+        limits = meters(self.budget, self.costs, weight_bits_L, self.table.act_bits_C, self.steps)
+        columns_TL = np.searchsorted(self.table.act_bits_C, np.asarray(act_bits_TL))
+        return all(meter.total(columns_TL) <= meter.limit for meter in limits if meter.unit == "us")
+
+    def steer(self, weight_bits_L: Row, table: DistortionTable | None = None) -> Steering:
+        """Lagrangian plans under the budget's limits on activations, by the guide unless another table is given."""
+        return steering(table or self.guide, meters(self.act_budget, self.costs, weight_bits_L, self.table.act_bits_C, self.steps))
+
+    @cached_property
+    def by_bits(self) -> Steering:
+        """Lagrangian plans priced by bits alone."""
+        return steering(self.guide, [bit_meter(self.table.act_bits_C, self.steps, len(self.layers), self.target_bits)])
 
     def rows_within(self, mean_bits: float) -> Rows:
         """The Lagrangian plan of activation bits with at most this mean."""
-        return self.hull.rows_within(largest_sum(mean_bits, self.steps * len(self.layers)))
+        return self.by_bits.rows(largest_sum(mean_bits, self.steps * len(self.layers)))
 
     def rows_uniform(self, act_bits: int) -> Rows:
         return uniform_rows(act_bits, self.steps, len(self.layers))
 
+    def problem(self, weight_bits_L: Row) -> Problem:
+        """What rivals solve: the additive table under the same limit."""
+        steered = self.steer(weight_bits_L, self.table)
+        error_TLC = self.table.error_TLC.double().numpy()
+        return Problem(error_TLC=error_TLC, cost_TLC=np.broadcast_to(steered.cost_LC, error_TLC.shape), limit=steered.target)
+
+    def bits_of(self, columns_TL) -> Rows:
+        return tuple(tuple(int(self.table.act_bits_C[column]) for column in columns_L) for columns_L in columns_TL)
+
     def weights_within(self, max_bytes: int) -> Row:
-        return allocate_weights(self.table.weight_error_LC, self.costs, max_bytes, self.table.weight_bits_C)
+        return allocate_weights(self.guide.weight_error_LC, self.costs, max_bytes, self.guide.weight_bits_C)
 
     @cached_property
     def uniform_bytes(self) -> dict[int, int]:
@@ -90,7 +133,7 @@ class Task:
 
     def other_weights(self) -> dict[Row, list[Rows]]:
         """Allocations that span the range of memory, the best within the bytes of every uniform width, each with the plans of
-        activation bits it is measured with: one that suits the width, and the target."""
+        activation bits it is measured with: one that suits the width."""
         levels: dict[Row, list[Rows]] = {}
         beam_on, least = self.weight_candidates(), min(self.table.act_bits_C)
         for width, size in self.uniform_bytes.items():
@@ -98,38 +141,38 @@ class Task:
             if weights in levels or weights in beam_on:
                 continue
             suited = self.rows_within(max(least, COMPANION_BITS[width]))
-            # The smallest plan of all makes every feasible budget selectable; float weights gain nothing at few bits.
-            first = suited if levels else self.rows_uniform(least)
-            at_few = width == 16 and self.target_bits < COMPANION_BITS[16]
-            levels[weights] = list(dict.fromkeys([first] if at_few else [first, self.rows_within(self.target_bits)]))
+            # The smallest plan of all makes every feasible budget selectable.
+            levels[weights] = [suited] if levels else [self.rows_uniform(least), suited]
         return levels
 
-    def rungs(self) -> list[Rows]:
-        """Lagrangian plans from few bits to many, one of them at the target."""
+    def rungs(self, weight_bits_L: Row) -> list[Rows]:
+        """Lagrangian plans from few bits to many, and the one at the target."""
         means = [mean for mean in RUNGS if mean >= min(self.table.act_bits_C) and abs(mean - self.target_bits) > 0.2]
-        return list(dict.fromkeys(self.rows_within(mean) for mean in sorted([*means, self.target_bits])))
+        plans = [self.rows_within(mean) for mean in means]
+        return list(dict.fromkeys(sorted([*plans, self.steer(weight_bits_L).rows()], key=lambda rows: sum(map(sum, rows)))))
 
-    def configurations(self, path: Path) -> list[Row]:
+    def configurations(self, steered: Steering, step: int, spent: float) -> list[Row]:
         """The rows that extend a path, from low to high: the next row of the Lagrangian plans that would end at, below and above
         the target, given what the path has spent."""
-        cells = self.steps * len(self.layers)
-        least, most = min(self.table.act_bits_C), max(self.table.act_bits_C)
-        means = np.clip(np.linspace(LOW, HIGH, self.config.configs - 1) * self.target_bits, least, most)
-        totals = [largest_sum(mean, cells) for mean in sorted({float(self.target_bits), *means.tolist()})]
-        return list(dict.fromkeys(self.hull.row_after(path.step, total - path.bits) for total in totals))
+        least, most = steered.span
+        totals = np.clip(np.linspace(LOW, HIGH, self.config.configs - 1) * steered.target, least, most)
+        wanted = sorted({float(steered.target), *totals.tolist()})
+        return list(dict.fromkeys(steered.hull.row_after(step, total - spent) for total in wanted))
 
-    def predicted_error(self, weight_bits_L: Row, act_bits_TL: Rows) -> float:
-        """The table's sum over weights and over all (step, layer)."""
-        act_TL = torch.tensor([[self.table.act_bits_C.index(bits) for bits in row] for row in act_bits_TL])
-        weight_L = torch.tensor([self.table.weight_bits_C.index(bits) for bits in weight_bits_L])
-        return float(self.table.error_TLC.double().gather(2, act_TL[..., None]).sum()
-                     + self.table.weight_error_LC.double().gather(1, weight_L[:, None]).sum())
+    def predicted_error(self, weight_bits_L: Row, act_bits_TL: Rows, table: DistortionTable | None = None) -> float:
+        """A table's sum over weights and over all (step, layer); by default the guide's."""
+        return predict(table or self.guide, weight_bits_L, act_bits_TL)
+
+    def scaled(self, act_TLC: np.ndarray, weight_L: np.ndarray) -> DistortionTable:
+        """The guide with its errors multiplied."""
+        return replace(self.guide, error_TLC=self.guide.error_TLC.double() * torch.as_tensor(act_TLC),
+                       weight_error_LC=self.guide.weight_error_LC.double() * torch.as_tensor(weight_L)[:, None])
 
     def fingerprint(self) -> str:
         """Of everything a measurement depends on. The budget and the beam's width are not among it: what one search has measured
         serves another. The tables stand for the calibration prompts, which a search does not see."""
         parts = (self.model_hash, self.sigma_T, [layer.name for layer in self.layers], self.quant, self.config.scoring,
-                 self.config.samples, self.config.seed, self.table.act_bits_C, self.table.weight_bits_C)
+                 self.config.samples, self.config.seed, self.table.act_bits_C, self.table.weight_bits_C, self.prompts)
         digest = hashlib.sha256(repr(parts).encode())
         for tensor in (self.table.error_TLC, self.table.weight_error_LC):
             digest.update(tensor.contiguous().numpy().tobytes())

@@ -10,7 +10,9 @@ import math
 # Perceptually ordered (viridis) for continuous values; ordered steps of plasma for bits, visible on light and dark.
 CONTINUOUS = "Viridis"
 BIT_COLOURS = {2: "#41049d", 3: "#7201a8", 4: "#a62098", 6: "#d5546e", 8: "#f89540", 16: "#f0f921"}
-BLUE, ORANGE, GREEN, GREY, RED = "#4a90d9", "#e08e0b", "#2a9d76", "#8a8f98", "#d1495b"
+BLUE, ORANGE, GREEN, GREY, RED, VIOLET = "#3f86d0", "#d9820a", "#1f9470", "#8a8f98", "#d1495b", "#8e63ce"
+EMPTY_PX = 84  # height of a plot that has nothing to show yet
+FRAME = "#ff4d4d"  # around what is selected
 
 
 def figure(data: list[dict], revision: str, **layout) -> dict:
@@ -22,8 +24,11 @@ def figure(data: list[dict], revision: str, **layout) -> dict:
 
 def empty(message: str) -> dict:
     """A plot that says what will be here."""
-    note = {"text": message, "xref": "paper", "yref": "paper", "x": 0.5, "y": 0.5, "showarrow": False}
-    return figure([], "empty", xaxis={"visible": False}, yaxis={"visible": False}, annotations=[note])
+    note = {"text": message, "xref": "paper", "yref": "paper", "x": 0.5, "y": 0.5, "showarrow": False, "font": {"size": 13},
+            "opacity": 0.65}
+    hidden = {"visible": False}
+    return figure([], "empty", xaxis=hidden, yaxis=hidden, annotations=[note], margin={"l": 8, "r": 8, "t": 8, "b": 8},
+                  meta={"height": EMPTY_PX})
 
 
 def rounded(value: float | None, digits: int = 4) -> float | None:
@@ -50,21 +55,33 @@ def log_axis(title: str, *series) -> dict:
 
 def log_heatmap(value_YX, *, rows, x, revision: str, unit: str, hover: str, selected=None) -> dict:
     """Colour is log10 of the value, hover shows the value itself; None is an empty cell. First row on top."""
+    heat = log_colours(value_YX, rows=rows, x=x, unit=unit, hover=hover)
+    if heat is None:
+        return empty("every value is 0")
+    return figure([heat], revision, xaxis=step_axis(len(x)) | {"showgrid": False, "zeroline": False}, shapes=frame(selected),
+                  yaxis=row_axis(), margin={"l": 58, "r": 8, "t": 40, "b": 44})
+
+
+def row_axis(**more) -> dict:
+    """Named rows, the first on top."""
+    return {"autorange": "reversed", "showgrid": False, "automargin": True, "type": "category", "ticksuffix": " "} | more
+
+
+def log_colours(value_YX, *, rows, x, unit: str, hover: str) -> dict | None:
+    """The heatmap of `log_heatmap` with its colour bar on top; None where no value is positive."""
     value_YX = [[rounded(v) for v in row] for row in value_YX]
     log_YX = [[rounded(math.log10(v)) if v else None for v in row] for row in value_YX]
     levels = [v for row in log_YX for v in row if v is not None]
     if not levels:
-        return empty("every value is 0")
+        return None
     low, high = min(levels), max(levels)
-    ticks = [low + (high - low) * i / 4 for i in range(5)] if high > low else [low]
-    heat = {"type": "heatmap", "z": log_YX, "x": list(x), "y": list(rows), "customdata": value_YX,
+    ticks = [low + (high - low) * i / 3 for i in range(4)] if high > low else [low]
+    return {"type": "heatmap", "z": log_YX, "x": list(x), "y": list(rows), "customdata": value_YX, "name": "map",
             "colorscale": CONTINUOUS, "zmin": low, "zmax": high if high > low else low + 1, "hovertemplate": hover + "<extra></extra>",
             "xgap": 1, "ygap": 1, "hoverongaps": False,
-            "colorbar": {"tickvals": ticks, "ticktext": [f"{10 ** t:.1e}" for t in ticks], "thickness": 12,
-                         "title": {"text": unit, "side": "right"}}}
-    return figure([heat], revision, xaxis=step_axis(len(x)) | {"showgrid": False, "zeroline": False}, shapes=frame(selected),
-                  yaxis={"autorange": "reversed", "showgrid": False, "automargin": True, "type": "category"},
-                  margin={"l": 58, "r": 4, "t": 26, "b": 44})
+            "colorbar": {"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom", "len": 0.66, "thickness": 8,
+                         "tickvals": ticks, "ticktext": [f"{10 ** t:.1e}" for t in ticks], "tickfont": {"size": 10}, "ypad": 4,
+                         "title": {"text": unit + " ", "side": "top", "font": {"size": 11}}}}
 
 
 def frame(cell) -> list[dict]:
@@ -73,7 +90,29 @@ def frame(cell) -> list[dict]:
         return []
     row, column = cell
     return [{"type": "rect", "x0": column - 0.5, "x1": column + 0.5, "y0": row - 0.5, "y1": row + 0.5,
-             "line": {"color": "#ff5d5d", "width": 3}}]
+             "line": {"color": FRAME, "width": 3}}]
+
+
+def _two_parts(left_L, right_LT, *, rows, x, revision: str, shared: dict, bar: dict, words: tuple[str, str]) -> dict:
+    """A map of layers by steps with a narrow column for the stored weights at its left. Cells carry their number where there is room.
+
+    left_L, right_LT: (colour, shown text, value) of each cell; words: what hovering says of a weight and of a step."""
+    room = len(rows) <= 60 and len(x) <= 32
+    shared = {"type": "heatmap", "y": list(rows), "xgap": 1, "ygap": 1} | shared
+
+    def part(cells, **more):
+        picked = {"z": [[c[0] for c in row] for row in cells], "customdata": [[c[2] for c in row] for row in cells]}
+        text = {"text": [[c[1] for c in row] for row in cells], "texttemplate": "%{text}", "textfont": {"size": 9}} if room else {}
+        return shared | picked | text | more
+
+    weights = part([[cell] for cell in left_L], x=["W"], xaxis="x2", showscale=False, name="weights",
+                   hovertemplate=f"%{{y}}<br>{words[0]}<extra></extra>")
+    steps = part(right_LT, x=list(x), name="steps", hovertemplate=f"%{{y}}<br>step %{{x}}: {words[1]}<extra></extra>",
+                 colorbar={"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom",
+                           "len": 0.6, "thickness": 10, "ypad": 4} | bar)
+    return figure([weights, steps], revision, xaxis=step_axis(len(x)) | {"domain": [0.07, 1], "showgrid": False, "zeroline": False},
+                  xaxis2={"domain": [0, 0.05], "anchor": "y", "showgrid": False, "tickangle": 0, "fixedrange": True},
+                  yaxis=row_axis(anchor="x2", nticks=60, tickfont={"size": 10}), margin={"l": 58, "r": 8, "t": 48, "b": 44})
 
 
 def bit_heatmap(bits_LT, *, rows, x, revision: str, weight_bits_L) -> dict:
@@ -81,18 +120,24 @@ def bit_heatmap(bits_LT, *, rows, x, revision: str, weight_bits_L) -> dict:
     levels = sorted(BIT_COLOURS)
     rank = {bits: i for i, bits in enumerate(levels)}
     scale = [[(i + edge) / len(levels), BIT_COLOURS[bits]] for i, bits in enumerate(levels) for edge in (0, 1)]
-    shared = {"type": "heatmap", "y": list(rows), "colorscale": scale, "zmin": -0.5, "zmax": len(levels) - 0.5, "xgap": 1, "ygap": 1}
-    weights = shared | {"z": [[rank[b]] for b in weight_bits_L], "x": ["W"], "xaxis": "x2", "showscale": False,
-                        "customdata": [[b] for b in weight_bits_L], "hovertemplate": "%{y}<br>weight %{customdata} bits<extra></extra>"}
-    steps = shared | {"z": [[rank[b] for b in row] for row in bits_LT], "x": list(x), "customdata": [list(r) for r in bits_LT],
-                      "hovertemplate": "%{y}<br>step %{x}: activations %{customdata} bits<extra></extra>",
-                      "colorbar": {"tickvals": list(range(len(levels))), "ticktext": [str(b) for b in levels], "thickness": 12,
-                                   "title": {"text": "bits", "side": "right"}}}
-    return figure([weights, steps], revision, xaxis=step_axis(len(x)) | {"domain": [0.09, 1], "showgrid": False, "zeroline": False},
-                  xaxis2={"domain": [0, 0.06], "anchor": "y", "showgrid": False, "tickangle": 0},
-                  yaxis={"anchor": "x2", "autorange": "reversed", "automargin": True, "showgrid": False, "type": "category", "nticks": 60,
-                         "tickfont": {"size": 10}},
-                  margin={"l": 58, "r": 4, "t": 26, "b": 44})
+    bar = {"tickvals": list(range(len(levels))), "ticktext": [str(b) for b in levels],
+           "title": {"text": "bits ", "side": "top", "font": {"size": 11}}}
+    return _two_parts([(rank[b], b, b) for b in weight_bits_L], [[(rank[b], b, b) for b in row] for row in bits_LT], rows=rows, x=x,
+                      revision=revision, shared={"colorscale": scale, "zmin": -0.5, "zmax": len(levels) - 0.5}, bar=bar,
+                      words=("weight %{customdata} bits", "activations %{customdata} bits"))
+
+
+def change_heatmap(change_LT, *, rows, x, weights_L) -> dict:
+    """Bits gained (blue) and lost (red) between two plans; no change is blank."""
+    most = max([1, *(abs(c) for row in change_LT for c in row), *map(abs, weights_L)])
+
+    def cell(change):
+        return (change or None, f"{change:+d}" if change else "", change)
+
+    return _two_parts([cell(c) for c in weights_L], [[cell(c) for c in row] for row in change_LT], rows=rows, x=x, revision="change",
+                      shared={"colorscale": "RdBu", "zmin": -most, "zmax": most, "hoverongaps": False},
+                      bar={"title": {"text": "bits of B less bits of A ", "side": "top", "font": {"size": 11}}},
+                      words=("weight %{customdata:+d} bits", "activations %{customdata:+d} bits"))
 
 
 def line(x, y, name: str, colour: str, **more) -> dict:
@@ -107,10 +152,17 @@ def band(x, low, high, name: str, colour: str) -> dict:
             "showlegend": False}
 
 
-def limit(x: float, text: str, x_axis: str = "x") -> tuple[dict, dict]:
-    """A budget: a dashed vertical line and its label."""
-    shape = {"type": "line", "xref": x_axis, "yref": "paper", "x0": x, "x1": x, "y0": 0, "y1": 1,
-             "line": {"color": RED, "width": 2, "dash": "dash"}}
-    label = {"xref": x_axis, "yref": "paper", "x": x, "y": 1, "text": text, "showarrow": False, "font": {"color": RED},
-             "xanchor": "right", "yanchor": "top", "xshift": -4}
-    return shape, label
+def limit(x: float, text: str, x_axis: str = "x") -> tuple[list[dict], dict]:
+    """A budget: a dashed vertical line, the infeasible side of it shaded, and its label."""
+    place = {"xref": x_axis, "yref": "paper", "y0": 0, "y1": 1}
+    line_ = {"type": "line", "name": "limit", "x0": x, "x1": x, "line": {"color": RED, "width": 2, "dash": "dash"}} | place
+    beyond = {"type": "rect", "name": "infeasible", "x0": x, "x1": x + 1e6, "line": {"width": 0}, "fillcolor": RED,
+              "opacity": 0.07, "layer": "below"} | place
+    label = {"xref": x_axis, "yref": "paper", "x": x, "y": 1, "text": f"≤ {x:g} {text}", "showarrow": False,
+             "font": {"color": RED, "size": 11}, "xanchor": "left", "yanchor": "top", "xshift": 3}
+    return [line_, beyond], label
+
+
+def marker_line(x: float, colour: str = RED) -> dict:
+    """A dotted vertical line at the selected step."""
+    return {"type": "line", "x0": x, "x1": x, "yref": "paper", "y0": 0, "y1": 1, "line": {"color": colour, "width": 1.5, "dash": "dot"}}

@@ -9,10 +9,11 @@ import typing
 import annotated_types
 import gradio as gr
 
-from workbench.options import GROUP_SIZES, WEIGHT_BITS, Frozen
+from workbench.options import GROUP_SIZES, LATENCY_TARGETS, WEIGHT_BITS, Frozen
 
 NONE = "none"
-CHOICES = {"group_size": [*GROUP_SIZES, NONE], "modulation_bits": list(WEIGHT_BITS)}  # fields whose validator knows a short list
+CHOICES = {  # fields whose validator knows a short list
+    "group_size": [*GROUP_SIZES, NONE], "modulation_bits": list(WEIGHT_BITS), "target": list(LATENCY_TARGETS)}
 WIDE = 1000  # a slider over a larger range cannot be aimed; use a number box
 
 
@@ -24,6 +25,15 @@ def build(options: type[Frozen], *names: str) -> dict[str, gr.components.Compone
 def read(options: type[Frozen], names, values, **fixed):
     """The options that a form holds; raises BadInput with one line."""
     return options.parse({**fixed, **{name: _clean(options, name, value) for name, value in zip(names, values)}})
+
+
+def prompts(value) -> tuple[str, ...]:
+    """The prompts of a table's rows or of a text box: one per row or line, empty ones left out."""
+    if isinstance(value, str):
+        lines = value.splitlines()
+    else:
+        lines = [row[0] if isinstance(row, list | tuple) and row else row for row in value or ()]
+    return tuple(text for text in (str(line or "").strip() for line in lines) if text)
 
 
 def bounds(options: type[Frozen], name: str) -> tuple[float | None, float | None]:

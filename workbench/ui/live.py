@@ -14,10 +14,9 @@ from typing import Any
 import gradio as gr
 
 from workbench.options import BadInput
-from workbench.ui.session import Session, Store
+from workbench.ui.session import TICK_S, Session, Store
 
 log = logging.getLogger("workbench.ui")
-TICK_S = 0.25
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,7 @@ class Page:
         self.session_id = gr.State("")
         self.seen = gr.State({})
         self.timer = gr.Timer(TICK_S, active=True)
+        self.on_open: Callable[[Session, str], None] = lambda session, link: None  # `link` is what follows ?plan=
         self.lives: list[Live] = []
         self.listeners: list[Listener] = []
 
@@ -63,11 +63,13 @@ class Page:
 
     def bind(self, demo: gr.Blocks, kept_id: gr.BrowserState) -> None:
         outputs = [self.session_id, self.seen, *(live.component for live in self.lives)]
-        # One event at a time: a tick that was drawn before a click must not arrive after it.
+        # One event at a time: a tick that was drawn before a click must not arrive after it. Each takes milliseconds; what takes
+        # longer is a job, or goes off the request with `Session.soon`.
         shared = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": 1, "concurrency_id": "page"}
 
-        def open_page(session_id):
+        def open_page(session_id, request: gr.Request):
             session = self.store.open(session_id if isinstance(session_id, str) else "")
+            self.on_open(session, str(request.query_params.get("plan", "")))
             return [session.id, *self.refresh(session, {})]
 
         def tick(session_id, seen):

@@ -1,4 +1,4 @@
-"""The page: title, status line, five screens. Built without torch; models are loaded by a job once the port is bound."""
+"""The page: title, status line, guided visit, six screens. Built without torch; models are loaded by a job once the port is bound."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ from collections.abc import Callable
 import gradio as gr
 
 from workbench.jobs import Board
-from workbench.ui import style, tables
+from workbench.ui import budgets, guide, limits, style, tables, widget
+from workbench.ui.actions import export as export_actions
 from workbench.ui.live import Page
-from workbench.ui.session import Store
-from workbench.ui.tabs import compare, export, model, search, sensitivity
+from workbench.ui.session import TICK_S, Store
+from workbench.ui.tabs import compare, export, methods, model, search, sensitivity
 
 TITLE = "AdaTSQ Workbench"
-UPLOAD_LIMIT = "10mb"  # prompts and plans are far smaller
-
 
 def build(store: Store) -> gr.Blocks:
     """All screens in one Blocks: a Blocks rendered into a tab would lose its listeners."""
-    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as demo:
+    gr.set_static_paths([store.downloads.name])
+    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(3600, 6 * 3600)) as demo:
         page = Page(store)
         kept_id = gr.BrowserState("", storage_key="adatsq-session", secret=secrets.token_urlsafe(16))
-        gr.Markdown(f"# {TITLE}\nSee where a diffusion transformer is fragile, spend bits there, prove it, take it away.", elem_id="title")
         status = gr.HTML(elem_id="status", padding=False)
-        with gr.Tabs():
+        tour = widget.picker("guide")
+        example = gr.HTML(elem_id="example", padding=False)
+        with gr.Tabs() as tabs:
             with gr.Tab("Model", id="model", render_children=True):
                 form = model.build(page)
             with gr.Tab("Sensitivity", id="sensitivity", render_children=True):
@@ -33,12 +34,41 @@ def build(store: Store) -> gr.Blocks:
                 search.build(page)
             with gr.Tab("Compare", id="compare", render_children=True):
                 compare.build(page)
-            with gr.Tab("Export", id="export", render_children=True):
+            with gr.Tab("Methods", id="methods", render_children=True):
+                methods.build(page)
+            with gr.Tab("Export", id="export", render_children=True) as last:
                 export.build(page)
-        page.show(status, ["job", "bundle", "source"], lambda s: tables.status(_model_line(s), s.snapshot()))
-        page.show(page.timer, ["busy"], lambda s: gr.Timer(active=s.busy))
+        page.show(status, ["job", "bundle", "source"], lambda s: tables.status(TITLE, _model_line(s), s.snapshot()))
+        page.show(tour, ["busy", "bundle", "profile", "example", "result", "comparison", "exported"], guide.view)
+        page.show(example, ["example"], lambda s: tables.notice(s.example, "example") if s.example else "")
+        page.show(tabs, ["screen"], lambda s: gr.Tabs(selected=s.screen) if s.screen else gr.skip())
+        page.show(page.timer, ["pace"], lambda s: gr.Timer(s.pace_s or TICK_S, active=s.pace_s is not None))
+        page.on(tour.pick, guide.follow, tab="guide", with_payload=True)
+        page.on(last.select, export_actions.write_files, tab="export")
+        page.on_open = export_actions.follow_link
+        store.on_adopt = _adopted
         page.bind(demo, kept_id)
     return demo
+
+
+def _adopted(session) -> None:
+    """A model has been loaded: show its example run if there is one, and apply the link that waited for it."""
+    from workbench import examples
+
+    bundle = session.bundle
+    found = examples.load(bundle.name, bundle.model_hash) if bundle.source == bundle.name else None
+    if found is not None:
+        show_example(session, found)
+    export_actions.restore(session)
+
+
+def show_example(session, found) -> None:
+    """Fill every screen with a run that was made elsewhere, and say so."""
+    smap, chosen = found.sensitivity, found.result.chosen
+    limits_ = {axis.field: axis.shown(chosen.plan) for axis in budgets.offered(found)}
+    session.set(profile=found, example=found.made, fisher_TL=tuple(smap.fisher_TL.tolist()), stderr_TL=smap.stderr_TL.tolist(),
+                budget=limits_, result=found.result, events=found.result.events, chosen=chosen, comparison=found.comparison,
+                comparisons={chosen.plan.plan_id: found.comparison})
 
 
 def _model_line(session) -> str:
@@ -54,8 +84,19 @@ def launch(host: str, port: int, when_built: Callable[[], None] = lambda: None) 
     demo = build(store)
     when_built()
     demo.queue(default_concurrency_limit=None, api_open=False)
-    demo.launch(server_name=host, server_port=port, prevent_thread_lock=True, quiet=True, ssr_mode=False, show_error=True,
-                max_file_size=UPLOAD_LIMIT, theme=style.theme(), css=style.CSS, footer_links=[], run_history=False)
+    demo.launch(
+        server_name=host,
+        server_port=port,
+        prevent_thread_lock=True,
+        quiet=True,
+        ssr_mode=False,
+        show_error=True,
+        max_file_size=f"{limits.here().upload_mb}mb",
+        theme=style.theme(),
+        css=style.css(),
+        footer_links=[],
+        run_history=False,
+    )
     print(f"{TITLE}: http://{host}:{port}", flush=True)
     store.start_preload()
     demo.block_thread()

@@ -7,22 +7,29 @@ is drawn again (see `live.py`); jobs set values from their worker thread, the pa
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import secrets
 import shutil
 import tempfile
 import threading
+import time
 from collections import Counter, OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from workbench.jobs import SHARED, Board, Job
 from workbench.options import BadInput, ModelSpec, Progress, TraceConfig
+from workbench.ui import limits
 
+log = logging.getLogger("workbench.ui")
 KEPT_SESSIONS, KEPT_PROFILES = 256, 8  # a profile holds its trace and every solved weight; a session without one is small
 SHOWN_PROMPTS = 16  # of the model's calibration prompts; the box can be edited
 EMBEDDED = ModelSpec().source
+TICK_S, WAITING_S = 0.25, 1.0  # how often a page asks while its job runs, and while it waits in line
 
 
 def stages():
@@ -33,8 +40,8 @@ def stages():
 
 
 @dataclass(frozen=True)
-class Imported:
-    """A plan that came from a file: nothing about it has been measured here."""
+class Drafted:
+    """A plan from a file, a link or a visitor's hand: nothing about it has been measured here."""
 
     plan: Any
     error: float | None = None
@@ -44,14 +51,18 @@ class Imported:
 
 
 # What depends on the profile is forgotten with a new profile; what depends on the model, when another one is loaded.
-OF_PROFILE = {"events": (), "replay": None, "result": None, "chosen": None, "comparison": None, "pair": 0, "exported": None}
-OF_MODEL = {"profile": None, "fisher_TL": (), "stderr_TL": None, "cell": (None, None), **OF_PROFILE}
+OF_PROFILE = {"events": (), "replay": None, "result": None, "chosen": None, "pinned": None, "edits": (), "comparison": None,
+              "comparisons": {}, "pair": 0, "at_step": False, "preview": None, "blind": None, "exported": None, "look": None,
+              "floor_db": None, "sliders_moved": None, "written": None}
+OF_MODEL = {"profile": None, "example": None, "fisher_TL": (), "stderr_TL": None, "cell": (None, None), **OF_PROFILE}
+LIGHT_THREADS = 2
 
 
 class Session:
     """One visitor's state. Read attributes freely; write through `set`.
 
-    fisher_TL holds a row per step, None while a step is unknown; cell is the selected (layer index, step)."""
+    fisher_TL holds a row per step, None while a step is unknown; cell is the selected (layer index, step), budget the limits by
+    field of `Budget`, in the units of the sliders. example names where a shown example run was made, None for one's own."""
 
     def __init__(self, board: Board, store: Store):
         self.id = secrets.token_urlsafe(24)
@@ -61,14 +72,43 @@ class Session:
         self.job: Job | None = None
         self.source, self.bundle = EMBEDDED, None
         self.notices: dict[str, tuple[str, str]] = {}
-        self.how, self.gain, self.prompts_text = "mean", 8.0, ""
+        self.how, self.quantity, self.map_bits = "mean", "fisher", 4
+        self.mode, self.gain, self.brush, self.prompts = "slider", 8.0, None, ()
         self.steps, self.seed = TraceConfig().steps, TraceConfig().seed
-        self.budget: tuple[float | None, float | None] = (None, None)  # megabytes, mean activation bits
+        self.compare_form: tuple[tuple[str, ...], int, int] | None = None  # prompts, seed, steps
+        self.budget: dict[str, float] = {}
+        self.outline, self.screen = None, None
+        self.followed = ""  # the link that has been followed
+        self.restoring = None  # what a link asks for and the model is still loaded for
+        self.pending, self.seen_s = 0, time.monotonic()
         self.quantized: tuple[str, Any] | None = None
         self._drawn: tuple[str, int, bool] = ("", -1, False)
-        self._events_read = 0
+        self._events_read, self._place, self._pace = 0, 0, None
         for name, value in OF_MODEL.items():
             setattr(self, name, value)
+
+    @property
+    def pace_s(self) -> float | None:
+        """After how many seconds the page should ask again; None when nothing will change by itself."""
+        if self.pending > 0 or (self.busy and self.job.state != "queued"):
+            return TICK_S
+        return WAITING_S if self.busy else None
+
+    def soon(self, what: str, work: Callable[[], None]) -> None:
+        """Do something short off the request, beside whatever heavy job is running."""
+        def run():
+            try:
+                work()
+            except Exception as error:
+                log.exception("%s failed", what)
+                self.say(what, f"{type(error).__name__}: {(str(error) or 'no message').splitlines()[0]}")
+            finally:
+                with self.lock:
+                    self.pending -= 1
+
+        with self.lock:
+            self.pending += 1
+        self.store.light.submit(run)
 
     def set(self, **values) -> None:
         with self.lock:
@@ -99,8 +139,10 @@ class Session:
         path.mkdir(exist_ok=True)
         return path
 
-    def forget(self) -> None:
-        """Nobody can come back to this session: drop what it kept on disk, except checkpoints that were exported."""
+    def forget(self, *, exports_too: bool = False) -> None:
+        """Nobody can come back to this session: drop what it kept on disk; checkpoints that were exported only if told so."""
+        if exports_too:
+            shutil.rmtree(self.folder, ignore_errors=True)
         for path in self.folder.glob("*"):
             if path.is_file():
                 path.unlink(missing_ok=True)
@@ -132,15 +174,20 @@ class Session:
 
     def adopt(self, bundle) -> None:
         """A model has been loaded: start afresh with it. Prompts typed while the first one was loading are kept."""
-        typed = self.prompts_text if self.bundle is None and self.prompts_text.strip() else ""
-        self.set(source=bundle.source, quantized=None, prompts_text=typed or "\n".join(bundle.prompts("calibration")[:SHOWN_PROMPTS]),
-                 bundle=bundle, **OF_MODEL)
+        typed = self.prompts if self.bundle is None else ()
+        self.set(source=bundle.source, quantized=None, prompts=typed or bundle.prompts("calibration")[:SHOWN_PROMPTS],
+                 compare_form=(bundle.prompts("showcase")[:4], self.seed, self.steps), bundle=bundle, **OF_MODEL)
+        self.store.on_adopt(self)
 
     def snapshot(self):
         return self.board.snapshot(self.job) if self.job is not None else None
 
     def sync(self) -> None:
         """Take over what the job has reported since the last look."""
+        pace = self.pace_s
+        if pace != self._pace:
+            self._pace = pace
+            self.rev["pace"] += 1
         if self.job is None:
             return
         if self.bundle is None and self.job is self.store.preload and not self.job.active:
@@ -148,12 +195,16 @@ class Session:
                 self.say("model", self.job.error)
             else:
                 self.adopt(self.job.result)
-        seen = (self.job.id, self.job.snapshot().version, self.busy)
+        state = self.job.snapshot()
+        seen = (self.job.id, state.version, self.busy)
         if seen != self._drawn:
             self.rev["busy"] += seen[2] != self._drawn[2]
             self.rev["job"] += 1
             self._drawn = seen
             self._take_events()
+        elif state.state == "queued" and self._place != self.snapshot().ahead:
+            self.rev["job"] += 1
+        self._place = self.snapshot().ahead
 
     def _take_events(self) -> None:
         news = self.job.events[self._events_read:]
@@ -175,6 +226,8 @@ class Store:
         self.board = board
         self.downloads = tempfile.TemporaryDirectory(prefix="adatsq-")  # removed when the process ends
         self.preload: Job | None = None
+        self.light = ThreadPoolExecutor(LIGHT_THREADS, thread_name_prefix="light")
+        self.on_adopt: Callable[[Session], None] = lambda session: None  # what to show of a model nobody has profiled yet
         self._sessions: OrderedDict[str, Session] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -195,13 +248,16 @@ class Store:
                 session.job = self.preload
                 self._sessions[session.id] = session
             self._sessions.move_to_end(session.id)
+            session.seen_s = time.monotonic()
             self._forget_oldest()
         return session
 
     def _forget_oldest(self) -> None:
         newest_first = list(reversed(self._sessions.values()))
-        profiled = [session for session in newest_first if session.profile is not None]
-        for session in {*newest_first[KEPT_SESSIONS:], *profiled[KEPT_PROFILES:]}:
+        profiled = [session for session in newest_first if session.profile is not None and session.example is None]
+        limit = limits.here()
+        ended = [s for s in newest_first if time.monotonic() - s.seen_s > 60 * limit.idle_minutes]
+        for session in {*newest_first[KEPT_SESSIONS:], *profiled[KEPT_PROFILES:], *ended}:
             if not session.busy:
                 del self._sessions[session.id]
-                session.forget()
+                session.forget(exports_too=not limit.keeps_exports)

@@ -1,67 +1,25 @@
-"""A Plotly figure in a `gr.HTML` component: it keeps its DOM node and zoom across updates and reports clicks.
+"""Components of our own on top of `gr.HTML`: a Plotly figure that keeps its node and zoom, and HTML whose parts can be picked.
 
-`gr.Plot` can do neither. plotly.min.js comes from the installed plotly package, so nothing is fetched from elsewhere.
+`gr.Plot` rebuilds its node with every update and reports no clicks. The scripts are files of this package and of the installed plotly
+package, so nothing is fetched from elsewhere. What a browser sends is checked here before anything uses it.
 """
 
 from __future__ import annotations
 
 import importlib.util
+from html import escape
 from pathlib import Path
 
 import gradio as gr
 
 ID_LENGTH = 64
-
-_ON_LOAD = """
-const P = window.Plotly;
-const node = element.querySelector('.plot');
-const config = {displaylogo: false, responsive: false, scrollZoom: false,
-                modeBarButtonsToRemove: ['sendChartToCloud', 'sendDataToCloud', 'lasso2d', 'select2d']};
-let wired = false, missed = false;
-
-function painted(layout) {
-  const css = getComputedStyle(element);
-  const ink = css.getPropertyValue('--body-text-color').trim() || '#222';
-  const rule = css.getPropertyValue('--border-color-primary').trim() || '#ddd';
-  const out = {...layout, paper_bgcolor: 'rgba(0,0,0,0)', plot_bgcolor: 'rgba(0,0,0,0)',
-               font: {color: ink, family: css.fontFamily, size: 12}, autosize: true, height: node.clientHeight,
-               modebar: {bgcolor: 'rgba(0,0,0,0)', color: ink}};
-  for (const key of Object.keys(out)) {
-    if (/^[xy]axis/.test(key)) out[key] = {gridcolor: rule, zerolinecolor: rule, linecolor: rule, ...out[key]};
-  }
-  return out;
-}
-
-function clicked(event) {
-  const point = event.points && event.points[0];
-  if (!point) return;
-  const index = Array.isArray(point.pointIndex) ? point.pointIndex : [point.pointNumber, -1];
-  const custom = Array.isArray(point.customdata) ? point.customdata : [];
-  trigger('cell_click', {row: index[0], column: index[1], list: String(custom[0] ?? ''), index: Number(custom[1] ?? -1)});
-}
-
-function draw() {
-  const figure = props.value;
-  if (!P || !figure || !figure.data) return;
-  missed = !node.clientWidth;  // on a hidden screen: drawn when it is shown
-  if (missed) return;
-  P.react(node, figure.data, painted(figure.layout), config).then(() => {
-    if (!wired) { wired = true; node.on('plotly_click', clicked); }
-  });
-}
-
-watch('value', draw);
-draw();
-let width = node.clientWidth;
-new ResizeObserver(() => {
-  const stale = node.clientWidth && (missed || node.clientWidth !== width);
-  if (!stale) return;
-  width = node.clientWidth;
-  draw();
-  if (wired) P.Plots.resize(node);
-}).observe(node);
-new MutationObserver(draw).observe(document.body, {attributes: true, attributeFilter: ['class']});
-"""
+STATIC = Path(__file__).parent / "static"
+# The names of events must stand here in quotes: gradio looks for them in this text.
+_PLOT = "window.adatsqPlot(element, props, watch, {click: (sent) => trigger('cell_click', sent)});"
+_PAINTABLE = (
+    "window.adatsqPlot(element, props, watch, {click: (sent) => trigger('cell_click', sent), paint: (sent) => trigger('paint', sent)});"
+)
+_PICKER = "window.adatsqPicker(element, watch, (sent) => trigger('pick', sent));"
 
 
 def plotly_script() -> Path:
@@ -70,15 +28,41 @@ def plotly_script() -> Path:
     return Path(spec.submodule_search_locations[0]) / "package_data" / "plotly.min.js"
 
 
-def plot(value: dict | None = None, *, elem_id: str, height: int, label: str) -> gr.HTML:
-    """`value` is a figure dict of `figures.py`. Clicks arrive as the event `cell_click`; read them with `clicked_cell`.
+def served(path: Path) -> str:
+    """Address of a file of ours, new whenever the file is: a browser may keep what it has."""
+    gr.set_static_paths([path.parent])
+    return f"/gradio_api/file={path}?v={int(path.stat().st_mtime)}"
+
+
+def scripts(*names: str) -> str:
+    """Tags for the page's head: plotly first, then files of this package."""
+    paths = [plotly_script(), *(STATIC / name for name in names)]
+    return "".join(f'<script src="{served(path)}"></script>' for path in paths)
+
+
+def plot(value: dict | None = None, *, elem_id: str, height: int, label: str, paintable: bool = False) -> gr.HTML:
+    """`value` is a figure dict of `figures.py`. Clicks arrive as the event `cell_click` (read them with `clicked_cell`), painted
+    rectangles as `paint` (read them with `painted_cells`).
 
     A function, since Gradio writes a stub file beside every subclass of its components."""
-    gr.set_static_paths([plotly_script().parent])
-    template = (f'<div class="plot-title">{label}</div>'
-                f'<div class="plot" role="img" aria-label="{label}" style="height:{height}px;width:100%"></div>')
-    return gr.HTML(value, elem_id=elem_id, html_template=template, js_on_load=_ON_LOAD, container=True, elem_classes=["plot-card"],
-                   head=f'<script src="/gradio_api/file={plotly_script()}"></script>')
+    template = (
+        f'<div class="plot-title">{escape(label)}</div>'
+        f'<div class="plot" role="img" aria-label="{escape(label)}" style="height:{height}px;width:100%"></div>'
+    )
+    return gr.HTML(
+        value,
+        elem_id=elem_id,
+        html_template=template,
+        js_on_load=_PAINTABLE if paintable else _PLOT,
+        container=True,
+        elem_classes=["plot-card"],
+        head=scripts("plot.js"),
+    )
+
+
+def picker(elem_id: str, value: str = "", **more) -> gr.HTML:
+    """HTML made by `tables.py`; an element with data-pick sends its JSON as the event `pick` when clicked, or with Enter."""
+    return gr.HTML(value, elem_id=elem_id, js_on_load=_PICKER, head=scripts("plot.js"), padding=False, **more)
 
 
 def _whole(value, limit: int) -> int | None:
@@ -102,3 +86,47 @@ def clicked_point(payload, lengths: dict[str, int]) -> tuple[str, int] | None:
         return None
     index = _whole(payload.get("index"), lengths[name])
     return None if index is None else (name, index)
+
+
+def painted_cells(payload, rows: int, columns: int) -> tuple[str, range, range] | None:
+    """("weights" or "steps", rows, columns) of a painted rectangle cut to the map, or None if nothing of it is inside."""
+    payload = payload if isinstance(payload, dict) else {}
+    corners = [payload.get(name) for name in ("row", "last_row", "column", "last_column")]
+    part = payload.get("part")
+    if part not in ("weights", "steps") or not all(isinstance(c, int) and not isinstance(c, bool) for c in corners):
+        return None
+    top, bottom, left, right = corners
+    inside = (range(max(0, top), min(bottom, rows - 1) + 1), range(max(0, left), min(right, columns - 1) + 1))
+    return (part, *inside) if all(inside) else None
+
+
+def picked(payload, name: str, limit: int) -> int | None:
+    """An index that a picked element carries under `name`, or None."""
+    return _whole(payload.get(name), limit) if isinstance(payload, dict) else None
+
+
+_VIEWER_TEMPLATE = """<div class="viewer nothing">
+<div class="bar"><div class="modes" role="group" aria-label="how to compare"></div>
+<label class="gain" hidden>gain <input type="range" min="1" max="64" step="1" aria-label="gain of the difference"><output></output></label>
+<button type="button" class="reset" title="zoom and position as at first">Reset view</button></div>
+<div class="stage"><canvas tabindex="0" role="img"></canvas><p class="nothing-yet"></p></div>
+<p class="help"></p>
+<div class="vote" hidden><button type="button" data-choice="a">A looks better</button><button type="button" data-choice="same">No difference
+</button><button type="button" data-choice="b">B looks better</button><span class="tally" role="status"></span></div>
+<p class="caption" role="status"></p>
+<label class="scrub" hidden>denoising step
+<input type="range" min="0" max="0" step="1" aria-label="denoising step"><output></output></label>
+</div>"""
+
+
+def viewer(elem_id: str) -> gr.HTML:
+    """Two images compared on one canvas; `value` is made by `views.compare.viewer`. What the visitor does arrives as the event `look`."""
+    return gr.HTML(
+        None,
+        elem_id=elem_id,
+        html_template=_VIEWER_TEMPLATE,
+        head=scripts("viewer.js"),
+        container=True,
+        elem_classes=["plot-card"],
+        js_on_load="window.adatsqViewer(element, props, watch, (sent) => trigger('look', sent));",
+    )

@@ -5,35 +5,78 @@ from __future__ import annotations
 import gradio as gr
 
 from workbench.options import TraceConfig
-from workbench.ui import actions, forms, tables, views
+from workbench.ui import forms, tables, widget
+from workbench.ui.actions import model as actions
 from workbench.ui.live import Page
 from workbench.ui.session import EMBEDDED
 from workbench.ui.tabs import Form, notice_line
+from workbench.ui.views import model as views
 
 
 def build(page: Page) -> Form:
     with gr.Row(equal_height=False):
-        with gr.Column(scale=2, min_width=320):
-            source = gr.Dropdown([EMBEDDED], value=EMBEDDED, allow_custom_value=True, label="model", elem_id="source",
-                                 info="embedded model, folder of a diffusers pipeline (safetensors), or hub id")
+        with gr.Column(scale=5, min_width=320):
+            cards = widget.picker("models")
+            summary = gr.HTML(elem_id="summary")
+        with gr.Column(scale=4, min_width=300):
+            info = "embedded name, folder of a diffusers pipeline (safetensors), or hub id"
+            source = gr.Textbox(value=EMBEDDED, label="or another model", elem_id="source", max_lines=1, interactive=True, info=info)
             load = gr.Button("Load model", elem_id="load")
             notice_line(page, "model")
-            with gr.Row():
-                form = Form(TraceConfig, forms.build(TraceConfig, "steps", "seed"))
-            prompts = gr.Textbox(label="calibration prompts, one per line", lines=10, max_lines=16, elem_id="prompts", interactive=True)
-            upload = gr.UploadButton("Upload prompts", file_types=["text", ".json", ".csv"], size="sm", elem_id="upload-prompts")
-        with gr.Column(scale=3, min_width=320):
-            summary, protected = gr.HTML(elem_id="summary"), gr.HTML()
-    page.show(summary, ["bundle", "busy"], lambda s: views.model_summary(s.bundle) if s.bundle
-              else tables.notice("loading the model" if s.busy else "", "info"))
-    page.show(protected, ["bundle"], lambda s: views.protected(s.bundle) if s.bundle else "")
-    page.show(prompts, ["prompts_text"], lambda s: s.prompts_text)
+            outline = gr.HTML(elem_id="outline")
+            form = Form(TraceConfig, forms.build(TraceConfig, "steps", "seed"))
+        with gr.Column(scale=6, min_width=320):
+            prompts = _prompt_table()
+            upload = gr.UploadButton(
+                "Upload prompts: .txt, .csv or .json", file_types=[".txt", ".json", ".csv"], size="sm", elem_id="upload-prompts"
+            )
+            default = gr.Button("Back to the model's own set", size="sm", elem_id="default-prompts")
+    _show(page, cards, outline, summary)
+    page.show(prompts, ["prompts"], lambda s: [[text] for text in s.prompts] or [[""]])
     page.show(form.components["steps"], ["steps"], lambda s: s.steps)
     page.show(form.components["seed"], ["seed"], lambda s: s.seed)
     page.show(source, ["source"], lambda s: s.source)
     page.show(load, ["busy"], lambda s: gr.Button(interactive=not s.busy))
+    page.on(cards.pick, actions.pick_model, tab="model", with_payload=True)
     page.on(load.click, actions.load_model, [source], tab="model")
+    page.on(source.submit, actions.load_model, [source], tab="model")
+    page.on(source.blur, actions.look_at_model, [source], tab="model")
     page.on(upload.upload, actions.upload_prompts, [upload], tab="model")
-    page.on(prompts.blur, actions.keep_prompts, [prompts], tab="model")
+    page.on(default.click, actions.default_prompts, tab="model")
+    page.on(prompts.input, actions.keep_prompts, [prompts], tab="model")
     form.components["prompts"] = prompts
     return form
+
+
+def _prompt_table() -> gr.Dataframe:
+    return gr.Dataframe(
+        headers=["prompt"],
+        datatype="str",
+        type="array",
+        column_count=(1, "fixed"),
+        row_count=1,
+        interactive=True,
+        label="calibration prompts: double click edits, the menu of a row adds and deletes",
+        elem_id="prompts",
+        max_height=430,
+        show_row_numbers=True,
+        wrap=True,
+    )
+
+
+def _show(page: Page, cards, outline, summary) -> None:
+    page.show(cards, ["bundle", "source"], lambda s: views.model_cards(s.bundle.source if s.bundle else ""))
+    page.show(
+        outline,
+        ["outline", "bundle"],
+        lambda s: views.outline_numbers(s.outline) if s.outline and not (s.bundle and s.bundle.source == s.outline.source) else "",
+    )
+    page.show(
+        summary,
+        ["bundle", "busy"],
+        lambda s: (
+            views.model_summary(s.bundle) + views.protected(s.bundle)
+            if s.bundle
+            else tables.empty("The model is loading" if s.busy else "No model is loaded", "Its layers and sizes appear here.")
+        ),
+    )

@@ -1,88 +1,127 @@
-"""Screen 3: a budget, the search as it advances, the front it found, and the plan that was chosen."""
+"""Screen 3: a budget, the search as it advances, the front it found, and the plan that was chosen or painted."""
 
 from __future__ import annotations
 
 import gradio as gr
 
-from workbench.options import Budget, SearchConfig
-from workbench.ui import actions, forms, tables, views
+from workbench.options import SearchConfig
+from workbench.ui import budgets, forms, tables, widget
+from workbench.ui.actions import common
+from workbench.ui.actions import search as actions
 from workbench.ui.live import Page
-from workbench.ui.tabs import notice_line
-from workbench.ui.widget import plot
+from workbench.ui.tabs import notice_line, plan
+from workbench.ui.views import search as views
 
-LARGEST_MB = 1e6
+FOUND = ("events", "result")
 
 
-def build(page: Page) -> None:
-    low_bits, high_bits = forms.bounds(Budget, "max_mean_act_bits")
-    with gr.Row():
-        start = gr.Button("Search", variant="primary", elem_id="search", min_width=120, scale=0, interactive=False)
-        stop = gr.Button("Stop", elem_id="stop-search", min_width=120, scale=0, interactive=False)
-        memory = gr.Slider(0, LARGEST_MB, label="memory budget (MB, transformer)", step=0.01, elem_id="budget-mb", interactive=True)
-        bits = gr.Slider(low_bits, high_bits, value=4.5, step=0.05, label="budget of mean activation bits", elem_id="budget-bits",
-                         interactive=True)
+def build(page: Page) -> list:
+    """Returns the inputs of the Search button."""
+    start, stop, sliders = _tools()
+    knee, floor, floor_db = _picks()
     notice_line(page, "search")
-    with gr.Accordion("Settings of the search", open=False), gr.Row():
+    with gr.Accordion("Settings of the search", open=False, elem_classes=["settings"]):
         settings = list(forms.build(SearchConfig, *actions.SEARCH_FORM).values())
     line = gr.HTML(elem_id="search-line")
     with gr.Row(equal_height=False):
         with gr.Column(scale=3, min_width=340):
-            pareto = plot(elem_id="pareto", height=380, label="Measured error against both budgets; click a plan to choose it")
-            bit_map = plot(elem_id="bit-map", height=740, label="Bits of the chosen plan, layer by step")
+            front = widget.plot(elem_id="pareto", height=400, label="Measured error against every budget; click a plan to choose it")
         with gr.Column(scale=2, min_width=320):
-            beam = plot(elem_id="beam", height=300, label="Candidates and survivors of the beam")
-            replay = gr.Slider(1, 2, step=1, label="replay: step of the beam", elem_id="replay", visible=False, interactive=True)
-            numbers = gr.HTML(elem_id="plan-numbers")
-    _show(page, line, pareto, bit_map, numbers)
-    _show_beam(page, beam, replay)
-    page.show(memory, ["profile"], _memory_slider)  # not on "budget": a slider that is being dragged must not be set back
-    page.show(bits, ["profile"], lambda s: gr.skip() if s.budget[1] is None else s.budget[1])
-    page.show(start, ["busy", "profile", "result", "events"], _start_button)
+            beam = widget.plot(elem_id="beam", height=318, label="The beam: candidates, survivors and where they came from")
+            scrub = "scrub through the search: step of the beam"
+            replay = gr.Slider(1, 2, step=1, label=scrub, elem_id="replay", visible=False, interactive=True)
+    plan.build(page)
+    _show(page, line, front, (beam, replay), (knee, floor))
+    _show_sliders(page, sliders)
+    page.show(start, ["busy", "profile", *FOUND], _start_button)
     page.show(stop, ["busy"], lambda s: gr.Button(interactive=s.busy and s.job.kind == "search"))
-    page.on(start.click, actions.search, [memory, bits, *settings], tab="search")
-    page.on(stop.click, actions.stop, tab="search")
-    for slider in (memory, bits):
-        page.on(slider.input, actions.move_budget, [memory, bits], tab="search", trigger_mode="always_last")
-    page.on(pareto.cell_click, actions.click_point, tab="search", with_payload=True)
+    page.on(start.click, actions.search, [*sliders, *settings], tab="search")
+    page.on(stop.click, common.stop, tab="search")
+    page.on(knee.click, actions.pick_knee, tab="search")
+    page.on(floor.click, actions.pick_floor, [floor_db], tab="search")
+    for slider in sliders:
+        page.on(slider.input, actions.move_budget, sliders, tab="search", trigger_mode="always_last")
+    page.on(front.cell_click, actions.click_point, tab="search", with_payload=True)
+    page.on(replay.input, actions.replay, [replay], tab="search", trigger_mode="always_last")
+    return [*sliders, *settings]
+
+
+def _tools():
+    with gr.Row(equal_height=True, elem_classes=["tools"]):
+        start = gr.Button("Search", variant="primary", elem_id="search", min_width=110, scale=0, interactive=False)
+        stop = gr.Button("Stop", elem_id="stop-search", min_width=90, scale=0, interactive=False)
+        sliders = []
+        for axis in budgets.AXES:
+            unit = "" if axis.unit in axis.label else f" ({axis.unit})"
+            sliders.append(
+                gr.Slider(0, 1, step=axis.step, label=f"at most, {axis.label}{unit}", elem_id=f"budget-{axis.short.lower()}", min_width=200,
+                          interactive=False, visible=axis.column is not None))
+    return start, stop, sliders
+
+
+def _picks():
+    with gr.Row(equal_height=True, elem_classes=["tools"]):
+        knee = gr.Button("Knee of the front", elem_id="knee", min_width=140, scale=0, interactive=False)
+        floor = gr.Button("Smallest plan above the floor", elem_id="floor", min_width=230, scale=0, interactive=False)
+        floor_db = gr.Number(value=30, label="quality floor (dB, latent signal to error)", elem_id="floor-db", scale=0, min_width=270)
+    floor_db.preprocess = lambda value: value
+    return knee, floor, floor_db
 
 
 def _start_button(session):
     stopped = session.result is None and bool(session.events) and not session.busy
-    return gr.Button("Resume" if stopped else "Search", interactive=session.profile is not None and not session.busy)
+    own = session.profile is not None and session.example is None
+    return gr.Button("Resume" if stopped else "Search", interactive=own and not session.busy)
 
 
-def _memory_slider(session):
-    if session.profile is None:
-        return gr.Slider(interactive=False)
-    low_mb, high_mb = actions.memory_range(session.profile.costs)
-    return gr.Slider(minimum=round(0.8 * low_mb, 2), maximum=round(1.02 * high_mb, 2), value=session.budget[0], interactive=True)
+def _show_sliders(page: Page, sliders) -> None:
+    def draw(axis):
+        def slider(session):
+            span = axis.span(session.profile) if session.profile is not None else None
+            if span is None:
+                return gr.Slider(interactive=False, visible=axis.column is not None)
+            low, high = span
+            edge = 0 if axis.column == 1 else 0.02 * (high - low)
+            return gr.Slider(
+                minimum=round(low - edge, 2),
+                maximum=round(high + edge, 2),
+                value=session.budget.get(axis.field, high),
+                interactive=True,
+                visible=True,
+            )
+
+        return slider
+
+    for axis, slider in zip(budgets.AXES, sliders):  # not on "budget": a slider that is being dragged must not be set back
+        page.show(slider, ["profile", "sliders_moved"], draw(axis))
 
 
-def _beam_steps(session) -> list:
-    """Plans measured in one go report themselves as candidates and survivors alike; steps of the beam do not."""
-    return [event for event in session.events if event.candidates != event.survivors]
+def _show(page: Page, line, front, beam_parts, picks) -> None:
+    beam, replay = beam_parts
 
-
-def _show_beam(page: Page, beam, replay) -> None:
-    def shown(session):
-        steps = _beam_steps(session)
-        last = len(steps) if session.replay is None else min(max(1, int(session.replay)), len(steps))
-        return views.beam(steps[last - 1] if steps else None)
-
-    def slider(session):
-        count = len(_beam_steps(session))
-        return gr.Slider(1, max(2, count), value=count, visible=count > 1)
-
-    page.show(beam, ["events", "replay"], shown)
-    page.show(replay, ["events"], slider)
-    page.on(replay.input, actions.replay, [replay], tab="search", trigger_mode="always_last")
-
-
-def _show(page: Page, line, pareto, bit_map, numbers) -> None:
     def last(session):
         return session.events[-1] if session.events else None
 
-    page.show(line, ["events", "result"], lambda s: tables.notice(views.search_line(last(s), s.result), "plain"))
-    page.show(pareto, ["events", "result", "chosen", "budget"], lambda s: views.search_plot(s.events, s.result, s.chosen, *s.budget))
-    page.show(bit_map, ["chosen"], lambda s: views.bit_map(s.chosen and s.chosen.plan, s.bundle and s.bundle.layers))
-    page.show(numbers, ["chosen"], lambda s: views.plan_numbers(s.chosen, s.bundle, s.profile and s.profile.costs) if s.chosen else "")
+    def draw(session):
+        shown = views.points(session.events, session.result)
+        floor = None if session.floor_db is None else actions.floor_error(session.floor_db)
+        return views.front(
+            shown, views.place_of(session.chosen, session.result), views.place_of(session.pinned, session.result), session.budget, floor
+        )
+
+    def slider(session):
+        count = len(views.beam_steps(session.events))
+        return gr.Slider(1, max(2, count), value=count, visible=count > 1)
+
+    page.show(
+        line,
+        [*FOUND, "chosen", "budget"],
+        lambda s: tables.notice(
+            f"{views.search_line(last(s), s.result)} {views.rivals_line(s.result, s.chosen, s.budget)}".strip(), "plain"
+        ),
+    )
+    page.show(front, [*FOUND, "chosen", "pinned", "budget", "floor_db"], draw)
+    page.show(beam, ["events", "replay"], lambda s: views.beam(views.beam_steps(s.events), s.replay))
+    page.show(replay, ["events"], slider)
+    for button in picks:
+        page.show(button, ["result"], lambda s: gr.Button(interactive=s.result is not None))

@@ -1,0 +1,168 @@
+"""The plans that `benchmarks/search.py` compares: every rival, and this search with each of its parts left out.
+
+Dimension letters as in `workbench/types.py`: T steps, L layers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from workbench import pipeline, projection
+from workbench.options import Budget, QuantConfig, SearchConfig, TraceConfig
+from workbench.plans import BitPlan
+from workbench.rollout import Rollout
+from workbench.runs import Run
+from workbench.search.knapsack import allocate_weights
+from workbench.search.ledger import Ledger
+from workbench.search.meters import bit_meter, steering
+from workbench.search.online import online_rollout
+from workbench.search.phases import RIVALS
+from workbench.search.rivals import Problem
+from workbench.search.rivals_steps import random_plan
+
+OURS = "AdaTSQ search"
+NAMES = {"greedy": "greedy by sensitivity", "milp": "MILP, additive table", "layers": "LP over layers (ModelOpt)",
+         "dp": "DP over steps (VaTMP)", "bisection": "bisection over steps (TMPDiff)", "ends": "first/last steps protected"}
+ALONE = {"rivals": "uniform"}  # the search compared here does not see its rivals
+ABLATIONS = {
+    "no refinement": {"refine": 0}, "planned by the additive table": {"guide": "additive"},
+    "scored at the float latents": {"rollout": "float"}, "raw deviation, additive, no refinement (the paper)":
+        {"scoring": "raw", "guide": "additive", "refine": 0}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """A plan, and what finding it took."""
+
+    plan: BitPlan
+    evaluations: int
+    seconds: float
+
+
+class Contenders:
+    """Makes plans for one profile; what was found is kept in the run folder by what it was made from."""
+
+    def __init__(self, bundle, profiled: pipeline.Profile, run: Run, config: SearchConfig, on_progress):
+        self.bundle, self.profiled, self.run, self.config, self.on_progress = bundle, profiled, run, config, on_progress
+        self.steps, self.layers = profiled.trace.schedule.steps, len(bundle.layers)
+        self.fresh = pipeline.fresh_trace(bundle, profiled, config, run, on_progress)
+        self.signed = projection.with_signs(
+            profiled.table, pipeline.projected(bundle, profiled, self.fresh, config, run, on_progress), bundle.layers)
+
+    def at_bits(self, mean: float, weight_bits: int) -> dict[str, Found]:
+        """Everything at one mean of activation bits on uniform weights: the activations alone differ."""
+        weights = (weight_bits,) * self.layers
+        problem = self._problem(mean)
+        whole = {f"uniform A{bits}": bits for bits in self.profiled.table.act_bits_C if bits == mean}
+        found = {name: self._kept(name, weights, mean, lambda bits=bits: np.full((self.steps, self.layers), bits))
+                 for name, bits in whole.items()}
+        for name, rival in RIVALS.items():
+            found[NAMES[name]] = self._kept(name, weights, mean, lambda rival=rival: self._bits(rival(problem)))
+        found["Lagrangian, additive table"] = self._lagrangian(self.profiled.table, weights, mean)
+        found["Lagrangian, signed errors"] = self._lagrangian(self.signed, weights, mean)
+        found["online 4-to-8 switch (DVD-Quant)"] = self._online(weights, mean)
+        budget = Budget(max_mean_act_bits=mean)
+        for name, changes in ({"raw-deviation beam (the paper)": ABLATIONS["raw deviation, additive, no refinement (the paper)"],
+                               "AdaTSQ beam, no refinement": ABLATIONS["no refinement"], OURS: {}}).items():
+            found[name] = self._search(budget, changes)
+        found["random, as many evaluations"] = self._random(problem, weights, mean, found[OURS].evaluations // self.steps)
+        return found
+
+    def at_bytes(self, max_bytes: int, mean: float) -> dict[str, Found]:
+        """Everything at one memory budget and one mean of activation bits: weights and activations differ."""
+        costs, problem = self.profiled.costs, self._problem(mean)
+        widths = [bits for bits in self.profiled.bank.weight_bits_C if costs.total_bytes([bits] * self.layers) <= max_bytes]
+        uniform = (max(widths),) * self.layers
+        nested = allocate_weights(self.profiled.table.weight_error_LC, costs, max_bytes, self.profiled.table.weight_bits_C)
+        signed = allocate_weights(self.signed.weight_error_LC, costs, max_bytes, self.signed.weight_bits_C)
+        found = {f"uniform W{max(widths)}, uniform A{mean:g}": self._kept(
+            "uniform", uniform, mean, lambda: np.full((self.steps, self.layers), int(mean)))}
+        found["ILP weights, MILP activations (additive)"] = self._kept("milp", nested, mean, lambda: self._bits(RIVALS["milp"](problem)))
+        found["uniform weights, MILP activations (additive)"] = self._kept(
+            "milp", uniform, mean, lambda: self._bits(RIVALS["milp"](problem)))
+        found["ILP weights, Lagrangian activations (signed errors)"] = self._lagrangian(self.signed, signed, mean)
+        found[OURS] = self._search(Budget(max_weight_bytes=max_bytes, max_mean_act_bits=mean), {})
+        return found
+
+    def ablations(self, mean: float) -> dict[str, Found]:
+        """The search with each part left out, on uniform 4-bit weights."""
+        budget, weights = Budget(max_mean_act_bits=mean), (4,) * self.layers
+        found = {name: self._search(budget, changes) for name, changes in ABLATIONS.items()}
+        local = pipeline.table_variants(self.bundle, self.profiled, run=self.run, on_progress=self.on_progress)["local directional"]
+        signed = self._problem(mean, self.signed)
+        found["Lagrangian, local table"] = self._lagrangian(local, weights, mean)
+        found["Lagrangian, adjoint table"] = self._lagrangian(self.profiled.table, weights, mean)
+        found["Lagrangian, signed errors"] = self._lagrangian(self.signed, weights, mean)
+        found["no layer axis (DP, signed errors)"] = self._kept("dp signed", weights, mean, lambda: self._bits(RIVALS["dp"](signed)))
+        found["no time axis (LP, signed errors)"] = self._kept("lp signed", weights, mean, lambda: self._bits(RIVALS["layers"](signed)))
+        return found
+
+    def with_quant(self, quant: QuantConfig) -> Contenders:
+        """The same on weights solved otherwise (for the ablation of Fisher weighting)."""
+        recorded = self.profiled.trace
+        trace_config = TraceConfig(prompts=recorded.prompts, steps=self.steps, seed=recorded.seeds[0])
+        profiled = pipeline.profile(self.bundle, trace_config, quant=quant, run=self.run, on_progress=self.on_progress)
+        return Contenders(self.bundle, profiled, self.run, self.config, self.on_progress)
+
+    def _problem(self, mean: float, table=None) -> Problem:
+        error_TLC = (table or self.profiled.table).error_TLC.double().numpy()
+        meter = bit_meter(self.profiled.table.act_bits_C, self.steps, self.layers, mean)
+        return Problem(error_TLC=error_TLC, cost_TLC=np.broadcast_to(meter.cost_LC, error_TLC.shape), limit=meter.limit)
+
+    def _bits(self, columns_TL) -> np.ndarray:
+        return np.asarray(self.profiled.table.act_bits_C)[columns_TL]
+
+    def _lagrangian(self, table, weights, mean: float) -> Found:
+        meter = bit_meter(table.act_bits_C, self.steps, self.layers, mean)
+        return self._made("lagrangian", weights, lambda: steering(table, [meter]).rows())
+
+    def _kept(self, name: str, weights, mean: float, make: Callable) -> Found:
+        key = Run.key(self.bundle.model_hash, self.profiled.table, name, weights, mean)
+        return self.run.resume(Found, "found", key, lambda: self._made(name, weights, make))
+
+    def _made(self, name: str, weights, make: Callable) -> Found:
+        started = time.perf_counter()
+        rows = [[int(bits) for bits in row] for row in make()]
+        seconds = time.perf_counter() - started
+        plan = pipeline.paint_plan(self.bundle, self.profiled, weights, rows, method=name)
+        return Found(plan=plan, evaluations=0, seconds=seconds)
+
+    def _search(self, budget: Budget, changes: dict) -> Found:
+        config = self.config.model_copy(update={**ALONE, **changes})
+        key = Run.key(self.bundle.model_hash, self.profiled.table, self.fresh, budget, config)
+
+        def make():
+            result = pipeline.search(self.bundle, self.profiled, budget, config, run=self.run, on_progress=self.on_progress)
+            return Found(plan=result.chosen.plan, evaluations=result.evaluations, seconds=result.seconds)
+        return self.run.resume(Found, "found", key, make)
+
+    def _random(self, problem: Problem, weights, mean: float, plans: int) -> Found:
+        """The best of as many random plans as the search could have measured, by error on the search's prompts."""
+        def make():
+            random, started = np.random.default_rng(self.config.seed), time.perf_counter()
+            tried = [pipeline.paint_plan(self.bundle, self.profiled, weights, self._bits(random_plan(problem, random)).tolist(), "random")
+                     for _ in range(max(1, plans))]
+            with self._rollout() as rollout:
+                best = min(tried, key=rollout.error_of)
+            return Found(plan=best, evaluations=len(tried) * self.steps, seconds=time.perf_counter() - started)
+        key = Run.key(self.bundle.model_hash, self.profiled.table, self.fresh, "random", weights, mean, plans, self.config.samples,
+                      self.config.seed)
+        return self.run.resume(Found, "found", key, make)
+
+    def _online(self, weights, mean: float) -> Found:
+        def make():
+            started = time.perf_counter()
+            with self._rollout() as rollout:
+                ledger = Ledger(rollout, summed=False, on_extend=lambda: None)
+                rows = ledger.bits_TL(online_rollout(ledger, weights, self.steps, mean))
+            plan = pipeline.paint_plan(self.bundle, self.profiled, weights, rows, "online")
+            return Found(plan=plan, evaluations=self.steps, seconds=time.perf_counter() - started)
+        key = Run.key(self.bundle.model_hash, self.profiled.table, self.fresh, "online", weights, mean, self.config.samples)
+        return self.run.resume(Found, "found", key, make)
+
+    def _rollout(self) -> Rollout:
+        return Rollout(self.bundle, self.fresh, pipeline.weights_of(self.bundle, self.profiled), samples=self.config.samples, scoring="raw")

@@ -1,0 +1,53 @@
+/* act_quant on a CPU: factor, block Hadamard, scale and rounding of one token while it is in the cache. */
+#include "../lowbit.h"
+
+void lowbit_hadamard_row(float *restrict row, int64_t k_in, int64_t block);
+
+/* Largest magnitude. As integers, magnitudes of floats order alike; NaN is above everything. */
+INLINE float absmax(const float *restrict x, int64_t count) {
+    uint32_t most = 0;
+    for (int64_t i = 0; i < count; i++) {
+        const uint32_t bits = float_to_bits(x[i]) & 0x7fffffff;
+        most = bits > most ? bits : most;
+    }
+    return bits_to_float(most);
+}
+
+INLINE void round_to_codes(const float *restrict x, int64_t count, float inverse, int top, int8_t *restrict q) {
+    for (int64_t i = 0; i < count; i++) {
+        const float value = __builtin_rintf(x[i] * inverse);
+        const float low = value > -top ? value : -top; /* NaN becomes -top; its scale is NaN too */
+        q[i] = (int8_t)(int32_t)(low < top ? low : top);
+    }
+}
+
+static __thread Scratch of_thread;
+
+/* x (M, K) in `format`; factor (K) float32 or NULL; q (M, K) int8; scale (M, K / group) float32. Returns 0, or 1 when memory ran out. */
+EXPORT int lowbit_act_quant(const void *x, int64_t format, const float *factor, int64_t block, int64_t bits, int64_t group,
+                            int64_t m, int64_t k_in, int8_t *q, float *scale, int64_t threads) {
+    const int top = (1 << (bits - 1)) - 1;
+    const int64_t groups = k_in / group;
+    int failed = 0;
+#pragma omp parallel for schedule(static) num_threads((int)threads)
+    for (int64_t row = 0; row < m; row++) {
+        float *restrict wide = reserve(&of_thread, (size_t)k_in * 4 + 64);
+        if (!wide) {
+#pragma omp atomic write
+            failed = 1;
+            continue;
+        }
+        load_floats(x, (int)format, row * k_in, k_in, wide);
+        if (factor)
+            for (int64_t k = 0; k < k_in; k++) wide[k] *= factor[k];
+        if (block > 1) lowbit_hadamard_row(wide, k_in, block);
+        for (int64_t g = 0; g < groups; g++) {
+            const float most = absmax(wide + g * group, group);
+            /* a subnormal maximum would overflow the reciprocal */
+            const float inverse = most > FLT_MIN * top ? top / most : 0.0f;
+            scale[row * groups + g] = most / top;
+            round_to_codes(wide + g * group, group, inverse, top, q + row * k_in + g * group);
+        }
+    }
+    return failed;
+}

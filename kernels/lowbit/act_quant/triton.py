@@ -1,0 +1,51 @@
+"""Dynamic activation quantization as a Triton kernel, on a GPU: factor, rotation and rounding in one pass. Not yet measured on one.
+
+Dimension letters: M tokens, K features, G groups along K.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lowbit import gpu
+from lowbit.act_quant.naive import largest_code
+from lowbit.hadamard.triton import SEGMENT, why_not_rotated
+
+
+def why_not(x: Tensor, factor_K: Tensor | None, block: int, bits: int, group_size: int) -> str:
+    """"" if `act_quant` can run with these arguments, else the reason in a few words."""
+    if group_size & (group_size - 1):
+        return f"a group of {group_size} is not a power of two"
+    return gpu.why_not_float(x) or why_not_rotated(x.shape[-1], block)
+
+
+@torch.no_grad()
+def act_quant(x: Tensor, factor_K: Tensor | None, block: int, bits: int, group_size: int) -> tuple[Tensor, Tensor]:
+    """Same as `naive.act_quant`: bit for bit without a rotation, else up to its order of summation."""
+    k_in, top = x.shape[-1], largest_code(bits)
+    if k_in % block:
+        raise ValueError(f"{k_in} features are not a multiple of the block {block}")
+    if group_size and k_in % group_size:
+        raise ValueError(f"{k_in} features are not a multiple of the group size {group_size}")
+    if factor_K is not None and factor_K.shape != (k_in,):
+        raise ValueError(f"{tuple(factor_K.shape)} factors for {k_in} features")
+    if not x.numel():
+        return torch.empty(x.shape, dtype=torch.int8, device=x.device), torch.zeros(*x.shape[:-1], 1, device=x.device)
+    from lowbit.act_quant import triton_kernel
+
+    x_MK, groups = gpu.rows(x), k_in // (group_size or k_in)
+    q_MK = torch.empty(x_MK.shape, dtype=torch.int8, device=x.device)
+    tokens = x_MK.shape[0]
+    scale_MG = torch.empty(tokens, groups, dtype=torch.float32, device=x.device)
+    segments = gpu.ceil_power(-(-k_in // SEGMENT))
+    width = segments * SEGMENT if block > 1 else gpu.ceil_power(k_in)  # features a program holds, real or not
+    group = group_size or width
+    with gpu.device_of(x):
+        triton_kernel.act_quant[(tokens,)](
+            x_MK, gpu.dense(factor_K), q_MK, scale_MG, float(top), k_in,
+            groups, HAS_FACTOR=factor_K is not None, SEGMENTS=segments, BLOCK=block, GROUPS=width // group, GROUP=group,
+            num_warps=gpu.warps(width, 32 if block > 1 else 16), enable_fp_fusion=False)
+    return q_MK.view(x.shape), scale_MG.view(*x.shape[:-1], groups)
+
+

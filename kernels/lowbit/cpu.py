@@ -1,0 +1,228 @@
+"""The C kernels as functions of tensors, with the references' signatures. Everything a kernel will read is checked here:
+a size that does not fit is refused before a pointer is taken.
+
+A layer of a small model takes tens of microseconds, so what Python does around it counts: functions are bound once, dense
+tensors are passed as they are, and a weight that was checked is remembered on its tensor.
+
+Dimension letters: M tokens, N out features, K in features, G groups along K, P packed bytes along K, R rank,
+B samples, S tokens of one, D channels, H heads, C channels of a head.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+
+import torch
+from torch import Tensor
+
+from lowbit import build
+from lowbit.act_quant.naive import largest_code
+from lowbit.formats import PACKED_BITS, packed_bytes
+
+FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_P, _I, _D = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
+
+
+class _Weight(ctypes.Structure):
+    _fields_ = (("packed", _P), ("scale", _P), ("zero", _P), ("n_out", _I), ("k_in", _I), ("group", _I), ("bits", _I))
+
+
+class _Epilogue(ctypes.Structure):
+    _fields_ = (("bias", _P), ("low", _P), ("up", _P), ("y", _P), ("bias_format", _I), ("rank", _I), ("gelu", _I), ("y_format", _I))
+
+
+_ARGUMENTS = {  # of lowbit.h's entry points; every one ends with the number of threads
+    "lowbit_hadamard": (_P, _I, _P, _I, _I, _I, _P, _I),
+    "lowbit_act_quant": (_P, _I, _P, _I, _I, _I, _I, _I, _P, _P, _I),
+    "lowbit_linear_wnan": (ctypes.POINTER(_Weight), ctypes.POINTER(_Epilogue), _P, _P, _I, _I, _I),
+    "lowbit_linear_wna16": (ctypes.POINTER(_Weight), ctypes.POINTER(_Epilogue), _P, _I, _I, _I),
+    "lowbit_modulate": (_P, _I, _P, _P, _I, _D, _I, _I, _I, _P, _I),
+    "lowbit_norm_rotary": (_P, _I, _P, _P, _P, _D, _I, _I, _I, _I, _P, _I, _I, _I),
+}
+
+
+def why_not() -> str:
+    """Empty where the kernels are built, else the reason."""
+    built = build.result()
+    return "" if built.library is not None else built.reason
+
+
+def label() -> str:
+    """What runs, for the screen: the instruction set."""
+    return build.result().reason
+
+
+@functools.cache
+def _function(name: str):
+    function = getattr(build.result().library, name)
+    function.argtypes, function.restype = _ARGUMENTS[name], ctypes.c_int
+    return function
+
+
+def _call(name: str, *arguments) -> None:
+    if _function(name)(*arguments, torch.get_num_threads()):
+        raise MemoryError(f"{name}: out of memory for its scratch space")
+
+
+def _dense(x: Tensor) -> Tensor:
+    return x if x.is_contiguous() else x.contiguous()
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _factor(factor_K: Tensor | None, k_in: int) -> Tensor | None:
+    if factor_K is None:
+        return None
+    if factor_K.shape != (k_in,):
+        raise ValueError(f"the factor has shape {tuple(factor_K.shape)}; the input has {k_in} features")
+    return _dense(factor_K if factor_K.dtype == torch.float32 else factor_K.float())
+
+
+def _check_block(block: int, k_in: int) -> None:
+    if block < 1 or block & (block - 1):
+        raise ValueError(f"a Hadamard block must be a power of two, not {block}")
+    if k_in % block:
+        raise ValueError(f"{k_in} features are not a multiple of the block {block}")
+
+
+def block_hadamard(x: Tensor, block: int, factor_K: Tensor | None) -> Tensor:
+    """See hadamard/naive.py."""
+    k_in = x.shape[-1]
+    _check_block(block, k_in)
+    x, factor_K = _dense(x), _factor(factor_K, k_in)
+    y = torch.empty_like(x)
+    if y.numel():
+        _call("lowbit_hadamard", x.data_ptr(), FORMATS[x.dtype], _address(factor_K), block, x.numel() // k_in, k_in, y.data_ptr())
+    return y
+
+
+def act_quant(x: Tensor, factor_K: Tensor | None, block: int, bits: int, group_size: int) -> tuple[Tensor, Tensor]:
+    """See act_quant/naive.py."""
+    k_in = x.shape[-1]
+    width = group_size or k_in
+    largest_code(bits)  # refuses widths that do not exist
+    _check_block(block, k_in)
+    if width and k_in % width:
+        raise ValueError(f"{k_in} features are not a multiple of the group size {width}")
+    x, factor_K = _dense(x), _factor(factor_K, k_in)
+    q = torch.empty(x.shape, dtype=torch.int8)
+    scale = torch.empty((*x.shape[:-1], k_in // width if width else 1), dtype=torch.float32)
+    if x.numel():
+        _call("lowbit_act_quant", x.data_ptr(), FORMATS[x.dtype], _address(factor_K), block, bits, width, x.numel() // k_in, k_in,
+              q.data_ptr(), scale.data_ptr())
+    else:
+        scale.zero_()
+    return q, scale
+
+
+def linear_wnan(q: Tensor, act_scale: Tensor, packed_NP: Tensor, scale_NG: Tensor, zero_NG: Tensor | None, bits: int, group_size: int,
+                bias_N: Tensor | None, low: Tensor | None, up_NR: Tensor | None, gelu_after: bool, dtype: torch.dtype) -> Tensor:
+    """See linear_wnan/naive.py."""
+    k_in, groups = q.shape[-1], scale_NG.shape[-1]
+    weight = _weight(packed_NP, scale_NG, zero_NG, bits, group_size, k_in)
+    scales = act_scale.shape[-1]
+    if q.dtype != torch.int8 or act_scale.dtype != torch.float32 or act_scale.shape[:-1] != q.shape[:-1] or scales not in (1, groups):
+        raise ValueError(f"activations are {q.dtype} {tuple(q.shape)} with scales {act_scale.dtype} {tuple(act_scale.shape)}; "
+                         f"int8 is needed, and 1 or {groups} float32 scales a token")
+    if scales > 1 and k_in % group_size:
+        raise ValueError(f"grouped activations need whole groups; {k_in} is not a multiple of {group_size}")
+    q, act_scale = _dense(q), _dense(act_scale)
+    y = torch.empty((*q.shape[:-1], weight.n_out), dtype=dtype)
+    rows = q.numel() // k_in
+    end, _kept = _epilogue(y, bias_N, low, up_NR, gelu_after, rows)
+    if y.numel():
+        _call("lowbit_linear_wnan", weight, end, q.data_ptr(), act_scale.data_ptr(), scales, rows)
+    return y
+
+
+def linear_wna16(x: Tensor, packed_NP: Tensor, scale_NG: Tensor, zero_NG: Tensor | None, bits: int, group_size: int,
+                 bias_N: Tensor | None, low: Tensor | None, up_NR: Tensor | None, gelu_after: bool) -> Tensor:
+    """See linear_wna16/naive.py."""
+    k_in = x.shape[-1]
+    weight = _weight(packed_NP, scale_NG, zero_NG, bits, group_size, k_in)
+    x = _dense(x)
+    y = torch.empty((*x.shape[:-1], weight.n_out), dtype=x.dtype)
+    rows = x.numel() // k_in
+    end, _kept = _epilogue(y, bias_N, low, up_NR, gelu_after, rows)
+    if y.numel():
+        _call("lowbit_linear_wna16", weight, end, x.data_ptr(), FORMATS[x.dtype], rows)
+    return y
+
+
+def _weight(packed_NP: Tensor, scale_NG: Tensor, zero_NG: Tensor | None, bits: int, group_size: int, k_in: int) -> _Weight:
+    """The struct, remembered on the packed tensor with what it was made from. Sizes that a kernel would read past are refused."""
+    asked = (bits, group_size, k_in, packed_NP.data_ptr(), scale_NG.data_ptr(), _address(zero_NG), packed_NP.shape, scale_NG.shape)
+    remembered = getattr(packed_NP, "_lowbit_weight", None)
+    if remembered is not None and remembered[0] == asked:
+        return remembered[1]
+    if bits not in PACKED_BITS:
+        raise ValueError(f"{bits}-bit weights are not supported; use one of {PACKED_BITS}")
+    if group_size < 0 or group_size % 4:
+        raise ValueError(f"the group size {group_size} is not a multiple of 4")
+    if not k_in:
+        raise ValueError("a layer without input features has no product")
+    if ((1 << bits) - 1) * 127 * (group_size or k_in) >= 1 << 31:
+        raise ValueError(f"a sum over {group_size or k_in} products of {bits} and 8 bits can exceed 32 bits; use groups")
+    n_out, groups = len(packed_NP), -(-k_in // (group_size or k_in))
+    expected = {"packed_NP": (packed_NP, torch.uint8, (n_out, packed_bytes(k_in, bits))),
+                "scale_NG": (scale_NG, torch.float16, (n_out, groups))}
+    if zero_NG is not None:
+        expected["zero_NG"] = (zero_NG, torch.uint8, (n_out, groups))
+    for name, (tensor, dtype, shape) in expected.items():
+        if tensor.dtype != dtype or tuple(tensor.shape) != shape or not tensor.is_contiguous():
+            raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}; expected a dense {dtype} {shape}")
+    struct = _Weight(packed_NP.data_ptr(), scale_NG.data_ptr(), _address(zero_NG), n_out, k_in, group_size or k_in, bits)
+    packed_NP._lowbit_weight = (asked, struct)
+    return struct
+
+
+def _epilogue(y: Tensor, bias_N: Tensor | None, low: Tensor | None, up_NR: Tensor | None, gelu_after: bool, rows: int):
+    """(struct, the tensors its pointers lead into)."""
+    n_out, rank, bias_format = y.shape[-1], 0, 0
+    if bias_N is not None:
+        if bias_N.shape != (n_out,) or bias_N.dtype not in FORMATS:
+            raise ValueError(f"the bias is {bias_N.dtype} {tuple(bias_N.shape)}; the layer has {n_out} outputs")
+        bias_N, bias_format = _dense(bias_N), FORMATS[bias_N.dtype]
+    if low is not None:
+        rank = low.shape[-1]
+        if up_NR is None or tuple(up_NR.shape) != (n_out, rank) or low.numel() != rows * rank:
+            raise ValueError(f"a low-rank branch of rank {rank} needs low ({rows}, {rank}) and up ({n_out}, {rank})")
+        low, up_NR = _dense(low.float()), _dense(up_NR.float())
+    struct = _Epilogue(_address(bias_N), _address(low), _address(up_NR) if rank else None, y.data_ptr(), bias_format, rank, gelu_after,
+                       FORMATS[y.dtype])
+    return struct, (bias_N, low, up_NR)
+
+
+def modulate(x_BSD: Tensor, shift_BD: Tensor, scale_BD: Tensor, eps: float) -> Tensor:
+    """See modulate/naive.py."""
+    samples, tokens, channels = x_BSD.shape
+    for name, part in (("shift", shift_BD), ("scale", scale_BD)):
+        if part.shape != (samples, channels) or part.dtype != x_BSD.dtype:
+            raise ValueError(f"{name} is {part.dtype} {tuple(part.shape)}; expected {x_BSD.dtype} {(samples, channels)}")
+    if shift_BD.stride() != scale_BD.stride() or shift_BD.stride(1) != 1:
+        shift_BD, scale_BD = shift_BD.contiguous(), scale_BD.contiguous()
+    x_BSD = _dense(x_BSD)
+    y = torch.empty_like(x_BSD)
+    if y.numel():
+        _call("lowbit_modulate", x_BSD.data_ptr(), FORMATS[x_BSD.dtype], shift_BD.data_ptr(), scale_BD.data_ptr(), shift_BD.stride(0), eps,
+              samples, tokens, channels, y.data_ptr())
+    return y
+
+
+def norm_rotary(x: Tensor, weight_C: Tensor, cos_SC: Tensor, sin_SC: Tensor, eps: float, out_BSHC: Tensor, first: int) -> None:
+    """See rotary/naive.py."""
+    samples, tokens, width = x.shape
+    total, heads, channels = out_BSHC.shape[1:]
+    if len(out_BSHC) != samples or heads * channels != width or first < 0 or first + tokens > total:
+        raise ValueError(f"tokens {tuple(x.shape)} do not fit into {tuple(out_BSHC.shape)} from token {first} on")
+    if out_BSHC.dtype != x.dtype or not out_BSHC.is_contiguous() or channels % 2 or channels > 512:
+        raise ValueError(f"the output is {out_BSHC.dtype}, heads of {channels} channels; it must be dense {x.dtype}, even, at most 512")
+    if weight_C.shape != (channels,) or not cos_SC.shape == sin_SC.shape == (tokens, channels):
+        raise ValueError(f"weight {tuple(weight_C.shape)} and tables {tuple(cos_SC.shape)} do not fit {tokens} tokens, {channels} channels")
+    x, weight_C, cos_SC, sin_SC = _dense(x), *(_dense(t.float()) for t in (weight_C, cos_SC, sin_SC))
+    if x.numel():
+        _call("lowbit_norm_rotary", x.data_ptr(), FORMATS[x.dtype], weight_C.data_ptr(), cos_SC.data_ptr(), sin_SC.data_ptr(), eps,
+              samples, tokens, heads, channels, out_BSHC.data_ptr(), total, first)

@@ -1,0 +1,69 @@
+"""What the Triton kernels' callers share. Nothing here imports Triton until a kernel is launched.
+
+Dimension letters: M tokens, K features. Triton offers two ways to run a kernel: compiled, on a GPU, or interpreted by NumPy on the CPU,
+which is slow and there for tests (`TRITON_INTERPRET=1`, set before Triton is first imported).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import sys
+
+import torch
+from torch import Tensor
+
+FLOAT_TYPES = (torch.float32, torch.float16, torch.bfloat16)
+OLDEST_CAPABILITY = (8, 0)  # int8 and bfloat16 matrix instructions
+
+
+def interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter, on tensors of the CPU."""
+    return os.environ.get("TRITON_INTERPRET", "") in ("1", "true", "on", "yes", "y")
+
+
+def why_not(x: Tensor) -> str:
+    """"" if a kernel can run on this tensor's device, else the reason in a few words."""
+    if "triton" not in sys.modules and importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    if interpreted():
+        return "" if x.device.type == "cpu" else "Triton's interpreter reads tensors of the CPU only"
+    if not x.is_cuda:
+        return "the tensor is not on a GPU" if torch.cuda.is_available() else "no CUDA device"
+    capability = torch.cuda.get_device_capability(x.device)
+    if capability < OLDEST_CAPABILITY:
+        return "compute capability {}.{} is below {}.{}".format(*capability, *OLDEST_CAPABILITY)
+    return ""
+
+
+def why_not_float(x: Tensor) -> str:
+    """`why_not`, for an input that must be a float type the kernels know."""
+    if x.dtype not in FLOAT_TYPES:
+        return f"{str(x.dtype).removeprefix('torch.')} input"
+    return why_not(x)
+
+
+def dense(x: Tensor | None) -> Tensor | None:
+    """x itself where its memory is contiguous (asking costs less than torch's own no-op), else a copy."""
+    return x if x is None or x.is_contiguous() else x.contiguous()
+
+
+def rows(x: Tensor) -> Tensor:
+    """x as a contiguous matrix (M, K) of its last axis."""
+    return dense(x).view(x.shape[:-1].numel(), x.shape[-1])
+
+
+def ceil_power(n: int) -> int:
+    """The smallest power of two that is at least n."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def warps(elements: int, per_thread: int = 16) -> int:
+    """Warps (of 32 threads) so that each thread holds about `per_thread` of `elements`; 1 to 32."""
+    return min(max(ceil_power(elements // (32 * per_thread)), 1), 32)
+
+
+def device_of(x: Tensor):
+    """A context in which kernels are launched on x's device."""
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()

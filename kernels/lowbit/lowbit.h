@@ -1,0 +1,142 @@
+/* What the C kernels share: float formats, per-thread scratch, and the arguments of each entry point.
+
+   Dimension letters: M tokens, K in features, N out features, G groups along K, P packed bytes along K, R rank.
+   Compiled for one instruction set at a time (build.py); a kernel asks the compiler's own macros which one it is. */
+#ifndef LOWBIT_H
+#define LOWBIT_H
+
+#include <float.h>
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#define EXPORT __attribute__((visibility("default")))
+#define INLINE static inline __attribute__((always_inline))
+
+enum { F32 = 0, BF16 = 1, F16 = 2 }; /* float formats, as cpu.py numbers them */
+enum { COLUMNS = 32 };               /* out features of one tile */
+
+INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+INLINE float bits_to_float(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+INLINE uint32_t float_to_bits(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    return bits;
+}
+
+INLINE float from_half(uint16_t half) {
+#if defined(__F16C__)
+    return _cvtsh_ss(half);
+#else
+    uint32_t sign = (uint32_t)(half & 0x8000) << 16, rest = half & 0x7fff;
+    if (rest >= 0x7c00) return bits_to_float(sign | 0x7f800000 | (rest & 0x3ff) << 13);
+    /* scaled by 2^112 the exponents agree, subnormals included */
+    return bits_to_float(sign | float_to_bits(bits_to_float(rest << 13) * 0x1p112f));
+#endif
+}
+
+INLINE uint16_t to_half(float value) {
+#if defined(__F16C__)
+    return _cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT);
+#else
+    uint32_t bits = float_to_bits(value), sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
+    if (magnitude > 0x7f800000) return sign | 0x7e00;
+    if (magnitude >= 0x477ff000) return sign | 0x7c00; /* rounds to 65536 or more */
+    if (magnitude < 0x38800000)                        /* subnormal: adding 0.5 rounds at 2^-24 */
+        return sign | (float_to_bits(bits_to_float(magnitude) + 0.5f) - 0x3f000000);
+    return sign | (magnitude + 0xc8000fff + (magnitude >> 13 & 1)) >> 13;
+#endif
+}
+
+INLINE uint16_t to_bf16(float value) {
+    uint32_t bits = float_to_bits(value);
+    if ((bits & 0x7fffffff) > 0x7f800000) return bits >> 16 | 0x40; /* NaN stays NaN */
+    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+
+/* `count` numbers from position `first` of a row, as float32. */
+INLINE void load_floats(const void *from, int format, int64_t first, int64_t count, float *restrict to) {
+    if (format == F32) {
+        memcpy(to, (const float *)from + first, (size_t)count * 4);
+    } else if (format == BF16) {
+        const uint16_t *restrict source = (const uint16_t *)from + first;
+        for (int64_t i = 0; i < count; i++) to[i] = bits_to_float((uint32_t)source[i] << 16);
+    } else {
+        const uint16_t *restrict source = (const uint16_t *)from + first;
+        for (int64_t i = 0; i < count; i++) to[i] = from_half(source[i]);
+    }
+}
+
+INLINE void store_floats(const float *restrict from, int64_t count, void *to, int format, int64_t first) {
+    if (format == F32) {
+        memcpy((float *)to + first, from, (size_t)count * 4);
+    } else if (format == BF16) {
+        uint16_t *restrict target = (uint16_t *)to + first;
+        int64_t i = 0;
+#if defined(__AVX512BF16__)
+        for (; i + 16 <= count; i += 16)
+            _mm256_storeu_si256((__m256i *)(target + i), (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(from + i)));
+#endif
+        for (; i < count; i++) target[i] = to_bf16(from[i]);
+    } else {
+        uint16_t *restrict target = (uint16_t *)to + first;
+        for (int64_t i = 0; i < count; i++) target[i] = to_half(from[i]);
+    }
+}
+
+/* Memory of the calling thread that only grows, aligned to a cache line; NULL when there is none left. */
+typedef struct {
+    void *at;
+    size_t bytes;
+} Scratch;
+
+static inline void *reserve(Scratch *scratch, size_t bytes) {
+    if (scratch->bytes < bytes) {
+        free(scratch->at);
+        size_t rounded = (bytes + 4095) / 4096 * 4096;
+        scratch->at = aligned_alloc(64, rounded);
+        scratch->bytes = scratch->at ? rounded : 0;
+    }
+    return scratch->at;
+}
+
+/* A packed weight: codes (N, P), scales (N, G) half, zeros (N, G) or NULL, `group` columns to a scale. */
+typedef struct {
+    const uint8_t *packed;
+    const uint16_t *scale;
+    const uint8_t *zero;
+    int64_t n_out, k_in, group;
+    int64_t bits;
+} Weight;
+
+/* What happens to a finished row: bias (N) or NULL, low rank low (M, R) up (N, R) float32 or NULL, GELU, output (M, N). */
+typedef struct {
+    const void *bias;
+    const float *low, *up;
+    void *y;
+    int64_t bias_format, rank, gelu, y_format;
+} Epilogue;
+
+/* unpack.c: codes of columns first_n .. first_n + COLUMNS as bytes [k / 4][column][k % 4], zero where there is none. */
+void lowbit_unpack_tile(const Weight *weight, int64_t first_n, uint8_t *restrict to);
+/* scales (and zero points) of the tile's columns: [group][column], zero where there is none. */
+void lowbit_tile_scales(const Weight *weight, int64_t first_n, float *restrict scale, int32_t *restrict zero);
+/* epilogue.c: `rows` rows of COLUMNS sums become outputs; row_scale (rows) or NULL multiplies the sums first. */
+void lowbit_finish(const Weight *weight, const Epilogue *end, float *restrict sums, const float *row_scale,
+                   int64_t first_m, int64_t rows, int64_t first_n);
+
+#endif

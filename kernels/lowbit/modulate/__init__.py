@@ -1,0 +1,5 @@
+"""Adaptive layer norm in one pass: `naive.py` is the reference, `cpu.c` the kernel."""
+
+from lowbit.modulate.naive import modulate
+
+__all__ = ["modulate"]

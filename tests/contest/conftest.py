@@ -1,0 +1,35 @@
+"""A tiny Flux with everything that a comparison asks of a bundle: images and a judge of its own."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from tests.quant.toy import make_flux
+from workbench import judge
+
+PROMPTS = ("fluent red heart", "noto grinning face", "twemoji pizza")
+
+
+def picture(latent_SMD):
+    """uint8 (S, 128, 128, 3): the latent's 16 x 16 numbers as grey tiles, with a colour for each third of the image."""
+    tiles = (latent_SMD.reshape(-1, 16, 16).numpy() * 40 + 128).clip(0, 255)
+    grey = tiles.repeat(8, 1).repeat(8, 2)
+    return np.stack([grey, np.roll(grey, 40, 1), np.roll(grey, 40, 2)], -1).round().astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    """Hides the embedded model's fixture of the same name."""
+    folder, made = tmp_path_factory.mktemp("tiny"), make_flux()
+    made.decode = picture
+    made.pipeline.config = SimpleNamespace(_name_or_path=str(folder))
+    rng = np.random.default_rng(0)
+    source_IK = rng.standard_normal((6, 4)).astype(np.float16)
+    notes = {"format": judge.FORMAT, "shown": ["red heart", "grinning face", "pizza"] * 2,
+             "asked": {prompt: prompt.partition(" ")[2] for prompt in PROMPTS}}
+    save_file({"mean_F": np.zeros(3072, np.float16), "basis_FK": rng.standard_normal((3072, 4)).astype(np.float16),
+               "source_IK": source_IK}, folder / judge.FILE, {"judge": json.dumps(notes)})
+    return made

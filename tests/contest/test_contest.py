@@ -1,0 +1,231 @@
+"""Comparisons on a tiny model with few steps and prompts: what is counted, kept, skipped, marked and written."""
+
+import csv
+import io
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from scipy.stats import t as student
+
+from tests.contest.conftest import PROMPTS
+from workbench import contest, costs
+from workbench.contest import compare, make
+from workbench.methods import METHODS
+from workbench.metrics import PSNR_CEILING_DB
+from workbench.options import BadInput, Cancelled, ContestConfig, EvolutionConfig, SearchConfig, TraceConfig
+from workbench.quant.quantize import input_groups
+from workbench.runs import Run
+
+STEPS = 3
+SMALL = make.Settings(trace=TraceConfig(steps=STEPS, prompts=("fluent rocket", "noto turtle")),
+                      search=SearchConfig(beam=1, samples=1, finalists=1),
+                      evolution=EvolutionConfig(population=2, generations=1, samples=1))
+
+
+def terms(**fields):
+    return SMALL.model_copy(update={"terms": ContestConfig(**fields)})
+
+
+@pytest.fixture(scope="module")
+def held(bundle, tmp_path_factory):
+    """rtn, svdquant, qdit and adatsq at W4A4, with the run folder that keeps them."""
+    run = Run(tmp_path_factory.mktemp("contest") / "run")
+    names = ("rtn", "qdit", "svdquant", "adatsq")
+    return (run, *contest.hold(bundle, names, SMALL, prompts=PROMPTS, seed=5, run=run))
+
+
+def test_every_row_has_every_number_of_the_table(held):
+    _, float_run, entrants, found = held
+    assert [row["method"] for row in found["results"]] == ["rtn", "qdit", "svdquant", "adatsq"]
+    for row, entrant in zip(found["results"], entrants):
+        assert row["compute"] in ("emulated", "kernel") and row["reason"]
+        assert row["act_bits_mean"] == 4 if row["method"] != "adatsq" else row["act_bits_mean"] <= 4
+        assert row["quantize_seconds"] > 0 and row["seconds_per_image"] > 0
+        for name in ("psnr_db", "ssim", "vif", "latent_nmse", "retrieval"):
+            assert row[name]["n"] == 3 and row[name]["low"] <= row[name]["mean"] <= row[name]["high"]
+        assert entrant.images.shape == float_run.made.images.shape
+    assert found["float"]["retrieval"]["n"] == 3 and found["terms"]["weight_bits"] == 4
+    spent = {row["method"]: (row["search_evaluations"] > 0, row["search_seconds"] > 0) for row in found["results"]}
+    assert spent == {"rtn": (False, False), "svdquant": (False, False), "qdit": (True, True), "adatsq": (True, True)}
+
+
+def test_effective_bits_are_computed_from_what_is_stored(bundle, held):
+    _, _, entrants, _ = held
+    parameters, scales = costs.layer_parameters(bundle), {}
+    for entrant in entrants:
+        quant = entrant.plan.quant
+        outside = costs.outside_bytes(bundle, quant, STEPS)
+        assert entrant.weight_bits_quantized == pytest.approx(8 * (entrant.weight_bytes - outside) / parameters)
+        assert entrant.weight_bits_total == pytest.approx(8 * entrant.weight_bytes / bundle.parameters)
+        scales[entrant.method] = entrant.weight_bits_quantized
+    biases = sum(12 * layer.n_out for layer in bundle.layers if layer.has_bias) / parameters  # 16 bits where the width is 4
+    rows = sum(16 * layer.n_out for layer in bundle.layers) / parameters
+    groups = sum(16 * layer.n_out * -(-layer.k_in // 64) for layer in bundle.layers) / parameters
+    assert scales["rtn"] == pytest.approx(4 + rows + biases, abs=1e-6)
+    assert scales["adatsq"] <= 4 + 16 / 64 + biases + 1e-6
+    assert scales["qdit"] <= 4 + 24 / 64 + biases + 1e-6
+    branch = 0
+    for group in input_groups(bundle.layers):  # a smoothing vector and both factors, in 16 bits, once for all layers of an input
+        n_out, k_in = sum(layer.n_out for layer in group), group[0].k_in
+        rank = max(1, int(n_out * k_in / 3 / 16 / (n_out + k_in)))
+        branch += 16 * (k_in + rank * (n_out + k_in))
+    assert scales["svdquant"] == pytest.approx(4 + groups + biases + branch / parameters, abs=1e-6)
+
+
+def test_only_a_new_method_is_run(bundle, held):
+    run, _, _, first = held
+    stages = []
+    _, _, found = contest.hold(bundle, ("rtn", "smoothquant", "adatsq"), SMALL, prompts=PROMPTS, seed=5, run=run,
+                               on_progress=lambda p: stages.append((p.stage, p.message)))
+    assert stages and all("SmoothQuant (2 of 3)" in message for _, message in stages)
+    kept = {row["method"]: row for row in first["results"]}
+    for row in found["results"]:
+        if row["method"] != "smoothquant":
+            assert row["psnr_db"] == kept[row["method"]]["psnr_db"] and row["quantize_seconds"] == kept[row["method"]]["quantize_seconds"]
+
+
+@pytest.mark.parametrize("change", [{"seed": 6}, {"prompts": PROMPTS[:2]}, {"settings": terms(weight_bits=8)},
+                                    {"settings": terms(modulation="cached")}])
+def test_what_was_made_from_something_else_is_not_reused(bundle, held, change):
+    run = held[0]
+    options = {"settings": SMALL, "prompts": PROMPTS, "seed": 5, **change}
+    stages = []
+    contest.hold(bundle, ("rtn",), options.pop("settings"), run=run, on_progress=lambda p: stages.append(p.stage), **options)
+    assert "generate quantized" in stages
+    stages.clear()
+    contest.hold(bundle, ("rtn",), SMALL, prompts=PROMPTS, seed=5, run=run, on_progress=lambda p: stages.append(p.stage))
+    assert not stages, "and what was kept before is still there"
+
+
+def test_terms_that_a_method_does_not_have_do_not_invalidate_it(bundle):
+    rtn, wide = METHODS["rtn"], SMALL.model_copy(update={"search": SearchConfig(beam=8), "terms": ContestConfig(effective_bits=4.5)})
+    assert compare.decided_by(rtn, SMALL, bundle) == compare.decided_by(rtn, wide, bundle)
+    assert compare.decided_by(METHODS["adatsq"], SMALL, bundle) != compare.decided_by(METHODS["adatsq"], wide, bundle)
+
+
+def test_paired_differences_are_the_references_lead_prompt_by_prompt(held):
+    _, _, entrants, found = held
+    by_name = {entrant.method: entrant for entrant in entrants}
+    assert found["reference"] == "adatsq"
+    for row in found["results"][:-1]:
+        lead = np.array(by_name["adatsq"].values["psnr_db"]) - np.array(by_name[row["method"]].values["psnr_db"])
+        half = student.ppf(0.975, 2) * lead.std(ddof=1) / 3**0.5
+        pair = row["paired"]["psnr_db"]
+        assert (pair["mean"], pair["low"], pair["high"]) == pytest.approx((lead.mean(), lead.mean() - half, lead.mean() + half))
+    assert found["results"][-1]["paired"] is None
+
+
+def test_best_and_second_best_are_marked_and_equals_share_a_place(held):
+    _, _, _, found = held
+    for name, better in (("psnr_db", max), ("latent_nmse", min)):
+        means = {row["method"]: row[name]["mean"] for row in found["results"]}
+        best = [row["method"] for row in found["results"] if row["marks"].get(name) == "best"]
+        assert best == [better(means, key=means.get)]
+        assert sum(row["marks"].get(name) == "second" for row in found["results"]) == 1
+    top = max(row["retrieval"]["mean"] for row in found["results"])
+    assert all((row["marks"].get("retrieval") == "best") == (row["retrieval"]["mean"] == top) for row in found["results"])
+
+
+def test_csv_and_markdown_say_what_the_json_says(held):
+    _, _, _, found = held
+    rows = list(csv.DictReader(io.StringIO(contest.csv_text(found))))
+    for read, row in zip(rows, found["results"], strict=True):
+        assert read["method"] == row["method"] and float(read["psnr_db_mean"]) == row["psnr_db"]["mean"]
+        assert float(read["weight_bits_quantized"]) == row["weight_bits_quantized"] and read["compute"] == row["compute"]
+        assert read["adatsq_minus_this_psnr_db_low"] == ("" if row["paired"] is None else str(row["paired"]["psnr_db"]["low"]))
+    text = contest.markdown_text(found)
+    lines = text.splitlines()
+    assert len({line.count("|") for line in lines[:7]}) == 1 and lines[2].startswith("| float |")
+    best = next(row for row in found["results"] if row["marks"].get("psnr_db") == "best")
+    assert f"**{best['psnr_db']['mean']:.2f} ±" in next(line for line in lines if line.startswith(f"| {best['label']} |"))
+
+
+def test_the_grid_shows_float_first_and_every_method_pixel_by_pixel(held):
+    _, float_run, entrants, _ = held
+    grid = contest.image_grid(float_run, entrants, columns=3)
+    height, width = float_run.made.images.shape[1:3]
+    for row, images in enumerate([float_run.made.images, *(entrant.images for entrant in entrants)]):
+        for column in range(3):
+            top, left = 34 + row * (height + 4), 150 + column * (width + 4)
+            assert np.array_equal(grid[top:top + height, left:left + width], images[column])
+
+
+def test_at_16_bits_every_method_equals_float(bundle):
+    settings = terms(weight_bits=16, act_bits=16, modulation="cached")
+    names = [name for name, method in METHODS.items() if method.allocation == "uniform" and method.quant.hessian != "fisher"]
+    _, entrants, _ = contest.hold(bundle, names, settings, prompts=PROMPTS[:2], seed=1)
+    for entrant in entrants:
+        assert entrant.values["psnr_db"] == (PSNR_CEILING_DB,) * 2 and entrant.values["latent_nmse"] == (0.0, 0.0), entrant.method
+
+
+def test_a_method_can_be_skipped_and_a_cancelled_comparison_keeps_what_it_finished(bundle, tmp_path):
+    def stop_at(label, error):
+        def listener(progress):
+            if progress.message.startswith(label) and progress.stage == "generate quantized":
+                raise error
+        return listener
+
+    run, names, shown = Run(tmp_path / "run"), ("rtn", "smoothquant", "quarot"), []
+    _, entrants, found = contest.hold(bundle, names, SMALL, prompts=PROMPTS[:1], run=run, on_entrant=shown.append,
+                                      on_progress=stop_at("SmoothQuant", contest.SkipMethod))
+    assert [e.method for e in entrants] == ["rtn", "quarot"] and found["skipped"] == ["smoothquant"]
+    assert [len(each["results"]) for each in shown] == [1, 1, 2]
+    with pytest.raises(Cancelled):
+        contest.hold(bundle, ("smoothquant", "gptq"), SMALL, prompts=PROMPTS[:1], run=run, on_progress=stop_at("GPTQ", Cancelled))
+    stages = []
+    contest.hold(bundle, names, SMALL, prompts=PROMPTS[:1], run=run, on_progress=stages.append)
+    assert not stages, "all three are kept"
+    assert bundle.cursor.plan is None
+
+
+def test_searched_plans_may_be_given_effective_bits(bundle, tmp_path):
+    settings = terms(weight_bits=4, effective_bits=3.6)
+    _, [entrant], _ = contest.hold(bundle, ("adatsq",), settings, prompts=PROMPTS[:1], run=Run(tmp_path / "run"))
+    assert 3.3 < entrant.weight_bits_quantized <= 3.6 and len(set(entrant.plan.weight_bits_L)) > 1
+
+
+def test_what_no_method_can_do_is_refused_before_anything_runs(bundle):
+    stages = []
+    for names, options, words in ((["nope"], {}, "unknown method"), ([], {}, "unknown method"),
+                                  (["adatsq", "rtn"], {"act_bits": 3.5}, "rtn uses one activation width"),
+                                  (["rtn"], {"reference": "gptq"}, "not among the compared"),
+                                  (["rtn"], {"weight_bits": 5}, "not supported"), (["rtn"], {"surprise": 1}, "surprise")):
+        with pytest.raises(BadInput, match=words):
+            contest.compare_methods(bundle, names, **{"weight_bits": 4, "act_bits": 4, **options}, on_progress=stages.append)
+    assert not stages and contest.chosen(["all"]) == tuple(METHODS) and contest.chosen(["rtn", "all"])[0] == "rtn"
+
+
+def test_a_mix_of_widths_must_win_on_unseen_prompts_too(bundle, monkeypatch):
+    """`_judged` returns whichever of the two plans the rollout measures as closer to float."""
+    settings = terms(weight_bits=4)
+    maker = make.Maker(bundle, settings, run=None)
+    quant = make.quant_of(METHODS["adatsq"], settings.terms)
+    sigma_T = tuple(bundle.schedule(STEPS).sigma_T1[:-1].tolist())
+    layers = len(bundle.layers)
+    mixed = make.pipeline.uniform_plan(bundle, quant, sigma_T, [3] + [4] * (layers - 1), 4)
+    found = SimpleNamespace(quant=quant, costs=costs.tabulate(bundle, quant, STEPS), bank=None)
+    measured = []
+
+    class Measured:
+        def __init__(self, *_, samples, **__):
+            assert samples == 2
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            return None
+
+        def error_of(self, plan):
+            measured.append(plan)
+            return errors[len(set(plan.weight_bits_L))]
+
+    monkeypatch.setattr(make, "Rollout", Measured)
+    for errors, widths in (({1: 0.1, 2: 0.2}, 1), ({1: 0.2, 2: 0.1}, 2)):  # noqa: B007 (read by error_of)
+        chosen = maker._judged(found, mixed, PROMPTS[:2], lambda _: None)
+        assert len(set(chosen.weight_bits_L)) == widths and chosen.act_bits_TL == mixed.act_bits_TL
+    assert len(measured) == 4
+    even = make.pipeline.uniform_plan(bundle, quant, sigma_T, 4, 4)
+    assert maker._judged(found, even, PROMPTS[:2], None) is even and maker._judged(found, mixed, (), None) is mixed
+    assert len(measured) == 4, "nothing to choose, nothing measured"

@@ -1,0 +1,105 @@
+"""Activation quantizers against the formulas of their module, level by level."""
+
+import pytest
+import torch
+from lowbit.act_quant import naive
+
+from workbench.options import BadInput, QuantConfig
+from workbench.quant.activations import PLAIN, ActFormat, fake_quantize, format_of, quantize
+
+FORMATS = [ActFormat(scale=scale, group_size=32 if scale == "group" else None, symmetric=symmetric, clip=clip)
+           for scale in ("token", "group", "tensor") for symmetric in (True, False) for clip in (1.0, 0.9)]
+
+
+def tokens(rows=6, k_in=70):
+    x = torch.randn(2, rows, k_in, generator=torch.Generator().manual_seed(3))
+    x[0, 0] = 0
+    x[0, 1] = x[0, 1].abs() + 1  # one-sided: zero lies outside the values
+    x[0, 2] = -x[0, 2].abs()
+    x[1, 0, 5] = 300.0
+    return x
+
+
+def pieces(x, form):
+    """Every set of numbers that shares a scale, as (indices, values)."""
+    flat, k_in = x.reshape(-1, x.shape[-1]), x.shape[-1]
+    if form.scale == "tensor":
+        return [((slice(None), slice(None)), flat)]
+    width = form.group_size or k_in
+    return [((m, slice(start, start + width)), flat[m, start:start + width]) for m in range(len(flat)) for start in range(0, k_in, width)]
+
+
+@pytest.mark.parametrize("bits", [3, 4, 6, 8])
+@pytest.mark.parametrize("form", FORMATS, ids=lambda f: f.describe())
+def test_every_value_takes_the_nearest_level_of_the_grid_its_set_shares(form, bits):
+    x = tokens()
+    range_2 = torch.stack([x.min(), x.max()]) if form.scale == "tensor" else None
+    y = fake_quantize(x, bits, form, range_2).reshape(-1, x.shape[-1])
+    for where, values in pieces(x, form):
+        low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
+        if form.symmetric:
+            top = 2 ** (bits - 1) - 1
+            step = form.clip * max(high, -low) / top
+            levels_C = torch.arange(-top, top + 1).double() * step
+        else:
+            step = form.clip * (high - low) / (2**bits - 1)
+            zero = round(-form.clip * low / step) if step else 0
+            levels_C = (torch.arange(2**bits).double() - zero) * step
+        assert len(levels_C) <= 2**bits
+        nearest = (values.double()[..., None] - levels_C).abs().amin(-1)
+        taken = (values - y[where]).double().abs()
+        assert bool((taken <= nearest + 1e-5 * max(high, -low)).all())
+
+
+@pytest.mark.parametrize("form", FORMATS, ids=lambda f: f.describe())
+def test_codes_never_exceed_their_bits(form):
+    x = tokens() * 1e3
+    for bits in (3, 4, 6, 8):
+        codes, scale, zero = quantize(x, bits, form, torch.tensor([-1.0, 2.0]))
+        assert len(codes.unique()) <= 2**bits
+        span = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if form.symmetric else (0, 2**bits - 1)
+        assert float(codes.min()) >= span[0] and float(codes.max()) <= span[1]
+        assert bool((scale > 0).all()) and bool(torch.isfinite(scale).all()) and torch.equal(zero, zero.round())
+
+
+@pytest.mark.parametrize("form", FORMATS, ids=lambda f: f.describe())
+def test_sixteen_bits_are_the_input_itself_and_zero_stays_zero(form):
+    x = tokens()
+    assert fake_quantize(x, 16, form) is x
+    assert not fake_quantize(torch.zeros(3, 40), 4, form, torch.zeros(2)).any()
+
+
+def test_the_plain_format_is_the_kernels_own():
+    assert PLAIN.is_plain and torch.equal(fake_quantize(tokens(), 4), naive.fake_quantize(tokens(), 4))
+    by_formula = fake_quantize(tokens(), 4, ActFormat(clip=1.0))
+    assert torch.equal(by_formula, naive.fake_quantize(tokens(), 4))
+
+
+def test_smaller_groups_and_asymmetric_grids_follow_the_numbers_more_closely():
+    x = torch.randn(40, 256, generator=torch.Generator().manual_seed(0)).abs()  # one-sided: half of a symmetric grid is idle
+    def error(**form):
+        return float((fake_quantize(x, 4, ActFormat(**form)) - x).square().mean())
+    assert error(scale="group", group_size=32) < error(scale="group", group_size=128) < error()
+    assert error(symmetric=False) < 0.5 * error()
+
+
+def test_a_static_range_clips_what_lies_outside():
+    form, range_2 = ActFormat(scale="tensor"), torch.tensor([-1.0, 1.0])
+    assert float(fake_quantize(torch.tensor([[5.0, 0.5]]), 8, form, range_2).max()) == 1.0
+    with pytest.raises(ValueError, match="calibration trace"):
+        fake_quantize(torch.ones(1, 2), 8, form)
+
+
+def test_layers_that_read_one_tensor_at_one_format_share_the_result():
+    x, form = tokens(), ActFormat(symmetric=False)
+    assert fake_quantize(x, 4, form) is fake_quantize(x, 4, form)
+    assert not torch.equal(fake_quantize(x, 4, form), fake_quantize(x, 4, ActFormat(symmetric=False, clip=0.9)))
+
+
+def test_a_layers_group_size_is_its_weights():
+    grouped = QuantConfig(act_scale="group")
+    assert (format_of(grouped, 64).group_size, format_of(grouped, None).scale) == (64, "token")
+    assert format_of(QuantConfig(), 64).is_plain
+    for wrong in ({"scale": "group"}, {"group_size": 64}, {"scale": "group", "group_size": 48}, {"clip": 0.0}):
+        with pytest.raises(BadInput):
+            ActFormat.parse(wrong)

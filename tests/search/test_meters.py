@@ -1,0 +1,86 @@
+"""Costs that the allocators do not look into: bits, microseconds, and both at once against enumeration."""
+
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.search.toys import ACT_BITS, TableEvaluator, make_costs, make_layers, make_table
+from workbench.options import BadInput, Budget, QuantConfig, SearchConfig
+from workbench.plans import LatencyTable
+from workbench.search.meters import Meter, bit_meter, latency_us_LC, meters, steering
+from workbench.search.search import search
+
+
+def timed(layers=3, seed=0):
+    plain, random = make_costs(layers), np.random.default_rng(seed)
+    us_LWA = torch.tensor(np.sort(random.uniform(1, 20, (layers, len(plain.weight_bits_C), len(ACT_BITS))), axis=-1))
+    return replace(plain, latency=LatencyTable(target="made up", measured=False, provenance="", weight_bits_W=plain.weight_bits_C,
+                                               act_bits_A=ACT_BITS, us_LWA=us_LWA, fixed_us=10.0))
+
+
+def meter(seed, slack, layers=2, steps=2):
+    random = np.random.default_rng(seed)
+    cost_LC = np.sort(random.uniform(1, 10, (layers, 4)), axis=1)
+    least, most = steps * cost_LC.min(1).sum(), steps * cost_LC.max(1).sum()
+    return Meter(name="max_latency_ms", unit="us", cost_LC=cost_LC, limit=least + slack * (most - least))
+
+
+def columns_of(rows):
+    return np.searchsorted(ACT_BITS, np.asarray(rows))
+
+
+@given(seed=st.integers(0, 1000), mean=st.floats(3, 16), slack=st.floats(0.001, 1))
+@settings(max_examples=60, deadline=None)
+def test_neither_of_two_limits_is_ever_exceeded(seed, mean, slack):
+    table = make_table(seed, steps=2, layers=2)
+    limits = [bit_meter(ACT_BITS, 2, 2, mean), meter(seed, slack)]
+    columns = [np.reshape(c, (2, 2)) for c in product(range(4), repeat=4)]
+    feasible = [c for c in columns if all(limit.total(c) <= limit.limit for limit in limits)]
+    assert feasible  # the cheapest plan of one meter is the cheapest of the other here
+    found = columns_of(steering(table, limits).rows())
+    assert all(limit.total(found) <= limit.limit for limit in limits)
+
+
+@given(seed=st.integers(0, 1000), slack=st.floats(0.1, 0.9))
+@settings(max_examples=30, deadline=None)
+def test_a_limit_that_does_not_bind_changes_nothing(seed, slack):
+    table, binding = make_table(seed, steps=2, layers=2), meter(seed, slack)
+    loose = bit_meter(ACT_BITS, 2, 2, 16.0)
+    assert steering(table, [binding, loose]).rows() == steering(table, [binding]).rows()
+
+
+def test_where_all_widths_take_the_same_time_the_best_is_free():
+    table = make_table(0)
+    same = Meter(name="max_latency_ms", unit="us", cost_LC=np.full((3, 4), 7.0), limit=4 * 3 * 7.0)
+    assert steering(table, [same]).rows() == (((16,) * 3,) * 4)
+
+
+def test_latencies_are_read_by_weight_width_and_their_absence_is_said():
+    costs = timed()
+    assert latency_us_LC(make_costs(), (4, 4, 4), ACT_BITS) is None
+    picked = latency_us_LC(costs, (2, 4, 16), ACT_BITS)
+    assert (picked == np.stack([costs.latency.us_LWA[i, costs.weight_bits_C.index(bits)] for i, bits in enumerate((2, 4, 16))])).all()
+    with pytest.raises(BadInput, match="nothing is known about this machine's latencies"):
+        meters(Budget(max_weight_bytes=10**6, max_latency_ms=1.0), make_costs(), (4, 4, 4), ACT_BITS, 4)
+    with pytest.raises(BadInput, match=r"max_latency_ms: the limit leaves .* us for the layers; the cheapest plan takes"):
+        steering(make_table(0), meters(Budget(max_weight_bytes=10**6, max_latency_ms=0.041), costs, (4, 4, 4), ACT_BITS, 4))
+
+
+@pytest.mark.parametrize("with_bits", [True, False])
+def test_a_search_keeps_its_time(with_bits):
+    table, costs = make_table(4), timed()
+    weights = (4, 4, 4)
+    us_LC = latency_us_LC(costs, weights, ACT_BITS)
+    limit_ms = (4 * 10.0 + 4 * us_LC.mean(1).sum()) / 1000
+    budget = Budget(max_weight_bytes=costs.total_bytes(weights), max_latency_ms=limit_ms,
+                         max_mean_act_bits=6.0 if with_bits else None)
+    chosen = search(layers=make_layers(3), sigma_T=[1, 0.75, 0.5, 0.25], table=table, costs=costs, quant=QuantConfig(),
+                    model_hash="a toy model", budget=budget, config=SearchConfig(), evaluator=TableEvaluator(table)).chosen.plan
+    spent_us = latency_us_LC(costs, chosen.weight_bits_L, ACT_BITS)[np.arange(3), columns_of(chosen.act_bits_TL)].sum() + 4 * 10.0
+    assert spent_us <= 1000 * limit_ms and chosen.latency_ms == pytest.approx(spent_us / 1000)
+    assert not with_bits or chosen.act_bits_mean <= 6.0

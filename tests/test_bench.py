@@ -1,0 +1,54 @@
+"""The bench times what it says it times, and leaves the model as it was."""
+
+import time
+
+import pytest
+import torch
+
+from workbench import bench, latency, pipeline
+from workbench.options import BenchConfig, QuantConfig
+from workbench.quant.quantize import build, round_bank
+
+QUICK = BenchConfig(rounds=3, peers=False)
+
+
+def test_medians_are_of_each_run_in_turns(monkeypatch):
+    now, order = [0.0], []
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: now[0])
+
+    def run(name, seconds):
+        def once():
+            order.append(name)
+            now[0] += seconds[min(order.count(name), len(seconds)) - 1]
+        return once
+    found = bench.in_turns({"a": run("a", [9, 9, 1e-6, 5e-6, 3e-6]), "b": run("b", [2e-6])}, 3, torch.device("cpu"))
+    assert found == {"a": pytest.approx(3), "b": pytest.approx(2)} and order == ["a", "b"] * 5
+
+
+def test_layers_are_compared_with_the_faster_float_type(bundle, monkeypatch):
+    monkeypatch.setattr(bench, "in_turns", lambda runs, *_, **__: {name: 10.0 + i for i, name in enumerate(runs)})
+    found = bench.layers(bundle, QuantConfig(), QUICK)
+    shapes = {latency.shape_of(layer)[:3] for layer in bundle.layers}
+    assert {(row.m, row.n, row.k) for row in found} == shapes and len(found) == len(shapes) * len(bench.CHOICES)
+    assert all(row.float_us == 10.0 and row.speedup == 10.0 / row.us for row in found)
+    assert [row.choice for row in found[:5]] == ["W8A8 g64", "W4A8 g64", "W4A4 g64", "W3A3 g64", "W4A16 g64"]
+
+
+def test_a_whole_image_is_timed_in_both_arithmetics_and_the_model_put_back(bundle):
+    quant, sigma_T = QuantConfig(), bundle.schedule(2).sigma_T1[:-1].tolist()
+    plan = pipeline.uniform_plan(bundle, quant, sigma_T, 4, 4)
+    quantized = build(bundle, round_bank(bundle, quant, (4,)), plan)
+    table = latency.model(bundle, quant, "a100")
+    before = bundle.transformer, bundle.dtype, [bundle.linear(layer.name) for layer in bundle.layers]
+    started = time.perf_counter()
+    found = bench.whole_model(bundle, quantized, table, QUICK, 2)
+    spent_ms = (time.perf_counter() - started) * 1000
+    assert (bundle.transformer, bundle.dtype) == before[:2]
+    assert all(bundle.linear(layer.name) is linear for layer, linear in zip(bundle.layers, before[2]))
+    assert found.float_ms == min(found.float_ms_by_type.values()) == found.float_ms_by_type[found.float_type]
+    assert found.quantized_ms == min(found.quantized_ms_by_type.values())
+    assert set(found.float_ms_by_type) == set(found.quantized_ms_by_type) == {"float32", "bfloat16"}
+    assert 0 < found.float_ms < spent_ms and 0 < found.quantized_ms < spent_ms
+    assert found.predicted_ms == pytest.approx(table.plan_ms(plan.weight_bits_L, plan.act_bits_TL))
+    assert found.quantized_bytes == plan.weight_bytes, "resident bytes are the plan's prediction to the byte"
+    assert found.layer_bytes_share < 0.32 and found.float_bytes == bundle.float_bytes

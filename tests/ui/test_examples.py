@@ -1,0 +1,45 @@
+"""An example fills the screens, says that it is one, and lets nothing be made from it."""
+
+import pytest
+
+from tests.ui.fakes import MODEL_HASH, FakeBundle, FakePipeline
+from workbench import examples
+from workbench.options import BadInput, Budget, QuantConfig, SearchConfig, SensitivityConfig, TraceConfig
+from workbench.ui import guide, page
+from workbench.ui.actions import compare, export, search, sensitivity
+
+
+@pytest.fixture
+def example():
+    pipeline, bundle = FakePipeline(), FakeBundle()
+    found = pipeline.profile(bundle, TraceConfig(steps=4), SensitivityConfig(), QuantConfig())
+    result = pipeline.search(bundle, found, Budget(max_mean_act_bits=4), SearchConfig())
+    quantized = pipeline.quantize(bundle, found, result.chosen.plan)
+    return examples.Example(made="made elsewhere", seconds=1.0, sensitivity=found.sensitivity, table=found.table, costs=found.costs,
+                            quant=found.quant, result=result, comparison=pipeline.compare(bundle, quantized, ("a", "b"), 0, 4))
+
+
+def test_what_was_saved_comes_back_but_only_for_its_own_weights(example, tmp_path):
+    examples.save(example, "emoji-flux", tmp_path)
+    back = examples.load("emoji-flux", MODEL_HASH, tmp_path)
+    assert back.sensitivity.fisher_TL.equal(example.sensitivity.fisher_TL) and back.result.front == example.result.front
+    assert (back.comparison.pairs[1].image_float == example.comparison.pairs[1].image_float).all()
+    assert back.trace is None and back.comparison.trajectories is None
+    assert examples.load("emoji-flux", "another-hash", tmp_path) is None
+    assert examples.load("other", MODEL_HASH, tmp_path) is None
+
+
+def test_an_example_fills_the_screens_and_gives_way_to_one_s_own(session, example, finish):
+    page.show_example(session, example)
+    assert session.chosen is not None and session.comparison is not None and guide.here(session) == 0
+    sensitivity.pick_row(session, {"layer": 3, "step": 2})
+    search.click_point(session, {"list": "front", "index": 0})
+    assert session.cell == (3, 2) and session.chosen is example.result.front[0]
+    for act in (lambda: search.search(session, 1.2, None, 5.0),
+                lambda: compare.compare(session, "a", 0, 4), lambda: export.export(session)):
+        with pytest.raises(BadInput, match="example"):
+            act()
+    guide.follow(session, {"stop": 0})
+    assert session.example is None and session.result is None and session.comparison is None
+    finish(session)
+    assert guide.here(session) == 1

@@ -1,0 +1,173 @@
+"""How fast and how large the quantized model really is on this machine, next to float, to the prediction and to its peers.
+
+Everything is timed in one run, in turns, and reported as medians: machines drift, ratios taken side by side do not.
+Dimension letters: L layers, T steps.
+"""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from lowbit import ops
+from torch import nn
+
+from workbench import latency
+from workbench.families import Bundle
+from workbench.options import BenchConfig, OnProgress, Progress, QuantConfig, ignore_progress
+from workbench.plans import BitPlan, LatencyTable
+from workbench.quant.quantize import QuantizedModel
+
+FLOAT_TYPES = (torch.float32, torch.bfloat16)
+CALLS = 5  # of a layer in a row: its weight is then as warm as memory allows
+CHOICES = ((8, 8), (4, 8), (4, 4), (3, 3), (4, 16))  # (weight bits, activation bits) timed per layer
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerTime:
+    """One shape at one choice; microseconds for one image's tokens, activation quantization included."""
+
+    m: int
+    n: int
+    k: int
+    choice: str
+    backend: str
+    us: float
+    float_us: float
+
+    @property
+    def speedup(self) -> float:
+        return self.float_us / self.us
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelTime:
+    """Milliseconds of one image's transformer calls, all steps. float_ms is the fastest float setting, named in `float_type`;
+    quantized_ms the fastest arithmetic for what stays float, named in `quantized_type`."""
+
+    float_ms: float
+    float_type: str
+    float_ms_by_type: dict[str, float]
+    quantized_ms: float
+    quantized_type: str
+    quantized_ms_by_type: dict[str, float]
+    predicted_ms: float
+    float_bytes: int
+    quantized_bytes: int
+    layer_bytes_share: float  # of 16-bit storage, over the quantized layers
+    peak_process_bytes: int
+
+
+def in_turns(runs: dict[str, Callable[[], object]], rounds: int, device: torch.device, *, calls: int = 1,
+             report: Callable[[int], None] = lambda _: None) -> dict[str, float]:
+    """Median microseconds of each, taken one after another in every round, as the mean of `calls` in a row."""
+    taken: dict[str, list[float]] = {name: [] for name in runs}
+    for number in range(-2, rounds):
+        report(max(0, number))
+        for name, run in runs.items():
+            before = time.perf_counter()
+            for _ in range(calls):
+                run()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if number >= 0:
+                taken[name].append((time.perf_counter() - before) * 1e6 / calls)
+    return {name: statistics.median(times) for name, times in taken.items()}
+
+
+def layers(bundle: Bundle, quant: QuantConfig, config: BenchConfig, *, on_progress: OnProgress = ignore_progress) -> list[LayerTime]:
+    """Every distinct layer shape at the usual choices, against the faster float type."""
+    shapes, found = list(dict.fromkeys(latency.shape_of(layer) for layer in bundle.layers)), []
+    for number, (tokens, n_out, k_in, bias) in enumerate(shapes):
+        on_progress(Progress(stage="bench layers", done=number, total=len(shapes), message=f"{tokens} x {n_out} x {k_in}"))
+        linear = nn.Linear(k_in, n_out, bias=bias, device=bundle.device).requires_grad_(False)
+        x = torch.randn(1, tokens, k_in, device=bundle.device)
+        runs: dict[str, Callable] = {}
+        for dtype in FLOAT_TYPES:
+            runs[str(dtype)] = _call(nn.Linear(k_in, n_out, bias=bias, device=bundle.device).to(dtype).requires_grad_(False), x.to(dtype))
+        for weight_bits, act_bits in CHOICES:
+            runs[_label(weight_bits, act_bits, quant)] = _call(latency.module_of(linear, quant, weight_bits, act_bits), x.to(bundle.dtype))
+        with torch.no_grad():
+            us = in_turns(runs, config.rounds, bundle.device, calls=CALLS)
+        float_us = min(us[str(dtype)] for dtype in FLOAT_TYPES)
+        backend = ops.backend(bundle.device.type, bundle.dtype)
+        found += [LayerTime(m=tokens, n=n_out, k=k_in, choice=label, backend=backend.reason if backend.is_kernel else backend.name,
+                            us=us[label], float_us=float_us) for label in (_label(*choice, quant) for choice in CHOICES)]
+    return found
+
+
+def _call(module: nn.Module, x: torch.Tensor) -> Callable[[], torch.Tensor]:
+    # a new tensor object each time, as in a model: nothing is remembered from the last call
+    return lambda: module(x.view(x.shape))
+
+
+def _label(weight_bits: int, act_bits: int, quant: QuantConfig) -> str:
+    grouped = f" g{quant.group_size}" if quant.group_size else ""
+    return f"W{weight_bits}A{act_bits}{grouped}"
+
+
+def whole_model(bundle: Bundle, quantized: QuantizedModel, table: LatencyTable, config: BenchConfig, steps: int, *,
+                on_progress: OnProgress = ignore_progress) -> ModelTime:
+    """One image through all steps: float in each float type, and the plan with its float parts in each."""
+    plan = quantized.plan
+    float_us, quantized_us = {}, {}
+    types = FLOAT_TYPES if bundle.device.type == "cpu" else (bundle.dtype,)
+    keeps_float = any(choice.is_float for choice in plan.weight_choice_L)  # such layers compute in the bundle's own type
+
+    def report(number: int) -> None:
+        on_progress(Progress(stage="bench model", done=number, total=config.rounds, message="one image, all steps, in turns"))
+
+    with bundle.lock:
+        runs = {}
+        for dtype in types:
+            with bundle.in_arithmetic(dtype):
+                transformer = bundle.transformer
+            runs[f"float {_name(dtype)}"] = generation(bundle, steps, transformer, dtype)
+            if dtype == bundle.dtype or not keeps_float:
+                runs[f"quantized {_name(dtype)}"] = generation(bundle, steps, transformer, dtype, quantized)
+        us = in_turns(runs, config.rounds, bundle.device, report=report)
+    for label, value in us.items():
+        kind, name = label.split()
+        (float_us if kind == "float" else quantized_us)[name] = value / 1000
+    best_float, best_quantized = min(float_us, key=float_us.get), min(quantized_us, key=quantized_us.get)
+    sixteen = sum(2 * (layer.n_out * layer.k_in + layer.n_out * layer.has_bias) for layer in bundle.layers)
+    stored = sum(quantized.modules[layer.name].weight_bytes for layer in bundle.layers)
+    return ModelTime(float_ms=float_us[best_float], float_type=best_float, float_ms_by_type=float_us,
+                     quantized_ms=quantized_us[best_quantized], quantized_type=best_quantized, quantized_ms_by_type=quantized_us,
+                     predicted_ms=table.plan_ms(plan.weight_bits_L, _rows(plan, bundle, steps)), float_bytes=bundle.float_bytes,
+                     quantized_bytes=quantized.weight_bytes, layer_bytes_share=stored / sixteen,
+                     peak_process_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _rows(plan: BitPlan, bundle: Bundle, steps: int) -> list:
+    """The plan's activation bits at the steps that are timed."""
+    return [plan.act_bits_at(float(sigma)) for sigma in bundle.schedule(steps).sigma_T1[:-1]]
+
+
+def generation(bundle: Bundle, steps: int, transformer: nn.Module, dtype: torch.dtype, quantized: QuantizedModel | None = None
+               ) -> Callable[[], None]:
+    """One image's transformer calls, from noise, with a transformer of its own."""
+    schedule, conditioning = bundle.schedule(steps), bundle.encode(bundle.prompts("showcase")[:1])
+    noise_SMD = bundle.initial_latents([0])
+
+    @torch.no_grad()
+    def run() -> None:
+        own = bundle.transformer, bundle.dtype
+        bundle.transformer, bundle.dtype = transformer, dtype
+        try:
+            with quantized.attached(bundle) if quantized is not None else nullcontext():
+                latent_SMD = noise_SMD
+                for step in range(steps):
+                    latent_SMD = bundle.advance(latent_SMD, bundle.velocity(latent_SMD, schedule, step, conditioning), schedule, step)
+        finally:
+            bundle.transformer, bundle.dtype = own
+    return run

@@ -1,0 +1,180 @@
+"""Run a comparison: the float model once, every method once, each measurement kept by the content of what it was made from.
+
+Letters: S samples, H height, W width.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from workbench import costs, generate, judge, lpips
+from workbench.contest.make import Maker, Settings, check, quant_of
+from workbench.contest.table import table
+from workbench.families import Bundle
+from workbench.methods import METHODS, Method
+from workbench.options import (
+    BadInput,
+    Cancelled,
+    ContestConfig,
+    OnProgress,
+    Progress,
+    TraceConfig,
+    ignore_progress,
+)
+from workbench.plans import BitPlan
+from workbench.runs import Run
+
+RECIPE = 2  # counts up when a change of the code changes what a kept result would be
+
+
+class SkipMethod(Cancelled):
+    """Raised by a progress callback to leave the present method out and go on with the next."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entrant:
+    """What one method did. values: every metric prompt by prompt; `retrieved` holds the prompts that the model's judge knows.
+    weight_bits_quantized and weight_bits_total: 8 x bytes / parameters, of the quantized layers and of the whole transformer."""
+
+    method: str
+    plan: BitPlan
+    weight_bytes: int
+    weight_bits_quantized: float
+    weight_bits_total: float
+    quantize_seconds: float
+    search_seconds: float
+    search_evaluations: int
+    seconds_per_image: float
+    compute: str
+    reason: str
+    values: dict[str, tuple[float, ...]]
+    retrieved: tuple[bool, ...]
+    images: Any  # uint8 (S, H, W, 3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FloatRun:
+    """The float model's side: its generation and what its own images were judged to be."""
+
+    made: generate.Generated
+    retrieved: tuple[bool, ...]
+
+
+def compare_methods(bundle: Bundle, methods: Sequence[str], *, weight_bits: int, act_bits: float, prompts: Sequence[str] = (),
+                    steps: int = 20, seed: int = 0, run: Run | None = None, on_progress: OnProgress = ignore_progress,
+                    reference: str = "", **others) -> dict:
+    """Every method on the same prompts and seeds at one nominal size, as the JSON object of `compare`.
+
+    `act_bits` is the mean that a method may spend: a plan is searched within it, the others use it uniformly. `others`: further
+    fields of ContestConfig. Paired differences are against `reference` (default: AdaTSQ, else the last method)."""
+    terms = ContestConfig.parse({"weight_bits": weight_bits, "act_bits": act_bits, **others}, "comparison")
+    settings = Settings(terms=terms, trace=TraceConfig.parse({"steps": steps}, "comparison"))
+    return hold(bundle, methods, settings, prompts=prompts, seed=seed, run=run, on_progress=on_progress, reference=reference)[2]
+
+
+def hold(bundle: Bundle, methods: Sequence[str], settings: Settings, *, prompts: Sequence[str] = (), seed: int = 0,
+         run: Run | None = None, reference: str = "", on_progress: OnProgress = ignore_progress,
+         on_entrant: Callable[[dict], None] | None = None) -> tuple[FloatRun, tuple[Entrant, ...], dict]:
+    """(float, entrants, JSON object). What `run` holds is read: adding a method runs only that one. `on_entrant` gets the JSON
+    object so far after every method. A listener that raises SkipMethod leaves one method out; Cancelled ends it all, and what was
+    finished stays in `run`."""
+    names = chosen(methods)
+    if reference and reference not in names:
+        raise BadInput(f"the reference {reference} is not among the compared methods; use one of {', '.join(names)}")
+    for name in names:
+        check(METHODS[name], settings.terms)
+    steps = settings.trace.steps
+    prompts, seeds = generate.sample(tuple(prompts) or bundle.prompts("held_out"), seed, steps)
+    with contextlib.ExitStack() as stack:
+        run = run or Run(stack.enter_context(tempfile.TemporaryDirectory()))
+        made_for = (RECIPE, bundle.model_hash, str(bundle.device), prompts, seeds, steps, lpips.path() is not None)
+        float_run = run.resume(FloatRun, "float", Run.key(*made_for), lambda: _float(bundle, prompts, seeds, steps, on_progress))
+        maker, entrants, skipped = Maker(bundle, settings, run), [], []
+
+        def so_far() -> dict:
+            return {"model": bundle.name, "steps": steps, "seed": seed, "device": str(bundle.device), "terms": terms_of(settings),
+                    **table(bundle, float_run, tuple(entrants), reference), "skipped": list(skipped)}
+
+        for number, name in enumerate(names):
+            key = Run.key(*made_for, *decided_by(METHODS[name], settings, bundle))
+            report = _numbered(on_progress, number, len(names), METHODS[name].label)
+            try:
+                entrants.append(run.resume(Entrant, "method", key,
+                                           lambda name=name, report=report: _enter(maker, METHODS[name], float_run, report)))
+            except SkipMethod:
+                skipped.append(name)
+            if on_entrant is not None:
+                on_entrant(so_far())
+        return float_run, tuple(entrants), so_far()
+
+
+def chosen(methods: Sequence[str]) -> tuple[str, ...]:
+    """Names of known methods, each once; "all" stands for every one."""
+    names = tuple(dict.fromkeys(name for each in methods for name in (METHODS if each == "all" else (each,))))
+    for name in names or ("",):
+        if name not in METHODS:
+            raise BadInput(f"unknown method {name!r}; use all, or one or several of {', '.join(METHODS)}")
+    return names
+
+
+def decided_by(method: Method, settings: Settings, bundle: Bundle) -> tuple:
+    """Everything a method's result depends on beside the float run: its parts, the terms, and only the search it has."""
+    calibration = settings.trace.prompts or bundle.prompts("calibration")
+    search = settings.search if method.allocation == "plan" else None
+    evolution = settings.evolution if method.groups == "evolved" else None
+    terms = settings.terms if search else settings.terms.model_copy(update={"effective_bits": None})
+    return method.name, quant_of(method, terms), method.allocation, method.groups, terms, settings.trace, calibration, search, evolution
+
+
+def terms_of(settings: Settings) -> dict:
+    """The terms as JSON, with both searches' settings."""
+    return {**settings.terms.model_dump(mode="json"), "search": settings.search.model_dump(mode="json"),
+            "evolution": settings.evolution.model_dump(mode="json")}
+
+
+def _numbered(on_progress: OnProgress, number: int, total: int, label: str) -> OnProgress:
+    def report(progress: Progress) -> None:
+        on_progress(Progress(stage=progress.stage, done=progress.done, total=progress.total, detail=progress.detail,
+                             message=f"{label} ({number + 1} of {total}): {progress.message}"))
+    return report
+
+
+def _float(bundle: Bundle, prompts, seeds, steps: int, on_progress: OnProgress) -> FloatRun:
+    made = generate.run(bundle, prompts, seeds, bundle.schedule(steps), on_progress=on_progress)
+    return FloatRun(made=made, retrieved=_retrieved(bundle, made.images, prompts))
+
+
+def _retrieved(bundle: Bundle, images, prompts) -> tuple[bool, ...]:
+    found = judge.of(bundle)
+    return () if found is None else tuple(hit for hit in found.hits(images, prompts) if hit is not None)
+
+
+def _enter(maker: Maker, method: Method, float_run: FloatRun, on_progress: OnProgress) -> Entrant:
+    """Make the method's model, generate with it, measure."""
+    bundle, reference = maker.bundle, float_run.made
+    made = maker.make(method, on_progress)
+    steps = maker.settings.trace.steps
+    compared = generate.compare(bundle, made.quantized, reference.prompts, reference.seeds[0], steps, on_progress=on_progress,
+                                float_run=reference)
+    images = [pair.image_quantized for pair in compared.pairs]
+    quant = made.quantized.plan.quant
+    layer_bytes = compared.quantized_bytes - costs.outside_bytes(bundle, quant, steps)
+    return Entrant(
+        method=method.name, plan=made.quantized.plan, weight_bytes=compared.quantized_bytes,
+        weight_bits_quantized=costs.effective_bits(layer_bytes, costs.layer_parameters(bundle)),
+        weight_bits_total=costs.effective_bits(compared.quantized_bytes, bundle.parameters),
+        quantize_seconds=made.quantize_seconds, search_seconds=made.search_seconds, search_evaluations=made.evaluations,
+        seconds_per_image=compared.quantized_seconds_per_image, compute=compared.compute, reason=compared.reason,
+        values={name: tuple(getattr(pair, name) for pair in compared.pairs) for name in compared.metrics},
+        retrieved=_retrieved(bundle, _stack(images), reference.prompts), images=_stack(images))
+
+
+def _stack(images):
+    return np.stack([np.asarray(image) for image in images])
+

@@ -1,0 +1,256 @@
+"""What every choice costs in time: measured on this machine, or modelled from a target's published peak rates.
+
+A measured table times the real modules, one per distinct layer shape and choice, and a whole step of the model; what the
+step takes beyond its layers (attention, norms, modulation) is the fixed part. Layers that read one tensor share its
+quantization, so only the first of them is charged for it. Measurements are kept in the user's cache under the machine,
+the kernels and the versions they hold for.
+
+Dimension letters: L layers, W weight widths, A activation widths, M tokens, N out features, K in features.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from lowbit import build, ops
+from torch import Tensor, nn
+
+from workbench.families import Bundle
+from workbench.options import ACT_BITS, WEIGHT_BITS, LatencyConfig, OnProgress, Progress, QuantConfig, ignore_progress
+from workbench.plans import LatencyTable
+from workbench.quant import grids, sizes, transforms
+from workbench.quant.activations import format_of
+from workbench.quant.lowrank import Branch, Down
+from workbench.quant.qlinear import Extras, FloatLinear, QuantLinear
+from workbench.types import LayerInfo
+
+THIS_MACHINE = LatencyConfig().target
+STEPS_OF_SCHEDULE = 20
+REPEATS, WARM_UP, CELL_SECONDS = 15, 3, 0.5  # a cell stops early once it has three repeats and has used its time
+
+
+@dataclass(frozen=True)
+class Chip:
+    """Published dense peak rates, in 10^12 operations a second by operand width, and memory bandwidth in 10^9 bytes a second."""
+
+    label: str
+    tera_ops: dict[int, float]  # operand bits -> rate; 16 is BF16 with float32 accumulation
+    bandwidth: float
+    source: str
+
+
+CHIPS = {
+    "a100": Chip("NVIDIA A100 80 GB SXM, INT4", {16: 312, 8: 624, 4: 1248}, 2039, "NVIDIA A100 Tensor Core GPU Architecture, 2020"),
+    "h100": Chip("NVIDIA H100 SXM, INT8", {16: 989, 8: 1979}, 3350, "NVIDIA H100 Tensor Core GPU Architecture, 2022"),
+    "rtx4090": Chip("NVIDIA RTX 4090, INT4", {16: 165, 8: 661, 4: 1321}, 1008, "NVIDIA Ada GPU Architecture, 2022"),
+    "rtx5090": Chip("NVIDIA RTX 5090, FP4", {16: 210, 8: 838, 4: 1676}, 1792, "NVIDIA RTX Blackwell GPU Architecture, 2025"),
+    "b200": Chip("NVIDIA B200, FP4", {16: 2250, 8: 4500, 4: 9000}, 8000, "NVIDIA Blackwell Architecture Technical Brief, 2024"),
+}
+
+
+def tabulate(bundle: Bundle, quant: QuantConfig, target: str = THIS_MACHINE, *, on_progress: OnProgress = ignore_progress) -> LatencyTable:
+    """The table of a target. Raises BadInput for an unknown one."""
+    LatencyConfig.parse({"target": target}, "latency")
+    return measure(bundle, quant, on_progress=on_progress) if target == THIS_MACHINE else model(bundle, quant, target)
+
+
+# --- modelled ---
+
+def model(bundle: Bundle, quant: QuantConfig, target: str) -> LatencyTable:
+    """Roofline of a chip: a layer takes the longer of its arithmetic at peak and its traffic at full bandwidth.
+
+    The operands' width is that of the wider of weight and activation; the rest of a step is charged for 16-bit modulation and
+    embedders alone, because attention and norms depend on kernels that a peak rate says nothing about."""
+    chip = CHIPS[target]
+    us_LWA = torch.tensor([[[_roofline_us(chip, layer, weight_bits, act_bits, quant) for act_bits in ACT_BITS]
+                            for weight_bits in WEIGHT_BITS] for layer in bundle.layers], dtype=torch.float64)
+    other_bytes = bundle.float_bytes - sum(2 * layer.n_out * layer.k_in for layer in bundle.layers)
+    return LatencyTable(target=f"{chip.label} (modelled)", measured=False, provenance=f"peak rates: {chip.source}",
+                        weight_bits_W=WEIGHT_BITS, act_bits_A=ACT_BITS, us_LWA=us_LWA, fixed_us=other_bytes / chip.bandwidth / 1e3)
+
+
+def _roofline_us(chip: Chip, layer: LayerInfo, weight_bits: int, act_bits: int, quant: QuantConfig) -> float:
+    width = max(weight_bits, act_bits)
+    rate = chip.tera_ops[min(bits for bits in chip.tera_ops if bits >= width)]
+    choice = sizes.choice_of(weight_bits, quant)
+    held_bits = 16 if act_bits == 16 else 8 if act_bits > 4 else 4
+    traffic_bytes = (grids.predicted_bytes(layer.n_out, layer.k_in, choice, layer.has_bias)
+                     + layer.tokens * (layer.k_in * held_bits / 8 + layer.n_out * 2))
+    return max(2 * layer.macs_per_step / rate / 1e6, traffic_bytes / chip.bandwidth / 1e3)
+
+
+# --- measured ---
+
+def measure(bundle: Bundle, quant: QuantConfig, *, anew: bool = False, on_progress: OnProgress = ignore_progress) -> LatencyTable:
+    """Median times of the real modules on the bundle's device, for one image at a time; `anew` forgets earlier measurements.
+
+    Activations of 3 to 8 bits are held in the same 8 bits and run the same instructions: they share one measurement."""
+    cache, ranks = _Cache(bundle, anew), sizes.ranks(bundle.layers, quant)
+    shape_L = [(*shape_of(layer), ranks[layer.name]) for layer in bundle.layers]
+    shapes = list(dict.fromkeys(shape_L))
+    form = (quant.group_size, quant.transform, quant.act_scale, quant.act_grid, quant.act_clip)
+    held = {act_bits: 16 if act_bits == 16 else 8 for act_bits in ACT_BITS}
+    cells = [(shape, weight_bits, bits) for shape in shapes for weight_bits in WEIGHT_BITS for bits in (8, 16)]
+    found: dict[tuple, tuple[float, float]] = {}
+    with bundle.lock:
+        for number, (shape, weight_bits, bits) in enumerate(cells):
+            on_progress(Progress(stage="latency", done=number, total=len(cells) + 1,
+                                 message=f"{shape[1]} x {shape[2]}, W{weight_bits} A{bits}"))
+            found[shape, weight_bits, bits] = cache.get((*shape, weight_bits, bits, *form),
+                                                        lambda: _time_layer(bundle, quant, shape, weight_bits, bits))  # noqa: B023
+        us_LWA = torch.tensor([[[_charged(layer, found[shape, weight_bits, held[act_bits]]) for act_bits in ACT_BITS]
+                                for weight_bits in WEIGHT_BITS] for layer, shape in zip(bundle.layers, shape_L)], dtype=torch.float64)
+        on_progress(Progress(stage="latency", done=len(cells), total=len(cells) + 1, message="a whole step"))
+        step_us = cache.get(("step", bundle.model_hash, *form, quant.branch_bits, quant.modulation, quant.modulation_bits),
+                            lambda: (_time_step(bundle, quant), 0.0))[0]
+    cache.save()
+    four, eight = WEIGHT_BITS.index(4), ACT_BITS.index(8)
+    return LatencyTable(target=f"{THIS_MACHINE} (measured): {device_name(bundle)}", measured=True, provenance=cache.provenance,
+                        weight_bits_W=WEIGHT_BITS, act_bits_A=ACT_BITS, us_LWA=us_LWA,
+                        fixed_us=max(0.0, step_us - float(us_LWA[:, four, eight].sum())))
+
+
+def median_us(run: Callable[[], object], device: torch.device, repeats: int = REPEATS) -> float:
+    """Median of repeated runs, each waited for."""
+    taken_us: list[float] = []
+    started = time.perf_counter()
+    for number in range(-WARM_UP, repeats):
+        before = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        if number >= 0:
+            taken_us.append((time.perf_counter() - before) * 1e6)
+        if len(taken_us) >= 3 and time.perf_counter() - started > CELL_SECONDS:
+            break
+    return statistics.median(taken_us)
+
+
+def device_name(bundle: Bundle) -> str:
+    """The processor as it names itself, with its threads or its backend."""
+    if bundle.device.type == "cuda":
+        return torch.cuda.get_device_name(bundle.device)
+    return f"{cpu_name()}, {torch.get_num_threads()} threads"
+
+
+def cpu_name() -> str:
+    """The processor's own name, where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def shape_of(layer: LayerInfo) -> tuple[int, int, int, bool]:
+    """(M, N, K, bias): layers of one shape cost the same, unless their branches differ in rank."""
+    return layer.tokens, layer.n_out, layer.k_in, layer.has_bias
+
+
+def _charged(layer: LayerInfo, cost_us: tuple[float, float]) -> float:
+    whole_us, quantization_us = cost_us
+    return whole_us if layer.shares_input_with == layer.index else max(0.0, whole_us - quantization_us)
+
+
+class _Row:
+    """Stands in for the step cursor: every layer at one width."""
+
+    def __init__(self, act_bits: int):
+        self.row = (act_bits,)
+
+
+def _time_layer(bundle: Bundle, quant: QuantConfig, shape: tuple, weight_bits: int, act_bits: int) -> tuple[float, float]:
+    """(microseconds of the layer, of which preparing its input): with a new input each time, as in a model."""
+    tokens, n_out, k_in, bias, rank = shape
+    linear = nn.Linear(k_in, n_out, bias=bias, device=bundle.device, dtype=bundle.dtype).requires_grad_(False)
+    module = module_of(linear, quant, weight_bits, act_bits, rank)
+    inputs = [torch.randn(1, tokens, k_in, device=bundle.device, dtype=bundle.dtype) for _ in range(2)]
+    turn = iter(range(1 << 30))
+    with torch.no_grad():
+        whole_us = median_us(lambda: module(inputs[next(turn) % 2]), bundle.device)
+        prepare = module.transform.forward if act_bits == 16 else lambda x: module.transform.quantized(x, act_bits)
+        if weight_bits == 16:
+            return whole_us, 0.0
+        return whole_us, median_us(lambda: prepare(inputs[next(turn) % 2]), bundle.device)
+
+
+def module_of(linear: nn.Linear, quant: QuantConfig, weight_bits: int, act_bits: int, rank: int = 0) -> nn.Module:
+    """A layer at one choice, rounded to nearest, smoothed by ones, with a branch of noise: its numbers cost what solved ones do."""
+    k_in, device = linear.in_features, linear.weight.device
+    transform = transforms.make(quant.transform, k_in, quant.seed, torch.ones(k_in, dtype=torch.float16, device=device))
+    noise = [torch.randn(shape, device=device).half() for shape in ((linear.out_features, rank), (rank, k_in))]
+    extras = Extras(act=format_of(quant, quant.group_size), range_2=torch.tensor([-4.0, 4.0], dtype=torch.float16, device=device),
+                    branch=Branch(up_NR=noise[0], down=Down(noise[1])) if rank else None)
+    place = {"cursor": _Row(act_bits), "layer_index": 0, "extras": extras}
+    if weight_bits == 16:
+        return FloatLinear(linear, transform, **place)
+    choice = sizes.choice_of(weight_bits, quant)
+    return QuantLinear(grids.quantize_nearest(linear.weight, choice), linear.bias, transform, **place)
+
+
+def _time_step(bundle: Bundle, quant: QuantConfig) -> float:
+    """A whole step of the model for one image, W4 A8 everywhere."""
+    linears = {layer.name: bundle.linear(layer.name) for layer in (*bundle.layers, *bundle.modulation)}
+    ranks = sizes.ranks(bundle.layers, quant)
+    modules = {layer.name: module_of(linears[layer.name], quant, 4, 8, ranks[layer.name]) for layer in bundle.layers}
+    stored = sizes.modulation_choice(quant)
+    if quant.modulation == "stored" and not stored.is_float:
+        modules |= {layer.name: QuantLinear(grids.quantize_nearest(linears[layer.name].weight, stored), linears[layer.name].bias,
+                                            transforms.make("none", layer.k_in, 0)) for layer in bundle.modulation}
+    try:
+        for name, module in modules.items():
+            bundle.replace(name, module)
+        return median_us(_step_of(bundle), bundle.device)
+    finally:
+        for name, linear in linears.items():
+            bundle.replace(name, linear)
+
+
+def _step_of(bundle: Bundle) -> Callable[[], Tensor]:
+    """One step of one image, the middle one of a schedule whose modulation is known."""
+    schedule, conditioning = bundle.schedule(STEPS_OF_SCHEDULE), bundle.encode(bundle.prompts("showcase")[:1])
+    latent_SMD = bundle.initial_latents([0])
+    return torch.no_grad()(lambda: bundle.velocity(latent_SMD, schedule, STEPS_OF_SCHEDULE // 2, conditioning))
+
+
+class _Cache:
+    """Measured cells of this machine, kernel and versions, in one JSON file of the user's cache."""
+
+    def __init__(self, bundle: Bundle, anew: bool):
+        backend = ops.backend(bundle.device.type, bundle.dtype)
+        built = build.result().library if backend.is_kernel else None
+        self.key = {"device": device_name(bundle), "cores": os.cpu_count(), "torch": torch.__version__, "dtype": str(bundle.dtype),
+                    "backend": backend.name, "reason": backend.reason, "kernels": Path(built._name).name if built else ""}
+        self.provenance = ", ".join(str(value) for value in self.key.values() if value)
+        digest = hashlib.sha256(json.dumps(self.key).encode()).hexdigest()[:16]
+        self.path = build.cache_folder() / f"latency-{digest}.json"
+        self.cells: dict[str, list[float]] = {} if anew else self._read()
+
+    def _read(self) -> dict[str, list[float]]:
+        try:
+            cells = json.loads(self.path.read_text(encoding="utf-8"))["cells"]
+            return {key: [float(value) for value in pair] for key, pair in cells.items() if len(pair) == 2}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return {}
+
+    def get(self, cell: Sequence, measured: Callable[[], tuple[float, float]]) -> tuple[float, float]:
+        key = json.dumps(cell)
+        if key not in self.cells:
+            self.cells[key] = list(measured())
+        return tuple(self.cells[key])
+
+    def save(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=self.path.parent, suffix=".part", delete=False, encoding="utf-8") as part:
+            json.dump({"machine": self.key, "cells": self.cells}, part)
+        Path(part.name).replace(self.path)

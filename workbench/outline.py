@@ -1,0 +1,135 @@
+"""What a model is before it is loaded: family, size, layers and the memory it will take, from its configuration and the headers of its
+safetensors files. No tensor is read and torch is not imported."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from workbench.options import WEIGHT_BITS, BadInput
+
+MODELS = Path(__file__).resolve().parents[1] / "assets" / "models"
+HEADER_LIMIT_BYTES = 100_000_000  # the format's own limit
+FLOAT_BYTES = 4  # a parameter in the float32 that a CPU computes in
+# Solved weights at every width below float stay in memory while a plan is searched, and one float copy of what runs.
+SEARCH_BYTES = sum(bits for bits in WEIGHT_BITS if bits != 16) / 8 + FLOAT_BYTES
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_BLOCK = re.compile(r"(.*blocks)\.(\d+)\.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outline:
+    """Sizes are None where they cannot be known yet; parameters and linears are the transformer's."""
+
+    source: str
+    kind: str  # embedded, folder, hub id
+    family: str = ""
+    parameters: int | None = None
+    all_parameters: int | None = None
+    linears: int | None = None
+    blocks: int | None = None
+    disk_bytes: int | None = None
+    note: str = ""
+
+    @property
+    def load_bytes(self) -> int | None:
+        """Predicted memory of the loaded pipeline, all parts in float32."""
+        return None if self.all_parameters is None else FLOAT_BYTES * self.all_parameters
+
+    @property
+    def search_bytes(self) -> int | None:
+        """Predicted memory while a plan is searched, trajectories and activations aside."""
+        return None if self.load_bytes is None else round(self.load_bytes + SEARCH_BYTES * self.parameters)
+
+
+def embedded() -> dict[str, Path]:
+    """Embedded models by name."""
+    return {path.parent.name: path.parent for path in sorted(MODELS.glob("*/model_index.json"))}
+
+
+def of(source: str) -> Outline:
+    """The outline of an embedded name, a local folder or a hub id. Never raises for what is merely unknown."""
+    folder, kind = _folder(source)
+    if folder is None:
+        note = "its size is known once it has been downloaded" if kind == "hub id" else "no embedded model, folder or hub id has this name"
+        return Outline(source=source, kind=kind, note=note)
+    try:
+        family = str(json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"])
+        shapes = {part.name: _shapes(part) for part in sorted(folder.iterdir()) if part.is_dir()}
+    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+        return Outline(source=source, kind=kind, note=f"it cannot be read as a diffusers pipeline ({type(error).__name__})")
+    counts = {part: sum(math.prod(shape) for shape in tensors.values()) for part, tensors in shapes.items()}
+    transformer = shapes.get("transformer", {})
+    matrices = [name for name, shape in transformer.items() if name.endswith(".weight") and len(shape) == 2]
+    return Outline(
+        source=source,
+        kind=kind,
+        family=family,
+        parameters=counts.get("transformer", 0),
+        all_parameters=sum(counts.values()),
+        linears=len(matrices),
+        blocks=len({match[0] for match in map(_BLOCK.match, matrices) if match}),
+        disk_bytes=sum(path.stat().st_size for path in folder.rglob("*.safetensors")),
+    )
+
+
+def require_room(outline: Outline) -> None:
+    """Raises BadInput when the loaded model would not fit in what memory is free."""
+    free = free_bytes()
+    if outline.load_bytes is not None and free is not None and outline.load_bytes > free:
+        raise BadInput(
+            f"{outline.source} needs about {outline.load_bytes / 1e9:.1f} GB to load and {free / 1e9:.1f} GB are free; a model of "
+            f"less than {free / FLOAT_BYTES / 1e9:.1f} billion parameters would fit"
+        )
+
+
+def free_bytes() -> int | None:
+    """Memory that can be had now, also inside a container; None where the system does not say."""
+    try:
+        free = next(
+            1024 * int(line.split()[1]) for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable")
+        )
+    except (OSError, StopIteration, ValueError):
+        return None
+    try:
+        group = Path("/sys/fs/cgroup")
+        return min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    except (OSError, ValueError):  # no limit is set
+        return free
+
+
+def _folder(source: str) -> tuple[Path | None, str]:
+    if source in embedded():
+        return embedded()[source], "embedded"
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder, "folder"
+    if not _HUB_ID.fullmatch(source):
+        return None, "unknown"
+    return _cached(source), "hub id"
+
+
+def _cached(hub_id: str) -> Path | None:
+    """The newest snapshot of a hub model that has been downloaded already."""
+    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
+    snapshots = home / "hub" / f"models--{hub_id.replace('/', '--')}" / "snapshots"
+    found = sorted(snapshots.glob("*/model_index.json"), key=lambda path: path.stat().st_mtime) if snapshots.is_dir() else []
+    return found[-1].parent if found else None
+
+
+def _shapes(folder: Path) -> dict[str, list[int]]:
+    """Tensor names and shapes of every safetensors file of a folder."""
+    shapes: dict[str, list[int]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > HEADER_LIMIT_BYTES:
+                raise ValueError("the header is too long")
+            header = json.loads(file.read(length))
+        shapes |= {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
+    return shapes

@@ -1,0 +1,104 @@
+"""Activation quantizers: what shares a scale, on which grid, and the numbers that come out.
+
+Dimension letters: M tokens, K features, J features of one group.
+
+    symmetric    s = c max|x| / (2^(b-1) - 1),        q = clamp(round(x / s)) in [-(2^(b-1) - 1), 2^(b-1) - 1]
+    asymmetric   s = c (max - min) / (2^b - 1),       q = clamp(round(x / s) + z) in [0, 2^b - 1],  z = round(-c min / s)
+
+`max` and `min` (with 0 between them) are taken over a token, over a group of one token's features, both dynamic, or over
+everything the calibration trace held (static, one range for all steps). c is the clip ratio. The plain quantizer (per token,
+symmetric, whole range) is the one that kernels run; it goes through `lowbit.ops`.
+"""
+
+from __future__ import annotations
+
+import torch
+from lowbit import ops
+from lowbit.memo import LastInput
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from workbench.options import GROUP_SIZES, Frozen, QuantConfig
+
+_last = LastInput()
+
+
+class ActFormat(Frozen):
+    """How a layer's input is quantized; its bits come from the plan."""
+
+    scale: str = Field(default="token", pattern="^(token|group|tensor)$")
+    group_size: int | None = None
+    symmetric: bool = True
+    clip: float = Field(default=1.0, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _group_is_known(self):
+        if (self.scale == "group") != (self.group_size is not None):
+            raise ValueError("a group size belongs to the scale 'group' and to no other")
+        if self.group_size is not None and self.group_size not in GROUP_SIZES:
+            raise ValueError(f"group size {self.group_size} is not supported; use one of {GROUP_SIZES}")
+        return self
+
+    @property
+    def is_plain(self) -> bool:
+        """Per token, symmetric, unclipped: what every kernel can run."""
+        return self.scale == "token" and self.symmetric and self.clip == 1.0
+
+    def describe(self) -> str:
+        """For people, as part of a sentence."""
+        shared = {"token": "per-token", "group": f"per-{self.group_size}-group", "tensor": "static per-tensor"}[self.scale]
+        clipped = "" if self.clip == 1.0 else f" clipped at {self.clip:g}"
+        return f"{'symmetric' if self.symmetric else 'asymmetric'} {shared} activations{clipped}"
+
+
+PLAIN = ActFormat()
+
+
+def format_of(quant: QuantConfig, group_size: int | None) -> ActFormat:
+    """The quantizer of a layer whose weight has that group size; a whole row as group is a token."""
+    grouped = quant.act_scale == "group" and group_size is not None
+    scale = "token" if quant.act_scale == "group" and not grouped else quant.act_scale
+    return ActFormat(scale=scale, group_size=group_size if grouped else None, symmetric=quant.act_grid == "symmetric", clip=quant.act_clip)
+
+
+def fake_quantize(x: Tensor, bits: int, form: ActFormat = PLAIN, range_2: Tensor | None = None) -> Tensor:
+    """What the quantized activation stands for, in x's own type; 16 bits return x itself. Never change it in place:
+    layers that read one tensor share the result. `range_2`: smallest and largest value of a static quantizer."""
+    if bits == 16 or form.is_plain:
+        return ops.fake_quantize(x, bits)
+    key = (bits, form, None if range_2 is None else tuple(range_2.tolist()))
+    return _last.get(x, key, lambda: _values(x, bits, form, range_2))
+
+
+def quantize(x: Tensor, bits: int, form: ActFormat, range_2: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """(codes, scale, zero): x ~ (codes - zero) * scale. Groups get an axis of their own, the last one padded with zeros."""
+    wide = _grouped(x.float(), form.group_size) if form.scale == "group" else x.float()
+    if form.scale == "tensor":
+        if range_2 is None:
+            raise ValueError("a static quantizer needs the range of the calibration trace")
+        low, high = range_2.to(wide).clamp(max=0)[0], range_2.to(wide).clamp(min=0)[1]
+    else:
+        low, high = wide.amin(-1, keepdim=True).clamp(max=0), wide.amax(-1, keepdim=True).clamp(min=0)
+    if form.symmetric:
+        top = 2 ** (bits - 1) - 1
+        scale = _usable(form.clip * torch.maximum(high, -low) / top)
+        return (wide / scale).round_().clamp_(-top, top), scale, torch.zeros_like(scale)
+    scale = _usable(form.clip * (high - low) / (2**bits - 1))
+    zero = (-form.clip * low / scale).round()
+    return (wide / scale).round_().add_(zero).clamp_(0, 2**bits - 1), scale, zero
+
+
+def _values(x: Tensor, bits: int, form: ActFormat, range_2: Tensor | None) -> Tensor:
+    with torch.no_grad():
+        codes, scale, zero = quantize(x, bits, form, range_2)
+        return codes.sub_(zero).mul_(scale).reshape(*x.shape[:-1], -1)[..., : x.shape[-1]].to(x.dtype)
+
+
+def _grouped(x: Tensor, group_size: int) -> Tensor:
+    """(..., K) to (..., G, J)."""
+    return torch.nn.functional.pad(x, (0, -x.shape[-1] % group_size)).unflatten(-1, (-1, group_size))
+
+
+def _usable(scale: Tensor) -> Tensor:
+    """A scale that can divide: what is all zero (or subnormal) stays zero under any."""
+    return torch.where(scale > torch.finfo(torch.float32).tiny, scale, torch.ones_like(scale))

@@ -1,0 +1,79 @@
+"""The multiple-choice knapsack by HiGHS, exactly or as a linear programme, and the weights that a memory budget allows.
+
+Minimise sum_i error[i, c_i] subject to sum_i cost[i, c_i] <= limit, one choice c per item i.
+Letters: L layers, C choices, I items.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.optimize import Bounds, LinearConstraint, linprog, milp
+from scipy.sparse import csr_array, eye_array, kron
+
+from workbench.options import BadInput
+from workbench.plans import CostTable
+from workbench.search.lagrangian import hull
+
+MILP_SECONDS = 5.0
+
+
+def allocate_weights(weight_error_LC, costs: CostTable, max_bytes: int, weight_bits_C=None) -> tuple[int, ...]:
+    """Weight bits of every layer with the least total error within `max_bytes` of the whole transformer.
+
+    A multiple-choice knapsack, solved exactly by HiGHS; columns of the table are `weight_bits_C` (by default the cost table's)."""
+    bits_C = tuple(costs.weight_bits_C if weight_bits_C is None else weight_bits_C)
+    error_LC = np.asarray(weight_error_LC, dtype=np.float64)
+    bytes_LC = costs.weight_bytes_LC.numpy()[:, [costs.weight_bits_C.index(bits) for bits in bits_C]]
+    left = max_bytes - costs.fixed_bytes
+    least = int(bytes_LC.min(axis=1).sum())
+    if left < least:
+        raise BadInput(f"max_weight_bytes is {max_bytes}; the smallest feasible is {costs.fixed_bytes + least}")
+    columns_L = knapsack(error_LC, bytes_LC, left)
+    return tuple(bits_C[column] for column in columns_L)
+
+
+def knapsack(error_IC: np.ndarray, cost_IC: np.ndarray, limit: float) -> np.ndarray:
+    """Columns of least total error with total cost <= limit; the Lagrangian's when HiGHS finds nothing better in time."""
+    columns_I = hull(error_IC, cost_IC).within(limit)
+    if error_IC.max() <= 0:
+        return columns_I
+    objective, one_each, spending, room = _programme(error_IC, cost_IC, limit)
+    solution = milp(objective, integrality=np.ones(error_IC.size), bounds=Bounds(0, 1),
+                    constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(spending, 0, room)],
+                    options={"time_limit": MILP_SECONDS, "mip_rel_gap": 1e-9})
+    if solution.x is None:
+        return columns_I
+    return _better(error_IC, cost_IC, limit, solution.x.reshape(error_IC.shape).argmax(axis=1), columns_I)
+
+
+def relaxed(error_IC: np.ndarray, cost_IC: np.ndarray, limit: float) -> np.ndarray:
+    """The linear programme of `knapsack`; at most one item is split in its optimum, and that one is rounded down."""
+    cheapest_I = np.lexsort((error_IC, cost_IC), axis=-1)[:, 0]
+    if error_IC.max() <= 0:
+        return cheapest_I
+    objective, one_each, spending, room = _programme(error_IC, cost_IC, limit)
+    solution = linprog(objective, A_ub=spending, b_ub=[room], A_eq=one_each, b_eq=np.ones(len(error_IC)), bounds=(0, 1), method="highs")
+    share_IC = solution.x.reshape(error_IC.shape)
+    split_IC = (share_IC > 1e-6) & (share_IC < 1 - 1e-6)
+    columns_I = share_IC.argmax(axis=1)
+    for item in np.flatnonzero(split_IC.any(axis=1)):
+        part = np.flatnonzero(split_IC[item])
+        columns_I[item] = part[cost_IC[item, part].argmin()]
+    return columns_I
+
+
+def _programme(error_IC, cost_IC, limit):
+    """Objective, one choice per item, and spending above the cheapest column in units of what is left for it: well scaled, and
+    the slack is not rounded away."""
+    items, choices = error_IC.shape
+    extra_IC = cost_IC - cost_IC.min(axis=1, keepdims=True)
+    left = limit - float(cost_IC.min(axis=1).sum())
+    unit = max(left, float(extra_IC.max()) * 1e-6, np.finfo(float).tiny)
+    one_each = csr_array(kron(eye_array(items), np.ones((1, choices))))
+    return error_IC.ravel() / error_IC.max(), one_each, csr_array(extra_IC.reshape(1, -1) / unit), left / unit
+
+
+def _better(error_IC, cost_IC, limit, found_I, known_I) -> np.ndarray:
+    rows = np.arange(len(error_IC))
+    improves = error_IC[rows, found_I].sum() < error_IC[rows, known_I].sum()
+    return found_I if improves and cost_IC[rows, found_I].sum() <= limit else known_I

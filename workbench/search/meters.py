@@ -1,0 +1,153 @@
+"""What a choice of activation bits costs at a step, as a table that the allocators do not look into.
+
+A meter is bits (of which a budget limits the mean) or microseconds (of which it limits the sum over an image), where the cost table
+has latencies. Where both are limited, they are mixed at the exchange rate at which the plan meets both.
+
+Letters: T steps, L layers, C choices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from workbench.options import BadInput, Budget
+from workbench.plans import CostTable
+from workbench.search.lagrangian import ActHull, activation_hull, largest_sum
+from workbench.types import DistortionTable
+
+MIXING_ROUNDS = 24  # halvings of the interval in which the exchange rate lies
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meter:
+    """cost_LC of one step; `limit` is of the sum over all steps and layers."""
+
+    name: str
+    unit: str
+    cost_LC: np.ndarray
+    limit: float
+
+    def total(self, columns_TL: np.ndarray) -> float:
+        return float(self.cost_LC[np.arange(len(self.cost_LC)), columns_TL].sum())
+
+    def check(self, steps: int) -> None:
+        """BadInput when the cheapest plan exceeds the limit; says by how much."""
+        least = steps * float(self.cost_LC.min(1).sum())
+        if self.limit < least:
+            raise BadInput(f"{self.name}: the limit leaves {self.limit:g} {self.unit} for the layers; the cheapest plan takes {least:g}")
+
+
+def latency_us_LC(costs: CostTable, weight_bits_L, act_bits_C) -> np.ndarray | None:
+    """Microseconds of a layer's product at each activation width, given its weight; None where the table has no latencies."""
+    if costs.latency is None:
+        return None
+    columns = [costs.latency.act_bits_A.index(bits) for bits in act_bits_C]
+    return costs.latency.act_us_LA(weight_bits_L).numpy()[:, columns]
+
+
+def fixed_us(costs: CostTable) -> float:
+    """Microseconds of a step that no plan decides."""
+    return 0.0 if costs.latency is None else costs.latency.fixed_us
+
+
+def bit_meter(act_bits_C, steps: int, layers: int, mean: float) -> Meter:
+    cost_LC = np.broadcast_to(np.asarray(act_bits_C, dtype=np.float64), (layers, len(act_bits_C)))
+    return Meter(name="max_mean_act_bits", unit="bits", cost_LC=cost_LC, limit=largest_sum(mean, steps * layers))
+
+
+def meters(budget: Budget, costs: CostTable, weight_bits_L, act_bits_C, steps: int) -> list[Meter]:
+    """One meter per limit on activations that the budget sets."""
+    found, layers = [], len(weight_bits_L)
+    if budget.max_mean_act_bits is not None:
+        found.append(bit_meter(act_bits_C, steps, layers, budget.max_mean_act_bits))
+    if budget.max_latency_ms is not None:
+        latency = latency_us_LC(costs, weight_bits_L, act_bits_C)
+        if latency is None:
+            raise BadInput("max_latency_ms is set, but nothing is known about this machine's latencies; measure them or leave it out")
+        left_us = 1000 * budget.max_latency_ms - steps * fixed_us(costs)
+        found.append(Meter(name="max_latency_ms", unit="us", cost_LC=latency, limit=left_us))
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steering:
+    """Lagrangian plans under one price: `target` is what the limits allow in the units of `cost_LC`."""
+
+    hull: ActHull
+    cost_LC: np.ndarray
+    target: float
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """Cost of the cheapest plan, and of the best by the table."""
+        return self.hull.hull.cost_range
+
+    def spent(self, rows) -> float:
+        columns = np.searchsorted(self.hull.act_bits_C, np.asarray(rows))
+        return float(self.cost_LC[np.arange(len(self.cost_LC)), columns].sum()) if len(rows) else 0.0
+
+    def rows(self, total: float | None = None):
+        """The Lagrangian plan that costs at most `total`, by default the target."""
+        return self.hull.rows_within(max(self.target if total is None else total, self.span[0]))
+
+
+def steering(table: DistortionTable, limits: list[Meter]) -> Steering:
+    """Lagrangian plans by `table` under one or two limits."""
+    steps = len(table.error_TLC)
+    for meter in limits:
+        meter.check(steps)
+    if len(limits) == 1:
+        return _under(table, limits[0].cost_LC, limits[0].limit)
+    first, second = limits
+    for only, other in ((first, second), (second, first)):
+        alone = _under(table, only.cost_LC, only.limit)
+        if other.total(_columns(alone)) <= other.limit:
+            return alone
+    return _mixed(table, first, second)
+
+
+def _mixed(table: DistortionTable, first: Meter, second: Meter) -> Steering:
+    """Both limits bind. A mean of the two costs, each in units of its limit, lies between the two single prices: halve towards the share
+    where neither is exceeded, and tighten the sum where rounding to whole choices still exceeds one."""
+    low, high, found = 0.0, 1.0, None
+    for _ in range(MIXING_ROUNDS):
+        share = (low + high) / 2
+        cost_LC = share * first.cost_LC / first.limit + (1 - share) * second.cost_LC / second.limit
+        mixed = _under(table, cost_LC, 1.0)
+        over = [meter.total(_columns(mixed)) / meter.limit for meter in (first, second)]
+        low, high = (share, high) if over[0] > over[1] else (low, share)
+        tight = _tightened(table, cost_LC, (first, second), max(over))
+        if tight is not None and (found is None or _error(table, tight) < _error(table, found)):
+            found = tight
+    if found is None:
+        raise BadInput(f"{first.name} and {second.name} can be met each, but not both at once; raise one of them")
+    return found
+
+
+def _tightened(table: DistortionTable, cost_LC: np.ndarray, limits, over: float) -> Steering | None:
+    total, least = 1.0, len(table.error_TLC) * float(cost_LC.min(1).sum())
+    while total >= least:
+        total /= max(over, 1.0)
+        if total < least:
+            return None
+        tried = _under(table, cost_LC, total)
+        over = max(meter.total(_columns(tried)) / meter.limit for meter in limits)
+        if over <= 1.0:
+            return tried
+        over = max(over, 1.001)
+    return None
+
+
+def _under(table: DistortionTable, cost_LC: np.ndarray, target: float) -> Steering:
+    return Steering(hull=activation_hull(table, cost_LC), cost_LC=cost_LC, target=target)
+
+
+def _columns(steering: Steering) -> np.ndarray:
+    return np.searchsorted(steering.hull.act_bits_C, np.asarray(steering.rows()))
+
+
+def _error(table: DistortionTable, steering: Steering) -> float:
+    columns = _columns(steering)
+    return float(np.take_along_axis(table.error_TLC.double().numpy(), columns[..., None], -1).sum())

@@ -1,0 +1,85 @@
+"""What several screens' actions share: what must be there first, and what is selected everywhere at once."""
+
+from __future__ import annotations
+
+from workbench.options import BadInput
+from workbench.ui.session import Session, stages
+
+
+def need(value, what: str):
+    if value is None:
+        raise BadInput(what)
+    return value
+
+
+def bundle_of(session: Session):
+    return need(session.bundle, "no model is loaded yet; wait for it or load one on the Model screen")
+
+
+def profile_of(session: Session):
+    """The session's own profile: an example has neither trace nor solved weights, so nothing can be made from it."""
+    found = need(session.profile, "profile the model first, on the Sensitivity screen")
+    if session.example is not None:
+        raise BadInput("this is the example run, to look at; press Profile on the Sensitivity screen to make your own")
+    return found
+
+
+def chosen_of(session: Session):
+    return need(session.chosen, "no plan is chosen; search for one, or import one on the Export screen")
+
+
+def run_of(session: Session):
+    """The session's own run folder: what is in it is used again, so a stopped search goes on where it was."""
+    from workbench.runs import Run
+
+    return Run(session.folder)
+
+
+def stop(session: Session) -> None:
+    session.cancel()
+
+
+def select_cell(session: Session, layer: int | None, step: int) -> None:
+    """Select a layer and step on every screen, and look into it as soon as the model is free."""
+    session.set(cell=(layer, step))
+    look_closer(session)
+
+
+def look_closer(session: Session) -> None:
+    """Ranges and histogram of the selected cell, made off the request; a model in use is no error, only later."""
+    layer, step = session.cell
+    found, bundle = session.profile, session.bundle
+    if layer is None or found is None or (session.look is not None and (session.look.layer, session.look.step) == (layer, step)):
+        return
+    session.set(look=None)
+    if session.example is not None or found.trace is None:
+        return
+
+    def work():
+        try:
+            look = stages().inspect(bundle, found.trace, layer, step, found.quant)
+        except BadInput as error:
+            session.say("look", str(error), "info")
+            return
+        if session.cell == (layer, step) and session.profile is found:
+            session.say("look")
+            session.set(look=look)
+
+    session.soon("look", work)
+
+
+def choose(session: Session, scored) -> None:
+    """Make a plan the chosen one; the search's own choice keeps its judgement on held-out prompts."""
+    best = session.result.chosen if session.result is not None else None
+    if best is not None and best.plan.plan_id == scored.plan.plan_id:
+        scored = best
+    if session.chosen is None or scored.plan.plan_id != session.chosen.plan.plan_id:
+        session.set(
+            chosen=scored,
+            exported=None,
+            comparison=session.comparisons.get(scored.plan.plan_id),
+            pair=0,
+            at_step=False,
+            preview=None,
+            blind=None,
+        )

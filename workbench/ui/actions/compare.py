@@ -1,0 +1,192 @@
+"""Screen 4: generate both, look at a pair, a step, or two images without knowing which is which."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+
+from workbench.options import BadInput, TraceConfig
+from workbench.ui import forms, limits, pictures, widget
+from workbench.ui.actions.common import bundle_of, chosen_of, profile_of, select_cell
+from workbench.ui.session import Session, stages
+from workbench.ui.views import compare as views
+
+GAINS = (1, 64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blind:
+    """A blind test: which pair is shown, whether A is the float image, and how the answers fell."""
+
+    pair: int
+    float_is_a: bool
+    wins: int = 0
+    losses: int = 0
+    ties: int = 0
+
+
+def quantized_model(session: Session, on_progress):
+    """The chosen plan as a quantized model, made once."""
+    bundle, found, scored = bundle_of(session), profile_of(session), chosen_of(session)
+    if session.quantized is None or session.quantized[0] != scored.plan.plan_id:
+        session.quantized = (scored.plan.plan_id, stages().quantize(bundle, found, scored.plan, on_progress=on_progress))
+    return session.quantized[1]
+
+
+def compare(session: Session, prompts_text, seed, steps) -> None:
+    bundle = bundle_of(session)
+    profile_of(session)
+    plan_id = chosen_of(session).plan.plan_id
+    config = forms.read(TraceConfig, ("steps", "seed"), (steps, seed), prompts=forms.prompts(prompts_text))
+    most = limits.here().compared
+    if not 1 <= len(config.prompts) <= most:
+        raise BadInput(f"{len(config.prompts)} prompts to compare; write 1 to {most}, one per line")
+    limits.here().check(steps=config.steps)
+
+    def work(on_progress):
+        model = quantized_model(session, on_progress)
+        result = stages().compare(bundle, model, config.prompts, config.seed, config.steps, on_progress=on_progress)
+        for pair in result.pairs:  # written now, so that no click has to wait for it
+            pictures.address(session, pair.image_float), pictures.address(session, pair.image_quantized)
+        session.set(
+            comparison=result,
+            comparisons={**session.comparisons, plan_id: result},
+            pair=0,
+            at_step=False,
+            preview=None,
+            blind=None,
+            mode="slider" if session.mode == "blind" else session.mode,
+        )
+
+    session.compare_form = (config.prompts, config.seed, config.steps)
+    session.submit("compare", "compare", work)
+
+
+def pick_pair(session: Session, payload) -> None:
+    """A card of the grid."""
+    count = len(session.comparison.pairs) if session.comparison else 0
+    index = widget.picked(payload, "pair", count)
+    if index is not None:
+        session.set(pair=index)
+        _show_step(session)
+
+
+def pick_or_draw(session: Session, payload) -> None:
+    """On the Search screen: a card of the grid, or the button that draws the chosen plan's images."""
+    if isinstance(payload, dict) and payload.get("draw") is True:
+        prompts, seed, _ = session.compare_form
+        compare(session, "\n".join(prompts), seed, len(chosen_of(session).plan.sigma_T))
+    else:
+        pick_pair(session, payload)
+
+
+def look(session: Session, payload) -> None:
+    """What the visitor did on the comparing canvas."""
+    if session.comparison is None or not isinstance(payload, dict):
+        return
+    what = payload.get("what")
+    if what == "mode" and payload.get("mode") in views.MODES:
+        session.set(mode=payload["mode"], blind=_next_blind(session, session.blind) if payload["mode"] == "blind" else session.blind)
+    elif what == "gain" and isinstance(payload.get("gain"), int | float):
+        session.set(gain=float(min(max(payload["gain"], GAINS[0]), GAINS[1])))
+    elif what == "step":
+        steps = len(session.comparison.pairs[session.pair].latent_nmse_T)
+        step = widget.picked(payload, "step", steps + 1)
+        if step is not None:
+            go_to_step(session, None if step == steps else step)
+    elif what == "vote" and session.blind is not None and payload.get("choice") in ("a", "b", "same"):
+        vote(session, payload["choice"])
+
+
+def go_to_step(session: Session, step: int | None) -> None:
+    """Look at both images as they stand after a step; None is the final image. The step is the selected one on every screen."""
+    session.set(at_step=step is not None)
+    if step is not None:
+        layer = session.cell[0]
+        select_cell(session, layer, step)
+        _show_step(session)
+
+
+def click_curve(session: Session, payload) -> None:
+    """A point of the error curve is a step."""
+    if session.comparison is not None:
+        step = widget.picked(payload, "row", len(session.comparison.pairs[session.pair].latent_nmse_T))
+        if step is not None:
+            go_to_step(session, step)
+
+
+def _show_step(session: Session) -> None:
+    """Decode the selected step of the shown pair, off the request."""
+    comparison, pair, step = session.comparison, session.pair, session.cell[1]
+    if not session.at_step or step is None or (session.preview is not None and session.preview[:2] == (pair, step)):
+        return
+    bundle = bundle_of(session)
+    if comparison.trajectories is None:
+        session.set(at_step=False)
+        raise BadInput("the latents of this comparison were not kept, so only its final images can be shown")
+
+    def work():
+        images = stages().preview(bundle, comparison, pair, step)
+        addresses = [pictures.address(session, image) for image in images]
+        if session.comparison is comparison:
+            session.set(preview=(pair, step, *addresses))
+
+    session.soon("compare", work)
+
+
+def vote(session: Session, choice: str) -> None:
+    """An answer of the blind test: count it and go on with another pair, in an order of its own."""
+    blind = session.blind
+    if choice == "same":
+        blind = replace(blind, ties=blind.ties + 1)
+    elif (choice == "a") == blind.float_is_a:
+        blind = replace(blind, wins=blind.wins + 1)
+    else:
+        blind = replace(blind, losses=blind.losses + 1)
+    session.set(blind=_next_blind(session, blind))
+
+
+def _next_blind(session: Session, blind: Blind | None) -> Blind:
+    count, order = len(session.comparison.pairs), random.SystemRandom()
+    shown = order.randrange(count) if blind is None else (blind.pair + 1) % count
+    return replace(blind or Blind(pair=shown, float_is_a=True), pair=shown, float_is_a=bool(order.getrandbits(1)))
+
+
+def shown(session: Session) -> dict:
+    """What the comparing canvas shows now."""
+    comparison = session.comparison
+    if comparison is None:
+        return views.viewer(
+            "",
+            "",
+            mode="slider",
+            gain=session.gain,
+            caption="",
+            nothing="Choose a plan on the Search screen, then press Generate: both models draw the same seeds.",
+        )
+    blinded = session.blind is not None
+    shared = {"mode": "slider" if session.mode == "blind" and not blinded else session.mode, "gain": session.gain}
+    if session.mode == "blind" and blinded:
+        blind = session.blind
+        pair = comparison.pairs[blind.pair]
+        first, second = pictures.address(session, pair.image_float), pictures.address(session, pair.image_quantized)
+        left, right = (first, second) if blind.float_is_a else (second, first)
+        return views.viewer(
+            left, right, labels=["A", "B"], caption=pair.prompt, tally=views.tally_words(blind.wins, blind.losses, blind.ties), **shared
+        )
+    pair = comparison.pairs[session.pair]
+    steps, step = len(pair.latent_nmse_T), session.cell[1]
+    more = {"steps": steps, "at": None, "step_words": "final image"}
+    if session.at_step and step is not None and step < steps:
+        ready = session.preview is not None and session.preview[:2] == (session.pair, step)
+        more |= {"at": step, "step_words": f"as predicted at step {step} of {steps}" if ready else f"decoding step {step} …"}
+        if ready:
+            caption = f"{pair.prompt} · seed {pair.seed} · after step {step}: latent NMSE {pair.latent_nmse_T[step]:.3e}"
+            return views.viewer(session.preview[2], session.preview[3], caption=caption, **shared, **more)
+    return views.viewer(
+        pictures.address(session, pair.image_float),
+        pictures.address(session, pair.image_quantized),
+        caption=views.pair_line(pair),
+        **shared,
+        **more,
+    )

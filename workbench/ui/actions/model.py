@@ -1,0 +1,64 @@
+"""Screen 1: which model, which prompts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from workbench import outline
+from workbench.options import BadInput, ModelSpec, TraceConfig
+from workbench.prompts import check, read
+from workbench.ui import forms, limits
+from workbench.ui.actions.common import bundle_of, need
+from workbench.ui.session import SHOWN_PROMPTS, Session, stages
+
+SOURCE_LIMIT = 1000
+
+
+def _source(source: str | None) -> str:
+    source = (source or "").strip()
+    if not 0 < len(source) <= SOURCE_LIMIT:
+        raise BadInput(f"a model is named by 1 to {SOURCE_LIMIT} characters, not {len(source)}: an embedded name, a folder or a hub id")
+    limits.here().check_model(source)
+    return ModelSpec.parse({"source": source}, "model").source
+
+
+def load_model(session: Session, source: str | None) -> None:
+    source = _source(source)
+    outline.require_room(outline.of(source))
+
+    def work(on_progress):
+        session.adopt(stages().load(source, on_progress=on_progress))
+
+    session.submit("load", "model", work)
+
+
+def look_at_model(session: Session, source: str | None) -> None:
+    """Another model was named: say how large it is before anything is loaded."""
+    source = _source(source)
+    session.set(outline=outline.of(source), source=source)
+
+
+def pick_model(session: Session, payload) -> None:
+    """A card of an embedded model."""
+    names = outline.embedded()
+    name = payload.get("model") if isinstance(payload, dict) else None
+    if name in names and (session.bundle is None or session.bundle.source != name):
+        session.set(source=name, outline=outline.of(name))
+        load_model(session, name)
+
+
+def keep_prompts(session: Session, rows) -> None:
+    given = forms.prompts(rows)
+    TraceConfig.parse({"prompts": given}, "prompts")
+    session.prompts = given  # drawn again only after a reload: the table already shows it
+
+
+def default_prompts(session: Session) -> None:
+    session.set(prompts=bundle_of(session).prompts("calibration")[:SHOWN_PROMPTS])
+
+
+def upload_prompts(session: Session, path: str | None) -> None:
+    found = read(Path(need(path, "no file was received")))
+    limits.here().check(prompts=len(found))
+    session.set(prompts=check(found))
+    session.say("model", f"{len(found)} prompts were read", "info")

@@ -1,0 +1,214 @@
+"""Screen 3: search, choose from the front, paint a plan by hand, hold two plans against each other."""
+
+from __future__ import annotations
+
+import math
+
+from workbench.options import ACT_BITS, BadInput, SearchConfig
+from workbench.ui import budgets, forms, widget
+from workbench.ui.actions.common import bundle_of, choose, chosen_of, need, profile_of, run_of, select_cell
+from workbench.ui.session import Drafted, Session, stages
+
+SEARCH_FORM = ("beam", "configs", "samples", "scoring", "rollout", "finalists")
+KEPT_EDITS = 100
+
+
+def search(session: Session, *given) -> None:
+    """given: one value per slider of `budgets.AXES`, then the settings."""
+    bundle, found = bundle_of(session), profile_of(session)
+    limits_, settings = _slider_values(given[: len(budgets.AXES)]), given[len(budgets.AXES) :]
+    budget = budgets.read(found, limits_)
+    config = forms.read(SearchConfig, SEARCH_FORM, settings)
+    budgets.require_feasible(found, limits_)
+
+    def work(on_progress):
+        result = stages().search(bundle, found, budget, config, run=run_of(session), on_progress=on_progress)
+        session.set(result=result, events=result.events, replay=None)
+        choose(session, result.chosen)
+
+    session.require_idle()
+    undo = session.kept("events", "result") if session.result is not None else {}
+    session.set(events=(), result=None, budget=_offered(found, limits_))
+    session.submit("search", "search", work, undo)
+
+
+def _slider_values(values) -> dict:
+    return {axis.field: value for axis, value in zip(budgets.AXES, values)}
+
+
+def _offered(found, values: dict) -> dict:
+    return {axis.field: values[axis.field] for axis in budgets.offered(found)}
+
+
+def move_budget(session: Session, *values) -> None:
+    """A slider was moved: draw its line and pick again from the finished front, at once."""
+    limits_ = _slider_values(values)
+    budget = budgets.read(session.profile, limits_)
+    session.set(budget=_offered(session.profile, limits_))
+    if session.result is not None:
+        choose(session, _select(session.result.front, budget, session.budget))
+
+
+def _select(front, budget, limits_: dict):
+    """The plan of least error within budget; if none fits, say what would, in the units of the sliders."""
+    from workbench.search import pareto
+
+    if not any(pareto.within(pareto.plan_point(scored), budget) for scored in front):
+        axes = [axis for axis in budgets.AXES if axis.field in limits_]
+        asked = " and ".join(f"{limits_[axis.field]:.2f} {axis.unit}" for axis in axes)
+        least = ", ".join(f"{min(axis.shown(scored.plan) for scored in front):.2f} {axis.unit}" for axis in axes)
+        raise BadInput(f"no plan of the front is within {asked}; the smallest takes {least} (not all of it in one plan)")
+    return pareto.select(front, budget)
+
+
+def pick_knee(session: Session) -> None:
+    """The plan where spending more begins to buy little: nearest the best of everything, error on a logarithmic scale."""
+    from workbench.search import pareto
+
+    front = need(session.result, "search first: the knee is a point of the front").front
+    points = [(*pareto.plan_point(scored)[:2], math.log10(max(scored.error, 1e-12))) for scored in front]
+    _choose_freely(session, front[pareto.knee(points)])
+
+
+def pick_floor(session: Session, floor_db) -> None:
+    """The smallest plan whose latent signal-to-error ratio reaches `floor_db`."""
+    front = need(session.result, "search first: the floor picks a point of the front").front
+    if not isinstance(floor_db, int | float) or not math.isfinite(floor_db):
+        raise BadInput("the quality floor must be a number of dB")
+    session.set(floor_db=float(floor_db))
+    good = [scored for scored in front if scored.error <= floor_error(floor_db)]
+    if not good:
+        best_db = -10 * math.log10(max(min(scored.error for scored in front), 1e-12))
+        raise BadInput(f"no plan of the front reaches {floor_db:g} dB; the best has {best_db:.1f} dB")
+    _choose_freely(session, min(good, key=lambda s: (s.plan.bit_ops, s.plan.weight_bytes, s.error)))
+
+
+def floor_error(floor_db: float) -> float:
+    """The normalised error at a signal-to-error ratio."""
+    return 10 ** (-floor_db / 10)
+
+
+def _choose_freely(session: Session, scored) -> None:
+    """Choose a plan whatever the sliders say, and let them follow to where it just fits."""
+    values = budgets.values_of(scored.plan)
+    fitting = {
+        axis.field: _ceil(values[axis.field], axis.step) for axis in budgets.offered(session.profile) if values[axis.field] is not None
+    }
+    session.set(budget={**session.budget, **fitting}, sliders_moved=object())
+    choose(session, scored)
+
+
+def _ceil(value: float, step: float) -> float:
+    return round(math.ceil(value / step - 1e-6) * step, 6)
+
+
+def click_point(session: Session, payload) -> None:
+    """A point of the front or a row of its table."""
+    if session.result is not None:
+        plans = {"front": session.result.front, "references": session.result.references}
+        point = widget.clicked_point(payload, {name: len(rows) for name, rows in plans.items()})
+        if point is not None:
+            choose(session, plans[point[0]][point[1]])
+
+
+def replay(session: Session, step) -> None:
+    """Look at an earlier step of the beam; None follows the search."""
+    session.set(replay=step)
+
+
+# By hand
+
+
+def click_bits(session: Session, payload) -> None:
+    """A cell of the bit map selects its layer and step everywhere."""
+    if session.chosen is None or session.bundle is None or session.brush is not None:
+        return
+    plan = session.chosen.plan
+    cell = widget.clicked_cell(payload, len(plan.layer_names), len(plan.sigma_T))
+    if cell is not None:
+        select_cell(session, *cell)
+
+
+def set_brush(session: Session, bits) -> None:
+    """The width to paint with; anything else selects again."""
+    session.set(brush=bits if bits in ACT_BITS else None)
+
+
+def paint(session: Session, payload) -> None:
+    """A rectangle of the bit map was painted: a new plan with its cost and predicted error, at once."""
+    scored, found, bundle = chosen_of(session), session.profile, bundle_of(session)
+    plan, bits = scored.plan, session.brush
+    area = widget.painted_cells(payload, len(plan.layer_names), len(plan.sigma_T))
+    if area is None or bits is None:
+        return
+    from workbench.plans import BitChoice
+
+    need(found, "profile the model first: the cost of a painted plan comes from its tables")
+    part, rows, columns = area
+    act_bits_TL = [list(row) for row in plan.act_bits_TL]
+    weight_choice_L = list(plan.weight_choice_L)
+    if part == "weights":
+        if bits not in found.table.weight_bits_C:
+            raise BadInput(f"weights were not solved at {bits} bits; the widths are {', '.join(map(str, found.table.weight_bits_C))}")
+        for layer in rows:
+            weight_choice_L[layer] = BitChoice(weight_bits=bits, group_size=plan.quant.group_size)
+    else:
+        for step in columns:
+            for layer in rows:
+                act_bits_TL[step][layer] = bits
+    painted = draft(bundle, found, plan, weight_choice_L, act_bits_TL)
+    if painted.plan.plan_id != plan.plan_id:
+        session.set(edits=(*session.edits, scored)[-KEPT_EDITS:])
+        choose(session, painted)
+
+
+def undo(session: Session) -> None:
+    """The plan before the last brush stroke."""
+    if not session.edits:
+        raise BadInput("nothing has been painted since the last undo")
+    *rest, before = session.edits
+    session.set(edits=tuple(rest))
+    choose(session, before)
+
+
+def draft(bundle, found, plan, weight_choice_L, act_bits_TL) -> Drafted:
+    """A plan made by hand, its costs and predicted error read from the profile's tables."""
+    from workbench.plans import make_plan
+
+    made = make_plan(
+        layers=bundle.layers,
+        sigma_T=plan.sigma_T,
+        weight_choice_L=weight_choice_L,
+        act_bits_TL=act_bits_TL,
+        costs=found.costs,
+        quant=plan.quant,
+        model_hash=plan.model_hash,
+        method="painted",
+        predicted_error=predicted_error(found.table, [choice.weight_bits for choice in weight_choice_L], act_bits_TL, plan.sigma_T),
+    )
+    return Drafted(made, origin="painted")
+
+
+def predicted_error(table, weight_bits_L, act_bits_TL, sigma_T) -> float | None:
+    """The table's sum over weights and over steps and layers; None where the plan has other steps than the table."""
+    if len(table.error_TLC) != len(sigma_T):
+        return None
+    acts = sum(
+        float(table.error_TLC[t, i, table.act_bits_C.index(bits)]) for t, row in enumerate(act_bits_TL) for i, bits in enumerate(row)
+    )
+    return acts + sum(float(table.weight_error_LC[i, table.weight_bits_C.index(bits)]) for i, bits in enumerate(weight_bits_L))
+
+
+# Two plans
+
+
+def pin(session: Session) -> None:
+    """Keep the chosen plan as A, to hold the next one against it."""
+    session.set(pinned=chosen_of(session))
+
+
+def swap(session: Session) -> None:
+    """A becomes the chosen plan and the other way round."""
+    first, second = need(session.pinned, "pin a plan as A first"), chosen_of(session)
+    session.set(pinned=second)
+    choose(session, first)

@@ -1,0 +1,107 @@
+"""The guided first visit: four steps, each with its one button, from the model that is already loaded to a checkpoint.
+
+The tour uses small settings so that two cores finish it in under two minutes; the screens' own buttons use the visitor's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from html import escape
+
+from workbench.options import QuantConfig, SearchConfig, SensitivityConfig
+from workbench.ui import budgets
+from workbench.ui.actions import compare, export, search, sensitivity
+from workbench.ui.session import Session
+from workbench.ui.tables import pick
+
+TOUR_STEPS, TOUR_PROMPTS, TOUR_COMPARED = 8, 8, 4
+TOUR_SENSITIVITY = SensitivityConfig(probes=1)
+TOUR_SEARCH = SearchConfig(beam=2, samples=2, finalists=1)
+WORDS = (
+    f"The tour uses small settings: {TOUR_STEPS} steps, {TOUR_PROMPTS} prompts, a beam of {TOUR_SEARCH.beam}. "
+    "The buttons on the screens use yours."
+)
+
+
+@dataclass(frozen=True)
+class Stop:
+    """One step of the tour: the screen it happens on, the kind of its job, and what the button and the tick say."""
+
+    screen: str
+    job: str
+    button: str
+    done: str
+
+
+STOPS = (
+    Stop("sensitivity", "profile", "Map what is fragile", "Mapped"),
+    Stop("search", "search", "Search a plan", "Searched"),
+    Stop("compare", "compare", "Compare images", "Compared"),
+    Stop("export", "export", "Take it away", "Exported"),
+)
+
+
+def _reached(session: Session) -> list[bool]:
+    own = session.profile is not None and session.example is None
+    return [own, own and session.result is not None, own and session.comparison is not None, own and session.exported is not None]
+
+
+def here(session: Session) -> int:
+    """Index of the step that is next; 4 when the tour is done."""
+    return next((i for i, done in enumerate(_reached(session)) if not done), len(STOPS))
+
+
+def view(session: Session) -> str:
+    """The four steps in a row: done ones lead to their screen, the next one does its work."""
+    now, reached = here(session), _reached(session)
+    running = session.job.kind if session.busy and session.job is not None else ""
+    items = []
+    for i, stop in enumerate(STOPS):
+        active = running == stop.job
+        enabled = reached[i] or (i == now and not running and session.bundle is not None)
+        state = "running" if active else "done" if reached[i] else "next" if i == now else "later"
+        words = f"{stop.button} …" if active else stop.done if reached[i] else stop.button
+        mark = "✓" if reached[i] else str(i + 1)
+        current = ' aria-current="step"' if i == now else ""
+        items.append(
+            f'<li class="{state}"><button type="button" {pick({"stop": i}, tag="button")}{"" if enabled else " disabled"}{current}>'
+            f'<i aria-hidden="true">{mark}</i>{escape(words)}</button></li>'
+        )
+    note = f"<p>{escape(WORDS)}</p>" if now < len(STOPS) and not any(reached) else ""
+    return f'<nav class="guide" aria-label="guided visit"><ol>{"".join(items)}</ol>{note}</nav>'
+
+
+def follow(session: Session, payload) -> None:
+    """A step was clicked: go to its screen; if it is the next one, do its work with the tour's settings."""
+    index = payload.get("stop") if isinstance(payload, dict) else None
+    if not isinstance(index, int) or not 0 <= index < len(STOPS):
+        return
+    session.set(screen=STOPS[index].screen)
+    if index != here(session) or session.busy:
+        return
+    (_profile, _search, _compare, export.export)[index](session)
+
+
+def _profile(session: Session) -> None:
+    session.set(steps=TOUR_STEPS)
+    prompts = (session.prompts or session.bundle.prompts("calibration"))[:TOUR_PROMPTS]
+    kept = session.prompts
+    sensitivity.profile(
+        session,
+        TOUR_STEPS,
+        session.seed,
+        "\n".join(prompts),
+        *(getattr(TOUR_SENSITIVITY, name) for name in sensitivity.SENSITIVITY_FORM),
+        *(getattr(QuantConfig(), name) for name in sensitivity.QUANT_FORM),
+    )
+    session.prompts = kept
+
+
+def _search(session: Session) -> None:
+    limits = [session.budget.get(axis.field) for axis in budgets.AXES]
+    search.search(session, *limits, *(getattr(TOUR_SEARCH, name) for name in search.SEARCH_FORM))
+
+
+def _compare(session: Session) -> None:
+    prompts, seed, _ = session.compare_form
+    compare.compare(session, "\n".join(prompts[:TOUR_COMPARED]), seed, len(session.chosen.plan.sigma_T))

@@ -1,0 +1,107 @@
+"""A link that restores model, prompts and plan: `?plan=` and a short text that holds nothing but what the plan decides.
+
+The text is JSON, deflated, in the alphabet of URLs. Costs are not in it: they are computed anew, so a link cannot lie about them.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import zlib
+from typing import TYPE_CHECKING
+
+import numpy as np
+from pydantic import Field, field_validator
+
+from workbench.options import ACT_BITS, WEIGHT_BITS, BadInput, Frozen, QuantConfig
+from workbench.prompts import MAX_CHARACTERS, MAX_PROMPTS
+
+if TYPE_CHECKING:  # plans bring torch, and the page is built before that
+    from workbench.plans import BitPlan
+
+CODE_LIMIT = 60_000  # characters; browsers and servers take much less gladly
+TEXT_LIMIT_BYTES = 2_000_000  # a link may not unfold into more than this
+PROMPTS_LIMIT_BYTES = 4_000  # more prompts than this are left out of a link
+
+
+class Recipe(Frozen):
+    """What a link holds. weights: one character per layer, steps: one text per step with one character per layer; a character is the
+    place of the width in WEIGHT_BITS or ACT_BITS."""
+
+    version: int = Field(default=1, ge=1, le=1)
+    model: str = Field(min_length=1, max_length=300)
+    model_hash: str = Field(min_length=8, max_length=64)
+    prompts: tuple[str, ...] = Field(default=(), max_length=MAX_PROMPTS)
+    seed: int = Field(default=0, ge=0, le=2**31 - 1)
+    sigmas: tuple[float, ...] = Field(min_length=1, max_length=1000)
+    weights: str = Field(min_length=1, max_length=4096)
+    steps: tuple[str, ...] = Field(min_length=1, max_length=1000)
+    quant: QuantConfig = QuantConfig()
+
+    @field_validator("prompts")
+    @classmethod
+    def _prompts_are_texts(cls, prompts):
+        if any(not p.strip() or len(p) > MAX_CHARACTERS or not p.isprintable() for p in prompts):
+            raise ValueError(f"a prompt is empty, longer than {MAX_CHARACTERS} characters or not plain text")
+        return prompts
+
+
+def encode(plan: BitPlan, source: str, prompts, seed: int) -> str:
+    """The text of the link."""
+    prompts = tuple(prompts) if sum(len(p.encode()) for p in prompts) <= PROMPTS_LIMIT_BYTES else ()
+    recipe = Recipe(
+        model=source,
+        model_hash=plan.model_hash,
+        prompts=prompts,
+        seed=seed,
+        quant=plan.quant,
+        sigmas=tuple(float(str(np.float32(sigma))) for sigma in plan.sigma_T),
+        weights="".join(str(WEIGHT_BITS.index(bits)) for bits in plan.weight_bits_L),
+        steps=tuple("".join(str(ACT_BITS.index(bits)) for bits in row) for row in plan.act_bits_TL),
+    )
+    text = recipe.model_dump_json(exclude_defaults=True).encode()
+    return base64.urlsafe_b64encode(zlib.compress(text, 9)).decode().rstrip("=")
+
+
+def decode(code: str) -> Recipe:
+    """The recipe of a link's text; raises BadInput in one line for anything that is not one."""
+    if not 0 < len(code) <= CODE_LIMIT:
+        raise BadInput(f"the link's plan has {len(code):,} characters; one made here has at most {CODE_LIMIT:,}")
+    try:
+        packed = base64.b64decode(code + "=" * (-len(code) % 4), altchars=b"-_", validate=True)
+        unfold = zlib.decompressobj()
+        text = unfold.decompress(packed, TEXT_LIMIT_BYTES)
+        if unfold.unconsumed_tail or not unfold.eof:
+            raise ValueError
+        values = json.loads(text)
+    except (binascii.Error, zlib.error, ValueError, RecursionError):
+        raise BadInput("the link's plan cannot be read; copy the whole link from the Export screen") from None
+    return Recipe.parse(values if isinstance(values, dict) else {}, "the link's plan")
+
+
+def plan_of(recipe: Recipe, bundle, costs) -> BitPlan:
+    """The plan for a loaded model, its costs from `costs`; raises BadInput when it was made for another model."""
+    from workbench.plans import BitChoice, make_plan
+
+    if recipe.model_hash != bundle.model_hash:
+        raise BadInput(f"the link's plan was made for {recipe.model} {recipe.model_hash}; the model loaded here is {bundle.model_hash}")
+    layers = len(bundle.layers)
+    if len(recipe.weights) != layers or any(len(row) != layers for row in recipe.steps) or len(recipe.steps) != len(recipe.sigmas):
+        raise BadInput(f"the link's plan does not fit the {layers} layers of {bundle.name}")
+    try:
+        weights = [BitChoice(weight_bits=WEIGHT_BITS[int(c)], group_size=recipe.quant.group_size) for c in recipe.weights]
+        rows = [[ACT_BITS[int(c)] for c in row] for row in recipe.steps]
+        sigmas = [float(np.float32(sigma)) for sigma in recipe.sigmas]
+        return make_plan(
+            layers=bundle.layers,
+            sigma_T=sigmas,
+            weight_choice_L=weights,
+            act_bits_TL=rows,
+            costs=costs,
+            quant=recipe.quant,
+            model_hash=recipe.model_hash,
+            method="link",
+        )
+    except (ValueError, IndexError):
+        raise BadInput("the link's plan holds a width that does not exist or noise levels that do not fall") from None

@@ -1,0 +1,139 @@
+// A Plotly figure that keeps its node and zoom across updates, reports clicks, and lets a rectangle of cells be painted.
+(() => {
+  const CONFIG = {displaylogo: false, responsive: false, scrollZoom: false, showTips: false,
+                  modeBarButtonsToRemove: ['sendChartToCloud', 'sendDataToCloud', 'lasso2d', 'select2d', 'autoScale2d']};
+
+  function painted(layout, element, node) {
+    const css = getComputedStyle(element);
+    const ink = css.getPropertyValue('--body-text-color').trim() || '#222';
+    const rule = css.getPropertyValue('--border-color-primary').trim() || '#ddd';
+    const ground = css.getPropertyValue('--background-fill-primary').trim() || '#fff';
+    const out = {...layout, paper_bgcolor: 'rgba(0,0,0,0)', plot_bgcolor: 'rgba(0,0,0,0)',
+                 font: {color: ink, family: css.fontFamily, size: 12}, autosize: true, height: node.clientHeight,
+                 hoverlabel: {bgcolor: ground, bordercolor: rule, font: {color: ink}, align: 'left'},
+                 modebar: {bgcolor: 'rgba(0,0,0,0)', color: rule, activecolor: ink}};
+    for (const key of Object.keys(out)) {
+      if (/^[xy]axis/.test(key)) out[key] = {gridcolor: rule, zerolinecolor: rule, linecolor: rule, ...out[key]};
+    }
+    return out;
+  }
+
+  function payload(event) {
+    const point = event.points && event.points[0];
+    if (!point) return null;
+    const index = Array.isArray(point.pointIndex) ? point.pointIndex : [point.pointNumber, -1];
+    const custom = Array.isArray(point.customdata) ? point.customdata : [];
+    return {row: index[0], column: index[1], trace: String(point.data?.name ?? ''),
+            list: String(custom[0] ?? ''), index: Number(custom[1] ?? -1)};
+  }
+
+  // Which cell of a heatmap is under the pointer: {row, column, part}; part "weights" is the narrow column at the left.
+  function cellAt(node, event) {
+    const full = node._fullLayout, box = node.getBoundingClientRect();
+    const y = full.yaxis.p2d ? full.yaxis.p2c(event.clientY - box.top - full.yaxis._offset) : -1;
+    const along = (axis) => Math.round(axis.p2c(event.clientX - box.left - axis._offset));
+    const inWeights = full.xaxis2 && event.clientX - box.left < full.xaxis2._offset + full.xaxis2._length;
+    return {row: Math.round(y), column: inWeights ? 0 : along(full.xaxis), part: inWeights ? 'weights' : 'steps'};
+  }
+
+  function allowPainting(node, send) {
+    let from = null;
+    const mark = (to) => {
+      const axis = from.part === 'weights' ? 'x2' : 'x';
+      const kept = (node.layout.shapes || []).filter((shape) => shape.name !== 'brush');
+      const span = (a, b) => [Math.min(a, b) - 0.5, Math.max(a, b) + 0.5];
+      const [x0, x1] = span(from.column, to.column), [y0, y1] = span(from.row, to.row);
+      window.Plotly.relayout(node, {shapes: [...kept, {name: 'brush', type: 'rect', xref: axis, yref: 'y', x0, x1, y0, y1,
+                                                       line: {color: '#ffffff', width: 2}, fillcolor: 'rgba(255,255,255,0.35)'}]});
+    };
+    const same = (to) => ({...to, column: from.part === to.part ? to.column : (from.part === 'weights' ? 0 : Math.max(0, to.column))});
+    node.addEventListener('pointerdown', (event) => {
+      if (!node.layout?.meta?.brush || event.button || !event.target.closest('.nsewdrag')) return;
+      event.preventDefault(); event.stopPropagation();
+      from = cellAt(node, event);
+      node.setPointerCapture(event.pointerId);
+      mark(from);
+    }, true);
+    for (const kind of ['mousedown', 'touchstart']) {
+      node.addEventListener(kind, (event) => {
+        if (node.layout?.meta?.brush && event.target.closest('.nsewdrag')) event.stopPropagation();
+      }, true);
+    }
+    node.addEventListener('pointermove', (event) => { if (from) mark(same(cellAt(node, event))); });
+    node.addEventListener('pointerup', (event) => {
+      if (!from) return;
+      const to = same(cellAt(node, event)), sorted = (a, b) => (a < b ? [a, b] : [b, a]);
+      const [row, last_row] = sorted(from.row, to.row), [column, last_column] = sorted(from.column, to.column);
+      send({part: from.part, row, last_row, column, last_column});
+      from = null;
+    });
+    node.addEventListener('pointercancel', () => { from = null; });
+  }
+
+  window.adatsqPlot = (element, props, watch, send) => {
+    const P = window.Plotly, node = element.querySelector('.plot');
+    let wired = false, missed = false, width = node.clientWidth;
+    const usual = node.style.height;
+
+    function draw() {
+      const figure = props.value;
+      if (!P || !figure || !figure.data) return;
+      missed = !node.clientWidth;  // on a hidden screen: drawn when it is shown
+      if (missed) return;
+      const height = figure.layout.meta?.height;
+      node.style.height = height ? `${height}px` : usual;
+      node.setAttribute('aria-description', figure.layout.meta?.says || '');
+      P.react(node, figure.data, painted(figure.layout, element, node), CONFIG).then(() => {
+        if (wired) return;
+        wired = true;
+        node.on('plotly_click', (event) => { const sent = payload(event); if (sent) send.click(sent); });
+        if (send.paint) allowPainting(node, send.paint);
+      });
+    }
+
+    watch('value', draw);
+    draw();
+    new ResizeObserver(() => {
+      const stale = node.clientWidth && (missed || node.clientWidth !== width);
+      if (!stale) return;
+      width = node.clientWidth;
+      draw();
+      if (wired) P.Plots.resize(node);
+    }).observe(node);
+    new MutationObserver(draw).observe(document.body, {attributes: true, attributeFilter: ['class']});
+  };
+
+  // HTML made by the server in which everything with data-pick can be clicked, or chosen with the keyboard.
+  window.adatsqPicker = (element, watch, send) => {
+    const pick = (target) => { const found = target.closest('[data-pick]'); if (found && !found.disabled) send(JSON.parse(found.dataset.pick)); };
+    let held = null;
+    element.addEventListener('click', (event) => {
+      const copy = event.target.closest('[data-copy]');
+      if (!copy) return pick(event.target);
+      const address = new URL(copy.dataset.copy, window.location.href).href;
+      const said = (words) => { copy.textContent = words; };
+      navigator.clipboard ? navigator.clipboard.writeText(address).then(() => said('Copied'), () => said('Copy the address of the link beside'))
+        : said('Copy the address of the link beside');
+    });
+    element.addEventListener('focusin', (event) => { held = event.target.dataset?.pick ?? null; });
+    element.addEventListener('focusout', (event) => { if (event.relatedTarget) held = null; });
+    element.addEventListener('keydown', (event) => {
+      const here = event.target.closest('[data-pick]');
+      if (!here) return;
+      const all = [...(here.closest('[data-group]') || element).querySelectorAll('[data-pick]')];
+      const step = {ArrowDown: 1, ArrowRight: 1, ArrowUp: -1, ArrowLeft: -1}[event.key];
+      if (step) {
+        event.preventDefault();
+        all[Math.min(all.length - 1, Math.max(0, all.indexOf(here) + step))].focus();
+      } else if ((event.key === 'Enter' || event.key === ' ') && here.tagName !== 'BUTTON') {
+        event.preventDefault();
+        pick(here);
+      }
+    });
+    watch('value', () => {  // the picture was drawn anew: whoever had the focus keeps it
+      if (held === null || !document.activeElement || document.activeElement !== document.body) return;
+      const again = [...element.querySelectorAll('[data-pick]')].find((one) => one.dataset.pick === held);
+      if (again) again.focus({preventScroll: true});
+    });
+  };
+})();

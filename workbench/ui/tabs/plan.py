@@ -1,0 +1,98 @@
+"""The lower half of screen 3: the chosen plan's bits, which can be painted, its costs, its images, and what differs from plan A."""
+
+from __future__ import annotations
+
+import gradio as gr
+
+from workbench.ui import pictures, tables, widget
+from workbench.ui.actions import compare as compare_actions
+from workbench.ui.actions import search as actions
+from workbench.ui.live import Page
+from workbench.ui.views import compare as compare_views
+from workbench.ui.views import plans
+from workbench.ui.views import search as views
+
+BRUSHES = [("select", "off"), *((f"paint {bits}", bits) for bits in (3, 4, 6, 8, 16))]
+
+
+def build(page: Page) -> None:
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=3, min_width=340):
+            _bits(page)
+        with gr.Column(scale=2, min_width=320):
+            _facts(page)
+    _two_plans(page)
+
+
+def _bits(page: Page) -> None:
+    with gr.Row(equal_height=True, elem_classes=["tools"]):
+        label = "brush: drag over cells, or over the column W for stored weights"
+        brush = gr.Radio(BRUSHES, value="off", label=label, elem_id="brush", scale=3, min_width=300)
+        undo = gr.Button("Undo", elem_id="undo", min_width=80, scale=0, interactive=False)
+    bits = widget.plot(elem_id="bit-map", height=420, label="Bits of the chosen plan, layer by step", paintable=True)
+    page.show(bits, ["chosen", "cell", "brush"], lambda s: plans.bit_map(
+        s.chosen and s.chosen.plan, s.bundle and s.bundle.layers, s.cell, s.brush))
+    page.show(undo, ["edits"], lambda s: gr.Button(interactive=bool(s.edits)))
+    page.show(brush, ["brush"], lambda s: s.brush or "off")
+    page.on(brush.input, actions.set_brush, [brush], tab="search")
+    page.on(undo.click, actions.undo, tab="search")
+    page.on(bits.cell_click, actions.click_bits, tab="search", with_payload=True)
+    page.on(bits.paint, actions.paint, tab="search", with_payload=True)
+
+
+def _facts(page: Page) -> None:
+    numbers = gr.HTML(elem_id="plan-numbers")
+    images, table = widget.picker("plan-images"), widget.picker("plan-table")
+    page.show(numbers, ["chosen"], lambda s: plans.plan_numbers(s.chosen, s.bundle, s.profile and s.profile.costs) or tables.empty(
+        "No plan is chosen", "A search chooses one; a click on the front, a link or a file chooses another."))
+    page.show(images, ["comparison", "pair", "chosen", "mode", "busy", "profile"], _images)
+    page.show(table, ["result", "chosen"], lambda s: views.plan_table(views.points((), s.result), _is_chosen(s)) if s.result else "")
+    page.on(table.pick, actions.click_point, tab="search", with_payload=True)
+    page.on(images.pick, compare_actions.pick_or_draw, tab="search", with_payload=True)
+
+
+def _two_plans(page: Page) -> None:
+    with gr.Row(elem_classes=["tools"]):
+        pin = gr.Button("Pin the chosen plan as A", elem_id="pin", min_width=190, scale=0, interactive=False)
+        swap = gr.Button("Swap A and B", elem_id="swap", min_width=120, scale=0, interactive=False)
+    with gr.Row(equal_height=False, visible=False) as both:
+        with gr.Column(scale=3, min_width=340):
+            change = widget.plot(elem_id="change-map", height=420, label="Recipe diff: bits of the chosen plan (B) less those of plan A")
+        with gr.Column(scale=2, min_width=320):
+            differ = gr.HTML(elem_id="plan-difference")
+    page.show(both, ["pinned"], lambda s: gr.Row(visible=s.pinned is not None))
+    page.show(pin, ["chosen"], lambda s: gr.Button(interactive=s.chosen is not None))
+    page.show(swap, ["chosen", "pinned"], lambda s: gr.Button(interactive=s.chosen is not None and s.pinned is not None))
+    page.show(differ, ["chosen", "pinned"], _difference)
+    page.show(change, ["chosen", "pinned"], lambda s: plans.difference_map(
+        s.pinned and s.pinned.plan, s.chosen and s.chosen.plan, s.bundle and s.bundle.layers))
+    page.on(pin.click, actions.pin, tab="search")
+    page.on(swap.click, actions.swap, tab="search")
+
+
+def _images(session) -> str:
+    if session.chosen is None:
+        return ""
+    if session.comparison is None:
+        able = session.profile is not None and session.example is None and not session.busy
+        button = f'<button type="button" {tables.pick({"draw": True}, tag="button")}{"" if able else " disabled"}>Draw its images</button>'
+        return tables.empty("No images of this plan yet", "The prompts of the Compare screen, through float and through this plan.", button)
+    return compare_views.grid(
+        session.comparison, session.pair, lambda image: pictures.address(session, image), hidden=session.mode == "blind"
+    )
+
+
+def _difference(session) -> str:
+    if session.pinned is None or session.chosen is None:
+        return ""
+    text = plans.difference_line(session.pinned.plan, session.chosen.plan)
+    return tables.notice(text, "plain") + plans.two_plans(
+        session.pinned, session.chosen, session.bundle, session.profile and session.profile.costs
+    )
+
+
+def _is_chosen(session):
+    """Which of the shown points is the chosen plan."""
+    plan_id = session.chosen.plan.plan_id if session.chosen else None
+    plans_of = {"front": session.result.front, "references": session.result.references} if session.result else {}
+    return lambda point: plan_id is not None and point.kind in plans_of and plans_of[point.kind][point.index].plan.plan_id == plan_id

@@ -1,0 +1,134 @@
+"""Screen 4: how far the quantized images are from float."""
+
+from __future__ import annotations
+
+import math
+from html import escape
+
+from workbench.ui import figures
+from workbench.ui.figures import BLUE, GREY, log_axis
+from workbench.ui.tables import KNOWN, badge, megabytes, numbers, pick
+
+METRIC_NAMES = {"psnr_db": "PSNR", "ssim": "SSIM", "latent_nmse": "latent NMSE"}
+MODES = ("slider", "flip", "beside", "difference", "blind")
+_DIRECTIONS = {None: "", True: ", higher is better", False: ", lower is better"}
+
+
+def _interval(value) -> str:
+    return f"{value.mean:.4g}  [{value.low:.4g}, {value.high:.4g}]" if math.isfinite(value.low) else f"{value.mean:.4g}"
+
+
+def comparison_numbers(comparison) -> str:
+    """Metrics with their 95 % interval over prompts, and both models' bytes and seconds."""
+    rows = [
+        (METRIC_NAMES.get(name, name), _interval(value), value.unit, f"measured, n = {value.n}{_DIRECTIONS[value.higher_is_better]}")
+        for name, value in comparison.metrics.items()
+    ]
+    sizes = [
+        ("transformer in memory", f"{megabytes(comparison.float_bytes)} → {megabytes(comparison.quantized_bytes)}", "MB", "exact"),
+        (
+            "time of one image",
+            f"{comparison.float_seconds_per_image:.3f} → {comparison.quantized_seconds_per_image:.3f}",
+            "s",
+            f"measured, {comparison.compute}",
+        ),
+    ]
+    kernel = compute_badge(comparison.compute, comparison.reason)
+    return kernel + numbers([*rows, *sizes], "Quantized against float (mean and 95 % interval over prompts)")
+
+
+def pair_line(pair) -> str:
+    return f"{pair.prompt} · seed {pair.seed}: PSNR {pair.psnr_db:.2f} dB, SSIM {pair.ssim:.4f}, latent NMSE {pair.latent_nmse:.3e}"
+
+
+def compute_badge(compute: str, reason: str) -> str:
+    """Which kernel ran, and why no faster one did."""
+    word = badge(compute) if compute in KNOWN else f"<b>{escape(compute)}</b>"
+    return f'<p class="kernel">Kernel: {word} {escape(reason)}</p>'
+
+
+def error_over_steps(comparison, index: int, step: int | None = None) -> dict:
+    """Latent error after each step: this prompt, the mean over all, and the step that is looked at."""
+    if comparison is None:
+        return figures.empty("Latent error after each step")
+    chosen_T = comparison.pairs[index].latent_nmse_T
+    mean_T = [sum(v) / len(comparison.pairs) for v in zip(*(p.latent_nmse_T for p in comparison.pairs))]
+    steps = range(len(chosen_T))
+    traces = [figures.line(steps, chosen_T, "this prompt", BLUE)]
+    if len(comparison.pairs) > 1:
+        traces.insert(0, figures.line(steps, mean_T, f"mean of {len(comparison.pairs)}", GREY))
+    shapes = [figures.marker_line(step)] if step is not None and step < len(chosen_T) else []
+    return figures.figure(
+        traces,
+        "latent",
+        xaxis=figures.step_axis(len(chosen_T)),
+        showlegend=True,
+        shapes=shapes,
+        yaxis=log_axis("latent NMSE", *(t["y"] for t in traces)),
+    )
+
+
+def grid(comparison, index: int, address, *, hidden: bool = False) -> str:
+    """All prompts as pairs of small images (float, quantized), each of which can be picked; `address(image)` is where it is served.
+
+    hidden: during a blind test the pictures would give the answer away."""
+    if comparison is None:
+        return ""
+    if hidden:
+        return '<p class="notice plain">The prompts are hidden during the blind test.</p>'
+    cards = []
+    for i, pair in enumerate(comparison.pairs):
+        images = "".join(
+            f'<img src="{escape(address(image))}" alt="{which}" width="96" height="96">'
+            for image, which in ((pair.image_float, "float"), (pair.image_quantized, "quantized"))
+        )
+        cards.append(
+            f'<button type="button" class="thumb" {pick({"pair": i}, tag="button")} aria-pressed="{str(i == index).lower()}">'
+            f'<span class="twins">{images}</span><span>{escape(pair.prompt)}</span><small>{pair.psnr_db:.1f} dB</small></button>'
+        )
+    says = "compared prompts: float at the left, quantized at the right"
+    return f'<div class="thumbs" data-group="1" role="group" aria-label="{says}">{"".join(cards)}</div>'
+
+
+def viewer(left: str, right: str, *, mode: str, gain: float, caption: str, **more) -> dict:
+    """What the comparing canvas shows: two addresses, their names and the line under them."""
+    return {
+        "left": left,
+        "right": right,
+        "labels": ["float", "quantized"],
+        "mode": mode,
+        "gain": gain,
+        "caption": caption,
+        "steps": 0,
+        "at": None,
+        "step_words": "",
+        "tally": "",
+        **more,
+    }
+
+
+def tally_words(wins: int, losses: int, ties: int) -> str:
+    """The blind test so far, with the two-sided sign test over the answers that preferred one."""
+    count = wins + losses
+    if not count and not ties:
+        return "No answer yet."
+    text = f"float preferred {wins}, quantized preferred {losses}, no difference {ties}"
+    if not count:
+        return text + "."
+    p = sign_test(wins, losses)
+    verdict = (
+        "the difference is visible"
+        if p < 0.05 and wins > losses
+        else "the quantized one is preferred"
+        if p < 0.05
+        else "no preference is shown"
+        if count >= 6
+        else "too few answers to tell"
+    )
+    return f"{text}; p = {p:.3g} (two-sided sign test, n = {count}): {verdict}."
+
+
+def sign_test(wins: int, losses: int) -> float:
+    """Probability of a split at least this uneven if both were equally good: exact binomial with p = 1/2, two-sided."""
+    count, rarer = wins + losses, min(wins, losses)
+    return min(1.0, 2 * sum(math.comb(count, k) for k in range(rarer + 1)) / 2**count)

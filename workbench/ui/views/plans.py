@@ -1,0 +1,141 @@
+"""A plan wherever it is shown: its bits as a map, its costs as a table, and what differs between two. Letters: T steps, L layers."""
+
+from __future__ import annotations
+
+from workbench.ui import figures
+from workbench.ui.tables import megabytes, numbers
+from workbench.ui.views.layers import layer_labels, spans
+
+ERROR = "error: NMSE of the final latent"
+ORIGINS = {
+    "beam": "beam search",
+    "lagrangian": "Lagrangian sweep",
+    "uniform": "uniform bits",
+    "imported": "imported",
+    "painted": "painted by hand",
+    "link": "from a link",
+    "greedy": "greedy",
+    "lp": "linear programme",
+    "milp": "integer programme",
+    "dp": "dynamic programme",
+    "bisection": "one width per step",
+    "protect": "ends protected",
+}
+ROW_PX, MAP_EDGE_PX, MAP_MOST_PX = 14, 110, 1500
+
+
+def origin_name(origin: str) -> str:
+    """What proposed a plan, in words; an unknown origin speaks for itself."""
+    return ORIGINS.get(origin, origin.replace("_", " "))
+
+
+def bit_map(plan, layers, cell=(None, None), brush: int | None = None) -> dict:
+    """Layer x step, with the stored weight's bits at the left; `brush`: the width being painted, None when a click selects."""
+    if plan is None:
+        return figures.empty("The bits of the chosen plan, layer by step")
+    bits_LT = [list(row) for row in zip(*plan.act_bits_TL)]
+    figure = figures.bit_heatmap(
+        bits_LT, rows=layer_labels(layers), x=range(len(plan.sigma_T)), revision="bits", weight_bits_L=plan.weight_bits_L
+    )
+    layer, step = cell
+    if layer is not None and step is not None and step < len(plan.sigma_T):
+        figure["layout"]["shapes"] = figures.frame((layer, step))
+    return _sized(figure, len(layers), brush)
+
+
+def _sized(figure: dict, rows: int, brush: int | None = None) -> dict:
+    figure["layout"]["meta"] = {"height": min(MAP_MOST_PX, MAP_EDGE_PX + ROW_PX * rows), "brush": brush}
+    return figure
+
+
+def difference_map(first, second, layers) -> dict:
+    """Where two plans of one model differ: bits of the second less bits of the first. Both are read at the second's noise levels."""
+    if first is None or second is None:
+        return figures.empty("Pin a plan as A, then choose another: what differs appears here")
+    change_LT = [
+        [b - a for a, b in zip(row_a, row_b)]
+        for row_a, row_b in zip(zip(*(first.act_bits_at(sigma) for sigma in second.sigma_T)), zip(*second.act_bits_TL))
+    ]
+    weights_L = [b - a for a, b in zip(first.weight_bits_L, second.weight_bits_L)]
+    figure = figures.change_heatmap(change_LT, rows=layer_labels(layers), x=range(len(second.sigma_T)), weights_L=weights_L)
+    return _sized(figure, len(layers))
+
+
+def difference_line(first, second) -> str:
+    """The recipe diff in a sentence."""
+    if first is None or second is None:
+        return ""
+    pairs = [(t, a, b) for t, sigma in enumerate(second.sigma_T) for a, b in zip(first.act_bits_at(sigma), second.act_bits_TL[t])]
+    changed = [(t, b - a) for t, a, b in pairs if a != b]
+    weights = [b - a for a, b in zip(first.weight_bits_L, second.weight_bits_L) if a != b]
+    if not changed and not weights:
+        return "Both plans decide the same."
+    wider = sum(d > 0 for _, d in changed)
+    steps = spans({t for t, _ in changed})
+    cells = (
+        f"{len(changed)} of {len(pairs)} activation widths differ ({wider} wider, {len(changed) - wider} narrower than in A, "
+        f"at steps {steps})"
+        if changed
+        else "activation widths are the same"
+    )
+    return f"{cells}; {len(weights)} of {len(second.weight_bits_L)} weights differ."
+
+
+def _quantized_bits(plan, layers, costs) -> list[tuple]:
+    """Bits of a parameter where a plan decides them, scales included; everything else keeps its own width."""
+    if costs is None:
+        return []
+    parameters = sum(layer.n_out * (layer.k_in + layer.has_bias) for layer in layers)
+    return [
+        (
+            "effective weight bits, quantized layers",
+            f"{8 * (plan.weight_bytes - costs.fixed_bytes) / parameters:.2f}",
+            "bits/parameter",
+            "exact",
+        )
+    ]
+
+
+def _facts(scored, bundle, costs) -> list[tuple]:
+    plan = scored.plan
+    error, predicted, time = [], [], []
+    if scored.error is not None:
+        prompts = f"{scored.samples} {'held-out' if scored.held_out else 'calibration'} prompt{'s'[: scored.samples > 1]}"
+        error = [("error (NMSE of the final latent)", f"{scored.error:.3e}", "", f"measured, {prompts}")]
+    if plan.predicted_error is not None:
+        predicted = [("predicted error", f"{plan.predicted_error:.3e}", "squares, summed", "modelled")]
+    if getattr(plan, "latency_ms", None) is not None:
+        how = "measured" if getattr(plan, "latency_measured", False) else "modelled"
+        time = [("time of an image's steps", f"{plan.latency_ms:.2f}", "ms", how)]
+    return [
+        ("transformer in memory", megabytes(plan.weight_bytes), "MB", "exact"),
+        ("of the float size", f"{100 * plan.weight_bytes / bundle.float_bytes:.1f}", "%", "exact"),
+        ("effective weight bits, whole transformer", f"{8 * plan.weight_bytes / bundle.parameters:.2f}", "bits/parameter", "exact"),
+        *_quantized_bits(plan, bundle.layers, costs),
+        ("mean activation bits, plain", f"{plan.act_bits_mean:.3f}", "bits", "exact"),
+        ("mean activation bits, MAC-weighted", f"{plan.act_bits_macs:.3f}", "bits", "exact"),
+        ("bit operations of one image", f"{plan.bit_ops / 1e9:,.1f}", "billion", "modelled"),
+        *time,
+        *error,
+        *predicted,
+    ]
+
+
+def plan_numbers(scored, bundle, costs) -> str:
+    """What the chosen plan costs; every number says how it is known. `costs` is None before a profile."""
+    if scored is None or bundle is None:
+        return ""
+    return numbers(_facts(scored, bundle, costs), f"Plan {scored.plan.plan_id}: {scored.plan.method}, {origin_name(scored.origin)}")
+
+
+def two_plans(first, second, bundle, costs) -> str:
+    """Costs of the pinned plan and of the chosen one, in one table."""
+    if first is None or second is None or bundle is None:
+        return ""
+    of_first = {row[0]: row for row in _facts(first, bundle, costs)}
+    of_second = {row[0]: row for row in _facts(second, bundle, costs)}
+    rows = [
+        (name, f"{of_first.get(name, ('', '–'))[1]} → {of_second.get(name, ('', '–'))[1]}", unit, how)
+        for name, _, unit, how in {**of_first, **of_second}.values()
+    ]
+    return numbers(rows, f"A, plan {first.plan.plan_id} → B, plan {second.plan.plan_id}")

@@ -1,0 +1,250 @@
+"""Screen 3: the front, the beam, the bits of a plan and what it costs. Letters: T steps, L layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from workbench.ui import budgets, figures
+from workbench.ui.figures import BLUE, GREEN, GREY, ORANGE, RED, VIOLET, axis, log_axis, rounded
+from workbench.ui.tables import pick_table, seconds
+from workbench.ui.views.plans import ERROR, origin_name
+
+FADED = 0.28  # opacity of plans beyond the budget
+TRAIL = 8  # steps of the beam that fade behind the present one
+RIVALS = (
+    ("diamond-open", ORANGE),
+    ("square-open", VIOLET),
+    ("triangle-up-open", "#b5651d"),
+    ("cross-open", "#7a8b2e"),
+    ("star-open", RED),
+    ("hexagon-open", "#0f8b8d"),
+    ("triangle-down-open", "#b04a8f"),
+    ("pentagon-open", "#6b7280"),
+)
+TABLE_ROWS = 40
+
+
+@dataclass(frozen=True)
+class Point:
+    """A measured plan as the front shows it: where to find it, its value on every axis (slider units), and its error."""
+
+    kind: str  # front or references
+    index: int
+    origin: str
+    values: dict
+    error: float
+
+
+def points(events, result) -> list[Point]:
+    """Every plan of a finished search, or what a running one has measured so far."""
+    if result is not None:
+        return [
+            Point(kind, i, scored.origin, budgets.values_of(scored.plan), scored.error)
+            for kind, plans in (("front", result.front), ("references", result.references))
+            for i, scored in enumerate(plans)
+        ]
+    live = events[-1].front if events else ()
+    return [
+        Point("front", i, "measured so far", {a.field: p[a.column] / a.scale for a in budgets.AXES if a.column is not None}, p[2])
+        for i, p in enumerate(live)
+    ]
+
+
+def place_of(scored, result) -> Point | None:
+    """Where a plan stands on the front; one judged on other prompts would stand beside its own point, so that point is taken."""
+    if scored is None or scored.error is None:
+        return None
+    measured = (*result.front, *result.references) if result is not None else ()
+    same = next((other for other in measured if other.plan.plan_id == scored.plan.plan_id), scored)
+    return Point("", -1, same.origin, budgets.values_of(same.plan), same.error)
+
+
+def front(shown: list[Point], chosen: Point | None, pinned: Point | None, limits: dict, floor: float | None = None) -> dict:
+    """Error against every axis that the plans have a value on; a click finds the plan by (list, index)."""
+    if not shown:
+        return figures.empty("Plans appear here as soon as the search has measured them")
+    panels = [a for a in budgets.AXES if any(p.values.get(a.field) is not None for p in shown)]
+    traces, layout, shapes, labels = [], {}, [], []
+    gap = 0.07
+    width = (1 - gap * (len(panels) - 1)) / len(panels)
+    for number, panel in enumerate(panels):
+        name, left, limit = f"x{number + 1}" if number else "x", number * (width + gap), limits.get(panel.field)
+        traces += _panel(shown, panel, name, limits) + _rings(chosen, pinned, panel, name)
+        span = _range([p.values.get(panel.field) for p in shown], limit)
+        layout["xaxis" + name[1:]] = axis(panel.brief, domain=[left, left + width], range=span, **({"anchor": "y"} if number else {}))
+        if limit is not None:
+            marks, label = figures.limit(limit, panel.short, name)
+            shapes += marks
+            labels.append(label)
+    if floor is not None:
+        place = {"xref": "paper", "x0": 0, "x1": 1, "y0": floor, "y1": floor}
+        shapes.append({"type": "line", "name": "floor", "line": {"color": GREEN, "dash": "dot", "width": 1.5}} | place)
+    margin = {"l": 64, "r": 14, "t": 44, "b": 48}
+    return figures.figure(traces, f"front-{len(panels)}", yaxis=log_axis(ERROR, [p.error for p in shown]), showlegend=True, shapes=shapes,
+                          annotations=labels, margin=margin, **layout)
+
+
+def _rings(chosen: Point | None, pinned: Point | None, panel, name: str) -> list[dict]:
+    """A ring around the chosen plan and a box around plan A."""
+    rings = []
+    for kind, point, colour, symbol in (("chosen", chosen, GREEN, "circle-open"), ("plan A", pinned, VIOLET, "square-open")):
+        if point is not None and point.values.get(panel.field) is not None:
+            mark = {"symbol": symbol, "size": 18, "color": colour, "line": {"width": 3}}
+            rings.append({"type": "scatter", "mode": "markers", "name": kind, "xaxis": name, "hoverinfo": "skip", "legendgroup": kind,
+                          "showlegend": name == "x", "x": [rounded(point.values[panel.field], 6)], "y": [rounded(point.error)],
+                          "marker": mark})
+    return rings
+
+
+def _range(values, limit) -> tuple[float, float]:
+    known = [v for v in (*values, limit) if v is not None]
+    pad = 0.06 * (max(known) - min(known)) or 0.5
+    return min(known) - pad, max(known) + pad
+
+
+def _panel(shown: list[Point], panel, name: str, limits) -> list[dict]:
+    """One axis's points: the front with its envelope, then every kind of rival with a mark of its own."""
+    groups: dict[str, list[Point]] = {"front": [p for p in shown if p.kind == "front"]}
+    for point in shown:
+        if point.kind != "front":
+            groups.setdefault(point.origin, []).append(point)
+    traces = [_envelope(groups["front"], panel, name)]
+    for number, (origin, members) in enumerate(groups.items()):
+        members = [p for p in members if p.values.get(panel.field) is not None]
+        symbol, colour = ("circle", BLUE) if origin == "front" else RIVALS[(number - 1) % len(RIVALS)]
+        label = "front" if origin == "front" else origin_name(origin)
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": label,
+                "xaxis": name,
+                "legendgroup": label,
+                "showlegend": name == "x",
+                "x": [rounded(p.values[panel.field], 6) for p in members],
+                "y": [rounded(p.error) for p in members],
+                "customdata": [[p.kind, p.index, origin_name(p.origin), _costs_words(p)] for p in members],
+                "hovertemplate": "%{customdata[2]}<br>%{customdata[3]}<br>measured error %{y:.3e} (calibration prompts)<extra></extra>",
+                "marker": {
+                    "symbol": symbol,
+                    "color": colour,
+                    "size": 9 if origin == "front" else 12,
+                    "line": {"width": 1.5 if origin != "front" else 0},
+                    "opacity": [1.0 if budgets.within(p.values, limits) else FADED for p in members],
+                },
+            }
+        )
+    return traces
+
+
+def _envelope(members: list[Point], panel, name: str) -> dict:
+    """The least error that can be had up to each value of the axis."""
+    x, y, best = [], [], float("inf")
+    for point in sorted((p for p in members if p.values.get(panel.field) is not None), key=lambda p: (p.values[panel.field], p.error)):
+        if point.error < best:
+            best = point.error
+            x.append(rounded(point.values[panel.field], 6))
+            y.append(rounded(best))
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "name": "least error",
+        "xaxis": name,
+        "x": x,
+        "y": y,
+        "hoverinfo": "skip",
+        "showlegend": False,
+        "line": {"shape": "hv", "width": 1.5, "color": BLUE},
+        "opacity": 0.45,
+    }
+
+
+def _costs_words(point: Point) -> str:
+    return ", ".join(f"{point.values[a.field]:.2f} {a.unit}" for a in budgets.AXES if point.values.get(a.field) is not None)
+
+
+def plan_table(shown: list[Point], is_chosen) -> str:
+    """The front and its rivals for the keyboard and for those who read rather than look; every row can be picked."""
+    panels = [a for a in budgets.AXES if any(p.values.get(a.field) is not None for p in shown)]
+    ordered = sorted(shown, key=lambda p: (p.kind != "front", p.error))[:TABLE_ROWS]
+    rows = [
+        (
+            {"list": p.kind, "index": p.index},
+            is_chosen(p),
+            [
+                origin_name(p.origin) if p.kind != "front" else "front: " + origin_name(p.origin),
+                *(f"{p.values[a.field]:.2f}" if p.values.get(a.field) is not None else "" for a in panels),
+                f"{p.error:.2e}",
+            ],
+        )
+        for p in ordered
+    ]
+    headers = ["plan", *(a.unit for a in panels), "error"]
+    return pick_table(headers, rows, "The same plans as a table", numeric=tuple(range(1, len(headers)))) if rows else ""
+
+
+def beam_steps(events) -> list:
+    """Plans measured in one go report themselves as candidates and survivors alike; steps of the beam do not."""
+    return [event for event in events if event.candidates != event.survivors]
+
+
+def beam(steps, last: int | None) -> dict:
+    """The beam after one step with the survivors of the steps before it as a fading trail; last counts from 1, None is the newest."""
+    if not steps:
+        return figures.empty("The beam's candidates appear here, step by step")
+    now = len(steps) if last is None else min(max(1, int(last)), len(steps))
+    traces = []
+    for age, event in reversed(list(enumerate(reversed(steps[max(0, now - 1 - TRAIL) : now - 1]), 1))):
+        traces.append(_cloud(event.survivors, f"survivors, {age} before", GREEN, 7, 0.55 * (1 - age / (TRAIL + 1)), age == 1, "trail"))
+    event = steps[now - 1]
+    traces.append(_cloud(event.candidates, "candidates", GREY, 6, 0.9, True, "candidates"))
+    traces.append(_cloud(event.survivors, "survivors", GREEN, 11, 1.0, True, "survivors"))
+    if len(traces) > 2:
+        traces[-3]["name"] = "steps before"
+    return figures.figure(
+        traces,
+        "beam",
+        xaxis=axis("mean activation bits so far"),
+        showlegend=True,
+        yaxis=log_axis(f"score after step {event.step} of {event.steps}", *(t["y"] for t in traces)),
+    )
+
+
+def _cloud(points_, name, colour, size, opacity, legend, group) -> dict:
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": name,
+        "legendgroup": group,
+        "showlegend": legend,
+        "opacity": rounded(opacity, 2),
+        "x": [rounded(p[0], 5) for p in points_],
+        "y": [rounded(p[1]) for p in points_],
+        "marker": {"color": colour, "size": size},
+        "hovertemplate": "%{x:.2f} mean bits so far<br>score %{y:.3e}<extra>" + name + "</extra>",
+    }
+
+
+def search_line(event, result) -> str:
+    if result is not None:
+        return (
+            f"{len(result.front)} plans on the front, {len(result.references)} references; {result.evaluations:,} "
+            f"model evaluations in {seconds(result.seconds)}."
+        )
+    if event is None:
+        return ""
+    return f"{event.message or f'step {event.step} of {event.steps}'}; {event.evaluations:,} model evaluations, {seconds(event.seconds)}."
+
+
+def rivals_line(result, chosen, limits: dict) -> str:
+    """How the chosen plan stands against the best rival that keeps the same budget, both on the calibration prompts."""
+    if result is None or chosen is None:
+        return ""
+    mine = next((s for s in result.front if s.plan.plan_id == chosen.plan.plan_id), None)
+    keeping = [s for s in result.references if budgets.within(budgets.values_of(s.plan), limits)]
+    if mine is None or not mine.error:
+        return ""
+    if not keeping:
+        return "No rival keeps this budget."
+    best = min(keeping, key=lambda s: s.error)
+    return f"Within the budget the best rival is {origin_name(best.origin)}, with {best.error / mine.error:.2f} × the chosen plan's error."

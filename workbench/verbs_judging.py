@@ -1,0 +1,76 @@
+"""The shell verbs that judge: methods against each other, and the quantized model against float and other libraries."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from workbench import flags, terminal
+from workbench.options import BenchConfig, ContestConfig, EvolutionConfig, Frozen, QuantConfig, SearchConfig, TraceConfig, setting
+from workbench.verbs import megabytes, prompts_of, read_plan, run_of
+
+
+class Contest(Frozen):
+    """Who competes, and who the others are paired with."""
+
+    methods: str = setting("rtn,gptq,adatsq_uniform,adatsq", "names, separated by commas, or all", min_length=1)
+    reference: str = setting("", "method that the paired differences are against; default: adatsq, else the last")
+
+
+def compare(args, listener):
+    """Judge methods by the same prompts and seeds against the float model."""
+    entry, terms = flags.read(args, Contest), flags.read(args, ContestConfig)
+    images = flags.read(args, TraceConfig, prompts=prompts_of(args))
+    search, evolution = flags.read(args, SearchConfig), flags.read(args, EvolutionConfig)
+    names = tuple(name.strip().replace("-", "_") for name in entry.methods.split(",") if name.strip())
+    from workbench import contest, pipeline
+    from workbench.contest.compare import Settings
+    from workbench.contest.table import NUMBERS, QUALITY, cell
+
+    names = contest.chosen(names)
+    bundle = pipeline.load(args.model, args.device, on_progress=listener)
+    settings = Settings(terms=terms, trace=TraceConfig(steps=images.steps), search=search, evolution=evolution)
+    float_run, entrants, result = contest.hold(bundle, names, settings, prompts=images.prompts, seed=images.seed, run=run_of(args),
+                                               reference=entry.reference, on_progress=listener)
+    _write_comparison(args, float_run, entrants, result)
+    shown = [name for name in QUALITY if any(name in row for row in result["results"])]
+    rows = [(r["method"], *(cell(r, name) for name in (*NUMBERS, *shown)), r["compute"]) for r in result["results"]]
+    title = (f"{result['model']}, {result['steps']} steps, {len(float_run.made.prompts)} prompts; float: "
+             f"{megabytes(result['float']['weight_bytes'])}, {result['float']['seconds_per_image']:.3f} s per image")
+    columns = ("method", *(NUMBERS[name][0] for name in NUMBERS), *(QUALITY[name][0] for name in shown), "compute")
+    return result, [terminal.table(title, columns, rows)]
+
+
+def _write_comparison(args, float_run, entrants, result) -> None:
+    """--csv, --markdown and --grid."""
+    from workbench import contest
+
+    for path, text in ((args.csv, contest.csv_text), (args.markdown, contest.markdown_text)):
+        if path:
+            Path(path).write_text(text(result), encoding="utf-8")
+    if args.grid:
+        from PIL import Image
+
+        Image.fromarray(contest.image_grid(float_run, entrants)).save(args.grid, format="PNG")
+
+
+def bench(args, listener):
+    """Time the quantized model on this machine: layers, whole images, other libraries."""
+    config, quant = flags.read(args, BenchConfig), flags.read(args, QuantConfig)
+    text = read_plan(args.plan) if args.plan else None
+    from workbench import pipeline
+
+    bundle = pipeline.load(args.model, args.device, on_progress=listener)
+    sigma_T = bundle.schedule(TraceConfig().steps).sigma_T1[:-1].tolist()
+    plan = pipeline.validate_plan(bundle, text) if text else pipeline.uniform_plan(bundle, quant, sigma_T, 4, 4)
+    result = pipeline.bench(bundle, plan, config, on_progress=listener)
+    made, where = result["model"], f"{result['device']}, medians"
+    rows = [(f"{r['m']} x {r['n']} x {r['k']}", r["choice"], r["backend"], f"{r['us']:.0f}", f"{r['float_us']:.0f}", f"{r['speedup']:.2f}")
+            for r in result["layers"]]
+    whole = [("float", made["float_type"], f"{made['float_ms']:.1f}", megabytes(made["float_bytes"])),
+             ("quantized", made["quantized_type"], f"{made['quantized_ms']:.1f}", megabytes(made["quantized_bytes"])),
+             ("quantized, predicted", "", f"{made['predicted_ms']:.1f}", megabytes(plan.weight_bytes)),
+             *((f"{peer['name']} {peer['version'] or ''}", peer.get("reason", ""), f"{peer['model_ms']:.1f}" if peer["model_ms"] else "",
+                megabytes(peer["bytes"]) if peer["bytes"] else "") for peer in result["peers"])]
+    return result, [terminal.table(f"layers, one image ({where})", ("M x N x K", "choice", "runs on", "us", "float us", "times faster"),
+                                   rows),
+                    terminal.table(f"one image, {len(plan.sigma_T)} steps ({where})", ("model", "float type", "ms", "bytes"), whole)]
