@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import threading
 import zipfile
 
@@ -300,3 +301,60 @@ def test_the_oldest_profiles_are_forgotten_but_not_what_was_exported(store, sear
 
 def test_the_id_is_in_no_file_name(session):
     assert session.id not in str(session.folder) and session.id not in str(session.downloads)
+
+
+# By hand
+
+def stroke(part, rows, columns):
+    return {"part": part, "row": rows[0], "last_row": rows[1], "column": columns[0], "last_column": columns[1]}
+
+
+def test_a_painted_plan_has_the_costs_and_the_error_of_its_tables(searched):
+    before = searched.chosen.plan
+    search.set_brush(searched, 8)
+    search.paint(searched, stroke("steps", (2, 3), (1, 2)))
+    search.paint(searched, stroke("weights", (5, 5), (0, 0)))
+    plan, table = searched.chosen.plan, searched.profile.table
+    assert [plan.act_bits_TL[t][i] for t in (1, 2) for i in (2, 3)] == [8] * 4 and plan.weight_bits_L[5] == 8
+    assert plan.weight_bytes == searched.profile.costs.total_bytes(plan.weight_bits_L) > before.weight_bytes
+    acts = sum(float(table.error_TLC[t, i, table.act_bits_C.index(b)]) for t, row in enumerate(plan.act_bits_TL) for i, b in enumerate(row))
+    weights = sum(float(table.weight_error_LC[i, table.weight_bits_C.index(b)]) for i, b in enumerate(plan.weight_bits_L))
+    assert plan.predicted_error == pytest.approx(acts + weights)
+    assert searched.chosen.error is None, "nothing about it has been measured"
+    search.undo(searched)
+    search.undo(searched)
+    assert searched.chosen.plan == before
+    with pytest.raises(BadInput, match="nothing has been painted"):
+        search.undo(searched)
+
+
+def test_without_a_brush_nothing_is_painted_and_a_click_selects(searched):
+    chosen = searched.chosen
+    search.paint(searched, stroke("steps", (0, 3), (0, 2)))
+    search.click_bits(searched, {"row": 4, "column": 2})
+    assert searched.chosen is chosen and searched.cell == (4, 2)
+
+
+def test_the_floor_picks_the_smallest_plan_that_reaches_it(searched):
+    errors = sorted(scored.error for scored in searched.result.front)
+    for error in errors:
+        search.pick_floor(searched, -10 * math.log10(error) - 1e-6)
+        good = [scored for scored in searched.result.front if scored.error <= error * 1.0001]
+        assert searched.chosen.error <= error * 1.0001
+        assert searched.chosen.plan.bit_ops == min(scored.plan.bit_ops for scored in good)
+    with pytest.raises(BadInput, match="no plan of the front reaches"):
+        search.pick_floor(searched, -10 * math.log10(errors[0]) + 1)
+
+
+def test_a_blind_vote_is_counted_for_what_it_was_given_to(searched, finish):
+    compare.compare(searched, "a\nb\nc", 0, 4)
+    finish(searched)
+    compare.look(searched, {"what": "mode", "mode": "blind"})
+    for n in range(1, 9):
+        compare.look(searched, {"what": "vote", "choice": "a" if searched.blind.float_is_a else "b"})
+        assert (searched.blind.wins, searched.blind.losses) == (n, 0)
+    compare.look(searched, {"what": "vote", "choice": "b" if searched.blind.float_is_a else "a"})
+    compare.look(searched, {"what": "vote", "choice": "same"})
+    assert (searched.blind.wins, searched.blind.losses, searched.blind.ties) == (8, 1, 1)
+    compare.look(searched, {"what": "vote", "choice": "nonsense"})
+    assert searched.blind.wins == 8
