@@ -105,7 +105,8 @@ def _facts(scored, bundle, costs) -> list[tuple]:
     if plan.predicted_error is not None:
         predicted = [("predicted error", f"{plan.predicted_error:.3e}", "squares, summed", "modelled")]
     if getattr(plan, "latency_ms", None) is not None:
-        how = "measured" if getattr(plan, "latency_measured", False) else "modelled"
+        target = getattr(plan, "latency_target", None) or ""
+        how = f"modelled{', as the sum of measured layer times' if '(measured)' in target else ''}"
         time = [("time of an image's steps", f"{plan.latency_ms:.2f}", "ms", how)]
     return [
         ("transformer in memory", megabytes(plan.weight_bytes), "MB", "exact"),
