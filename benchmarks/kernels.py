@@ -1,0 +1,98 @@
+"""Kernels beside torch's own products, in one run: `python benchmarks/kernels.py [--json OUT] [--rounds N] [--small]`.
+
+Per shape, in turns and as medians: torch._int_mm alone, torch BF16 and FP32, activation quantization alone (with and without the
+rotation), and whole quantized layers W8A8 per channel, W4A8 in groups of 64 and W4A16, activation quantization included. Then what
+raised allocator thresholds bring to a step of the embedded model. Prints Markdown; asserts nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from workbench import tuning  # noqa: E402
+
+if not os.environ.get("BENCH_UNTUNED"):
+    tuning.tune()
+
+import torch  # noqa: E402
+from lowbit import ops  # noqa: E402
+from lowbit.formats import pack  # noqa: E402
+
+from workbench import latency  # noqa: E402
+from workbench.bench import in_turns  # noqa: E402
+
+EMBEDDED = [(m, k, n) for m in (80, 640) for k, n in ((256, 256), (256, 1024), (1024, 256), (1280, 256))]
+FLUX = [(1024, 3072, 3072), (1024, 3072, 12288)]
+COLUMNS = ("int_mm", "bf16", "fp32", "quantize", "rotate + quantize", "W8A8", "W4A8 g64", "W4A16 g64")
+
+
+def weight(k_in: int, n_out: int, bits: int, group_size: int):
+    """A packed weight of noise."""
+    codes_NK = torch.randint(0, 1 << bits, (n_out, k_in), dtype=torch.uint8)
+    return pack(codes_NK, bits), torch.rand(n_out, -(-k_in // (group_size or k_in))).add(0.01).half(), None, bits, group_size
+
+
+def runs_of(m: int, k: int, n: int) -> dict:
+    """Everything that is timed at a shape; inputs are made anew as views, so that nothing is remembered between calls."""
+    x, w = torch.randn(m, k), torch.randn(n, k)
+    x16, w16 = x.bfloat16(), w.bfloat16()
+    left, right = (torch.randint(-127, 128, shape, dtype=torch.int8) for shape in ((m, k), (n, k)))
+    signs = torch.sign(torch.randn(k))
+    eight, four, epilogue = weight(k, n, 8, 0), weight(k, n, 4, 64), (None, None, None, False)
+
+    def quantized(stored):
+        return ops.linear_wnan(*ops.act_quant(x16, signs, 256, 8, 0), *stored, *epilogue, torch.bfloat16)
+    return {"int_mm": lambda: torch._int_mm(left, right.t()), "bf16": lambda: torch.nn.functional.linear(x16, w16),
+            "fp32": lambda: torch.nn.functional.linear(x, w), "quantize": lambda: ops.act_quant(x16, None, 1, 8, 0),
+            "rotate + quantize": lambda: ops.act_quant(x16, signs, 256, 8, 0), "W8A8": lambda: quantized(eight),
+            "W4A8 g64": lambda: quantized(four), "W4A16 g64": lambda: ops.linear_wna16(x16, *four, *epilogue)}
+
+
+def allocator() -> dict[str, float]:
+    """Milliseconds of a step of the embedded model in float32 with glibc's defaults and with raised thresholds, each in its own process."""
+    code = ("import sys; sys.path.insert(0, '.'); import benchmarks.kernels as k, torch; from workbench import pipeline, latency; "
+            "b = pipeline.load(); print(latency.median_us(latency._step_of(b), b.device, 40) / 1000)")
+    found = {}
+    for label, flags in (("glibc's defaults", {"BENCH_UNTUNED": "1"}), ("raised thresholds", {})):
+        made = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, **flags}, capture_output=True, text=True,
+                              check=True)
+        found[label] = float(made.stdout.splitlines()[-1])
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", help="write the figures there")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--small", action="store_true", help="the embedded model's shapes only")
+    options = parser.parse_args()
+    backend = ops.backend()
+    machine = ", ".join((latency.cpu_name(), f"{os.cpu_count()} cores, {torch.get_num_threads()} threads", f"torch {torch.__version__}",
+                         backend.reason))
+    print(f"{machine}; microseconds, medians of {options.rounds} turns; ratios include rotation and quantization\n")
+    print("| M x K x N | " + " | ".join(COLUMNS) + " | W8A8 : int_mm | W4A8 : int_mm | W8A8 : bf16 | W4A8 : bf16 |")
+    print("|---" * (len(COLUMNS) + 5) + "|")
+    rows = []
+    for m, k, n in EMBEDDED + ([] if options.small else FLUX):
+        us = in_turns(runs_of(m, k, n), options.rounds, torch.device("cpu"), calls=20 if m < 1024 else 1)
+        ratios = [us["int_mm"] / us["W8A8"], us["int_mm"] / us["W4A8 g64"], us["bf16"] / us["W8A8"], us["bf16"] / us["W4A8 g64"]]
+        print(f"| {m} x {k} x {n} | " + " | ".join(f"{us[name]:.0f}" for name in COLUMNS) + " | " + " | ".join(f"{r:.2f}" for r in ratios)
+              + " |", flush=True)
+        rows.append({"m": m, "k": k, "n": n, "us": us})
+    memory = allocator()
+    print("\nA step of the embedded model, float32: " + ", ".join(f"{value:.1f} ms with {label}" for label, value in memory.items()))
+    if options.json:
+        found = {"machine": machine, "layers": rows, "allocator_ms": memory}
+        Path(options.json).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
