@@ -34,17 +34,17 @@ def build(store: Store) -> gr.Blocks:
                 search.build(page)
             with gr.Tab("Compare", id="compare", render_children=True):
                 compare.build(page)
-            with gr.Tab("Methods", id="methods", render_children=True):
-                methods.build(page)
-            with gr.Tab("Export", id="export", render_children=True) as last:
+            with gr.Tab("Export", id="export", render_children=True) as exported:
                 export.build(page)
+            with gr.Tab("Methods", id="methods", render_children=True):  # last: a phone keeps it behind the menu of the tabs
+                methods.build(page)
         page.show(status, ["job", "bundle", "source"], lambda s: tables.status(TITLE, _model_line(s), s.snapshot()))
         page.show(tour, ["busy", "bundle", "profile", "example", "result", "comparison", "exported"], guide.view)
         page.show(example, ["example"], lambda s: tables.notice(s.example, "example") if s.example else "")
         page.show(tabs, ["screen"], lambda s: gr.Tabs(selected=s.screen) if s.screen else gr.skip())
         page.show(page.timer, ["pace"], lambda s: gr.Timer(s.pace_s or TICK_S, active=s.pace_s is not None))
         page.on(tour.pick, guide.follow, tab="guide", with_payload=True)
-        page.on(last.select, export_actions.write_files, tab="export")
+        page.on(exported.select, export_actions.write_files, tab="export")
         page.on_open = export_actions.follow_link
         store.on_adopt = _adopted
         page.bind(demo, kept_id)
