@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from html import escape
 
-from workbench.options import QuantConfig, SearchConfig, SensitivityConfig
+from workbench.options import LatencyConfig, QuantConfig, SearchConfig, SensitivityConfig
 from workbench.ui import budgets
 from workbench.ui.actions import compare, export, search, sensitivity
 from workbench.ui.session import Session
@@ -93,6 +93,7 @@ def _profile(session: Session) -> None:
         "\n".join(prompts),
         *(getattr(TOUR_SENSITIVITY, name) for name in sensitivity.SENSITIVITY_FORM),
         *(getattr(QuantConfig(), name) for name in sensitivity.QUANT_FORM),
+        LatencyConfig().target,
     )
     session.prompts = kept
 
