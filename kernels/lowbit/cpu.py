@@ -122,6 +122,7 @@ def linear_wnan(q: Tensor, act_scale: Tensor, packed_NP: Tensor, scale_NG: Tenso
                 bias_N: Tensor | None, low: Tensor | None, up_NR: Tensor | None, gelu_after: bool, dtype: torch.dtype) -> Tensor:
     """See linear_wnan/naive.py."""
     k_in, groups = q.shape[-1], scale_NG.shape[-1]
+    packed_NP, scale_NG, zero_NG = _dense(packed_NP), _dense(scale_NG), zero_NG if zero_NG is None else _dense(zero_NG)
     weight = _weight(packed_NP, scale_NG, zero_NG, bits, group_size, k_in)
     scales = act_scale.shape[-1]
     if q.dtype != torch.int8 or act_scale.dtype != torch.float32 or act_scale.shape[:-1] != q.shape[:-1] or scales not in (1, groups):
@@ -142,6 +143,7 @@ def linear_wna16(x: Tensor, packed_NP: Tensor, scale_NG: Tensor, zero_NG: Tensor
                  bias_N: Tensor | None, low: Tensor | None, up_NR: Tensor | None, gelu_after: bool) -> Tensor:
     """See linear_wna16/naive.py."""
     k_in = x.shape[-1]
+    packed_NP, scale_NG, zero_NG = _dense(packed_NP), _dense(scale_NG), zero_NG if zero_NG is None else _dense(zero_NG)
     weight = _weight(packed_NP, scale_NG, zero_NG, bits, group_size, k_in)
     x = _dense(x)
     y = torch.empty((*x.shape[:-1], weight.n_out), dtype=x.dtype)

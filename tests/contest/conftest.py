@@ -1,7 +1,6 @@
 """A tiny Flux with everything that a comparison asks of a bundle: images and a judge of its own."""
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,13 +22,14 @@ def picture(latent_SMD):
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
     """Hides the embedded model's fixture of the same name."""
-    folder, made = tmp_path_factory.mktemp("tiny"), make_flux()
+    folder, made = tmp_path_factory.mktemp("judges"), make_flux()
     made.decode = picture
-    made.pipeline.config = SimpleNamespace(_name_or_path=str(folder))
     rng = np.random.default_rng(0)
     source_IK = rng.standard_normal((6, 4)).astype(np.float16)
     notes = {"format": judge.FORMAT, "shown": ["red heart", "grinning face", "pizza"] * 2,
              "asked": {prompt: prompt.partition(" ")[2] for prompt in PROMPTS}}
     save_file({"mean_F": np.zeros(3072, np.float16), "basis_FK": rng.standard_normal((3072, 4)).astype(np.float16),
-               "source_IK": source_IK}, folder / judge.FILE, {"judge": json.dumps(notes)})
-    return made
+               "source_IK": source_IK}, folder / f"{made.name}.safetensors", {"judge": json.dumps(notes)})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(judge, "FOLDER", folder)
+        yield made
