@@ -83,3 +83,26 @@ def test_where_all_steps_do_not_fit_each_is_computed_by_itself(bundle, inputs, m
     for step, expected in zip((1, 2), together):
         bundle._lean._last = None
         torch.testing.assert_close(lean(bundle, latent_SMD, schedule, step, conditioning), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_joined_layers_hold_nothing_twice_and_follow_a_change_of_their_weights():
+    generator = torch.Generator().manual_seed(0)
+    layers, x = tuple(nn.Linear(8, n) for n in (4, 4, 6)), torch.randn(3, 8, generator=generator)
+    with torch.no_grad():
+        for _ in range(2):  # the second time they are joined already
+            for made, layer in zip(flux_lean._together(layers, x), layers, strict=True):
+                torch.testing.assert_close(made, layer(x))
+        storages = {part.untyped_storage().data_ptr() for layer in layers for part in layer.parameters()}
+        assert len(storages) == 2  # one of weights, one of biases
+        layers[1].weight.mul_(2)
+        layers[2].weight = nn.Parameter(torch.randn(6, 8, generator=generator))
+        for made, layer in zip(flux_lean._together(layers, x), layers, strict=True):
+            torch.testing.assert_close(made, layer(x))
+
+
+def test_hooks_see_layers_that_would_be_joined():
+    layers, seen = (nn.Linear(4, 4), nn.Linear(4, 4)), []
+    layers[1].register_forward_hook(lambda *_: seen.append(1))
+    with torch.no_grad():
+        flux_lean._together(layers, torch.ones(2, 4))
+    assert seen == [1]

@@ -21,6 +21,7 @@ from lowbit.act_quant.naive import largest_code
 from lowbit.formats import PACKED_BITS, packed_bytes
 
 FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+MOST_WEIGHTS = 8  # of one call, as linear_wnan/cpu.c has it
 _P, _I, _D = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
 
 
@@ -36,6 +37,7 @@ _ARGUMENTS = {  # of lowbit.h's entry points; every one ends with the number of 
     "lowbit_hadamard": (_P, _I, _P, _I, _I, _I, _P, _I),
     "lowbit_act_quant": (_P, _I, _P, _I, _I, _I, _I, _I, _P, _P, _I),
     "lowbit_linear_wnan": (ctypes.POINTER(_Weight), ctypes.POINTER(_Epilogue), _P, _P, _I, _I, _I),
+    "lowbit_quant_linears": (_P, _P, _P, _I, _P, _I, _P, _I, _I, _I, _I),
     "lowbit_linear_wna16": (ctypes.POINTER(_Weight), ctypes.POINTER(_Epilogue), _P, _I, _I, _I),
     "lowbit_modulate": (_P, _I, _P, _P, _I, _D, _I, _I, _I, _P, _I),
     "lowbit_norm_rotary": (_P, _I, _P, _P, _P, _D, _I, _I, _I, _I, _P, _I, _I, _I),
@@ -137,6 +139,44 @@ def linear_wnan(q: Tensor, act_scale: Tensor, packed_NP: Tensor, scale_NG: Tenso
     if y.numel():
         _call("lowbit_linear_wnan", weight, end, q.data_ptr(), act_scale.data_ptr(), scales, rows)
     return y
+
+
+def quant_linears(x: Tensor, factor_K: Tensor | None, block: int, bits: int, act_group: int, packed: tuple[Tensor, ...],
+                  scale: tuple[Tensor, ...], zero: tuple[Tensor | None, ...], weight_bits: tuple[int, ...], group_size: int,
+                  bias: tuple[Tensor | None, ...], gelu_after: tuple[bool, ...]) -> list[Tensor]:
+    """See quant_linears/naive.py."""
+    k_in, groups = x.shape[-1], scale[0].shape[-1]
+    largest_code(bits)  # refuses widths that do not exist
+    _check_block(block, k_in)
+    if act_group and (act_group != group_size or k_in % act_group):
+        raise ValueError(f"{k_in} features in groups of {act_group}; grouped activations need whole groups of the weight's size {group_size}")
+    x, factor_K = _dense(x), _factor(factor_K, k_in)
+    weights, ends = _several(packed, scale, zero, weight_bits, group_size, bias, gelu_after, k_in)
+    ys = [torch.empty((*x.shape[:-1], len(each)), dtype=x.dtype) for each in packed]
+    if x.numel():
+        _call("lowbit_quant_linears", weights, ends, (_P * len(ys))(*(y.data_ptr() for y in ys)), len(ys), x.data_ptr(), FORMATS[x.dtype],
+              _address(factor_K), block, bits, groups if act_group else 1, x.numel() // k_in)
+    return ys
+
+
+def _several(packed, scale, zero, weight_bits, group_size: int, bias, gelu_after, k_in: int):
+    """(pointers to the weights' structs, their epilogues without outputs), remembered on the first packed tensor. Refuses what one call
+    cannot hold."""
+    asked = (weight_bits, group_size, k_in, gelu_after, tuple(map(_address, (*packed, *scale, *zero, *bias))))
+    remembered = getattr(packed[0], "_lowbit_several", None)
+    if remembered is not None and remembered[0] == asked:
+        return remembered[1]
+    if not len(packed) == len(scale) == len(zero) == len(weight_bits) == len(bias) == len(gelu_after) <= MOST_WEIGHTS:
+        raise ValueError(f"one call takes at most {MOST_WEIGHTS} weights, each with its scales, zero points, width, bias and GELU")
+    structs = [_weight(*each, group_size, k_in) for each in zip(packed, scale, zero, weight_bits)]
+    ends, kept = zip(*(_epilogue(y, b, None, None, gelu, 0) for y, b, gelu in zip(map(_no_rows, packed), bias, gelu_after)))
+    made = (_P * len(packed))(*map(ctypes.addressof, structs)), (_Epilogue * len(packed))(*ends)
+    packed[0]._lowbit_several = (asked, made, structs, kept)
+    return made
+
+
+def _no_rows(packed_NP: Tensor) -> Tensor:
+    return torch.empty(0, len(packed_NP))
 
 
 def linear_wna16(x: Tensor, packed_NP: Tensor, scale_NG: Tensor, zero_NG: Tensor | None, bits: int, group_size: int,

@@ -3,6 +3,7 @@
     block_hadamard(x, block, factor_K)                     rotation in blocks, after a factor per channel
     act_quant(x, factor_K, block, bits, group_size)        (q int8, scale): the same, then dynamic quantization
     linear_wnan(q, act_scale, packed_NP, scale_NG, ...)    packed weight x quantized activations
+    quant_linears(x, factor_K, block, bits, ...)           both in one pass, for every weight that reads x
     linear_wna16(x, packed_NP, scale_NG, ...)              packed weight x float activations
     modulate(x, shift, scale, eps)                         adaptive layer norm
     norm_rotary(x, weight, cos, sin, eps, out, first)      RMS norm and rotary embedding of queries and keys, into `out`
@@ -23,6 +24,7 @@ from torch import Tensor
 from lowbit import act_quant as act_quant_folder
 from lowbit import cpu, gpu
 from lowbit import modulate as modulate_folder
+from lowbit import quant_linears as quant_linears_folder
 from lowbit import rotary as rotary_folder
 from lowbit.act_quant.emulated import fake_quantize
 from lowbit.hadamard import emulated as hadamard_emulated
@@ -31,7 +33,7 @@ from lowbit.linear_wnan import emulated
 from lowbit.linear_wnan import naive as wnan_naive
 
 __all__ = ["Backend", "act_quant", "backend", "block_hadamard", "emulated_linear", "fake_quantize", "linear_wna16", "linear_wnan",
-           "modulate", "norm_rotary"]
+           "modulate", "norm_rotary", "quant_linears"]
 
 
 @dataclass(frozen=True)
@@ -65,14 +67,17 @@ SCHEMAS = {
     "act_quant": "(Tensor x, Tensor? factor_K, int block, int bits, int group_size) -> (Tensor, Tensor)",
     "linear_wnan": "(Tensor q, Tensor act_scale, Tensor packed_NP, Tensor scale_NG, Tensor? zero_NG, int bits, int group_size, "
                    "Tensor? bias_N, Tensor? low, Tensor? up_NR, bool gelu_after, ScalarType dtype) -> Tensor",
+    "quant_linears": "(Tensor x, Tensor? factor_K, int block, int bits, int act_group, Tensor[] packed, Tensor[] scale, "
+                     "Tensor?[] zero, int[] weight_bits, int group_size, Tensor?[] bias, bool[] gelu_after) -> Tensor[]",
     "linear_wna16": "(Tensor x, Tensor packed_NP, Tensor scale_NG, Tensor? zero_NG, int bits, int group_size, "
                     "Tensor? bias_N, Tensor? low, Tensor? up_NR, bool gelu_after) -> Tensor",
     "modulate": "(Tensor x_BSD, Tensor shift_BD, Tensor scale_BD, float eps) -> Tensor",
     "norm_rotary": "(Tensor x, Tensor weight_C, Tensor cos_SC, Tensor sin_SC, float eps, Tensor(a!) out_BSHC, int first) -> ()",
 }
 _DEFAULT = {"block_hadamard": hadamard_emulated.block_hadamard, "act_quant": act_quant_folder.act_quant,
-          "linear_wnan": wnan_naive.linear_wnan, "linear_wna16": wna16_naive.linear_wna16,
-            "modulate": modulate_folder.modulate, "norm_rotary": rotary_folder.norm_rotary}
+            "linear_wnan": wnan_naive.linear_wnan, "quant_linears": quant_linears_folder.quant_linears,
+            "linear_wna16": wna16_naive.linear_wna16, "modulate": modulate_folder.modulate,
+            "norm_rotary": rotary_folder.norm_rotary}
 _TRITON = {"block_hadamard": "hadamard", "act_quant": "act_quant", "linear_wnan": "linear_wnan", "linear_wna16": "linear_wna16"}
 
 
@@ -107,6 +112,7 @@ _FAKE = {
     "block_hadamard": lambda x, block, factor_K: torch.empty_like(x, memory_format=torch.contiguous_format),
     "act_quant": _fake_act_quant,
     "linear_wnan": lambda q, act_scale, packed_NP, *rest: q.new_empty((*q.shape[:-1], packed_NP.shape[0]), dtype=rest[-1]),
+    "quant_linears": lambda x, factor_K, block, bits, act_group, packed, *rest: [x.new_empty((*x.shape[:-1], len(each))) for each in packed],
     "linear_wna16": lambda x, packed_NP, *rest: x.new_empty((*x.shape[:-1], packed_NP.shape[0])),
     "modulate": lambda x, *rest: torch.empty_like(x, memory_format=torch.contiguous_format),
     "norm_rotary": lambda *arguments: None,
@@ -135,7 +141,7 @@ def _shortcut(name: str):
 
 
 _SHORT = {*cpu.FORMATS, torch.int8}
-block_hadamard, act_quant, linear_wnan, linear_wna16, modulate, norm_rotary = map(_shortcut, SCHEMAS)
+block_hadamard, act_quant, linear_wnan, quant_linears, linear_wna16, modulate, norm_rotary = map(_shortcut, SCHEMAS)
 
 
 @torch.no_grad()

@@ -7,6 +7,8 @@
 int lowbit_hadamard(const void *, int64_t, const float *, int64_t, int64_t, int64_t, void *, int64_t);
 int lowbit_act_quant(const void *, int64_t, const float *, int64_t, int64_t, int64_t, int64_t, int64_t, int8_t *, float *, int64_t);
 int lowbit_linear_wnan(const Weight *, const Epilogue *, const int8_t *, const float *, int64_t, int64_t, int64_t);
+int lowbit_quant_linears(const Weight *const *, const Epilogue *, void *const *, int64_t, const void *, int64_t, const float *, int64_t,
+                         int64_t, int64_t, int64_t, int64_t);
 int lowbit_linear_wna16(const Weight *, const Epilogue *, const void *, int64_t, int64_t, int64_t);
 int lowbit_modulate(const void *, int64_t, const void *, const void *, int64_t, double, int64_t, int64_t, int64_t, void *, int64_t);
 int lowbit_norm_rotary(const void *, int64_t, const float *, const float *, const float *, double, int64_t, int64_t, int64_t, int64_t,
@@ -40,7 +42,7 @@ static void *floats_of(size_t count, int format) {
 
 static void linear(void) {
     static const int64_t widths[] = {2, 3, 4, 6, 8}, groups[] = {0, 32, 64};
-    const int64_t bits = widths[draw(5)], m = draw(30), n = 1 + draw(70), k = 1 + draw(200), chosen = groups[draw(3)];
+    const int64_t bits = widths[draw(5)], m = draw(20) ? draw(30) : 256 + draw(40), n = 1 + draw(70), k = 1 + draw(200), chosen = groups[draw(3)];
     const int64_t group = chosen ? chosen : k, count = ceil_div(k, group), rank = draw(4);
     const int format = (int)draw(3), y_format = (int)draw(3), has_zero = (int)draw(2), has_bias = (int)draw(2);
     uint8_t *packed = bytes_of((size_t)(n * ceil_div(k * bits, 8))), *zero = has_zero ? bytes_of((size_t)(n * count)) : NULL;
@@ -54,6 +56,11 @@ static void linear(void) {
     float *act_scale = floats_of((size_t)(m * act_groups), F32);
     void *x = floats_of((size_t)(m * k), y_format);
     if (m) {
+        void *second = malloc((size_t)(m * n * width_of(y_format)));
+        const Weight *const both[] = {&weight, &weight};
+        const Epilogue ends[] = {{bias, NULL, NULL, NULL, format, 0, 0, 0}, {bias, NULL, NULL, NULL, format, 0, 1, 0}};
+        if (lowbit_quant_linears(both, ends, (void *[]){y, second}, 2, x, y_format, NULL, 1, 4, act_groups, m, 1 + draw(2))) exit(2);
+        free(second);
         for (int64_t i = 0; i < m * k; i++) q[i] = q[i] == -128 ? 0 : q[i];
         if (lowbit_linear_wnan(&weight, &end, q, act_scale, act_groups, m, 1 + draw(2))) exit(2);
         if (lowbit_linear_wna16(&weight, &end, x, y_format, m, 1 + draw(2))) exit(2);

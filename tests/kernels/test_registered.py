@@ -19,6 +19,8 @@ CALLS = {
     "block_hadamard": (X, 16, torch.ones(64)),
     "act_quant": (X, torch.ones(64), 16, 3, 32),
     "linear_wnan": (Q, Q_SCALE, *WEIGHT, torch.randn(5).half(), *LOW, True, torch.bfloat16),
+    "quant_linears": (X, torch.ones(64), 16, 4, 0, [PACKED_NP] * 2, [SCALE_NG] * 2, [None] * 2, [4, 4], 32, [None, torch.randn(5)],
+                      [False, True]),
     "linear_wna16": (X, *WEIGHT, None, *LOW, False),
     "modulate": (X, torch.randn(2, 64), torch.randn(2, 64), 1e-6),
     "norm_rotary": (X, torch.ones(8), TABLE, TABLE, 1e-6, torch.zeros(2, 5, 8, 8), 1),
@@ -31,11 +33,11 @@ def test_every_operation_keeps_its_schema_and_its_fake(name):
                           test_utils=("test_schema", "test_faketensor", "test_autograd_registration"))
 
 
-@pytest.mark.parametrize("name", ["block_hadamard", "act_quant", "linear_wna16", "modulate"])
+@pytest.mark.parametrize("name", ["block_hadamard", "act_quant", "quant_linears", "linear_wna16", "modulate"])
 def test_a_float_type_that_no_kernel_has_takes_the_default(name):
     arguments = [a.double() if isinstance(a, torch.Tensor) and a.dtype == torch.float32 else a for a in CALLS[name]]
     made, expected = getattr(ops, name)(*arguments), ops._DEFAULT[name](*arguments)
-    for one, other in zip(*((r if isinstance(r, tuple) else (r,)) for r in (made, expected))):
+    for one, other in zip(*((r if isinstance(r, (tuple, list)) else (r,)) for r in (made, expected))):
         assert torch.equal(one, other)
 
 

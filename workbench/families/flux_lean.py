@@ -100,31 +100,32 @@ def _double_block(block, text_BSD: Tensor, image_BSD: Tensor, parts: dict, kept:
             (normed_image, text_tokens, (attn.to_q, attn.to_k, attn.to_v), (attn.norm_q, attn.norm_k)),
             (normed_text, 0, (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj), (attn.norm_added_q, attn.norm_added_k))):
         here = slice(first, first + normed.shape[1])
-        for out, layer, norm in zip((query, key), layers, norms):
-            ops.norm_rotary(layer(normed), norm.weight, kept.cos_SC[here], kept.sin_SC[here], EPS, out, first)
-        value[:, here] = layers[2](normed).view(samples, -1, attn.heads, attn.head_dim)
+        *rotated, made_value = _together(layers, normed)
+        for out, made, norm in zip((query, key), rotated, norms):
+            ops.norm_rotary(made, norm.weight, kept.cos_SC[here], kept.sin_SC[here], EPS, out, first)
+        value[:, here] = made_value.view(samples, -1, attn.heads, attn.head_dim)
     attended = _attention(query, key, value)
-    image_BSD = torch.addcmul(image_BSD, image[2][:, None], attn.to_out[0](attended[:, text_tokens:].contiguous()))
-    text_BSD = torch.addcmul(text_BSD, text[2][:, None], attn.to_add_out(attended[:, :text_tokens].contiguous()))
+    image_BSD = torch.addcmul(image_BSD, image[2][:, None], _one(attn.to_out[0], attended[:, text_tokens:].contiguous()))
+    text_BSD = torch.addcmul(text_BSD, text[2][:, None], _one(attn.to_add_out, attended[:, :text_tokens].contiguous()))
     image_BSD = _feed_forward(block.ff, image_BSD, image[3:])
     return _feed_forward(block.ff_context, text_BSD, text[3:]), image_BSD
 
 
 def _feed_forward(ff, x_BSD: Tensor, parts) -> Tensor:
     shift_BD, scale_BD, gate_BD = parts
-    hidden = _gelu(ff.net[0].proj, ops.modulate(x_BSD, shift_BD, scale_BD, EPS))
-    return torch.addcmul(x_BSD, gate_BD[:, None], ff.net[2](hidden))
+    hidden = _one(ff.net[0].proj, ops.modulate(x_BSD, shift_BD, scale_BD, EPS), gelu=True)
+    return torch.addcmul(x_BSD, gate_BD[:, None], _one(ff.net[2], hidden))
 
 
 def _single_block(block, x_BSD: Tensor, parts: Tensor, kept: _Remembered) -> Tensor:
     shift_BD, scale_BD, gate_BD = parts.chunk(3, 1)
     attn, normed = block.attn, ops.modulate(x_BSD, shift_BD, scale_BD, EPS)
     query, key = (normed.new_empty(*x_BSD.shape[:2], attn.heads, attn.head_dim) for _ in range(2))
-    hidden = _gelu(block.proj_mlp, normed)
-    for out, layer, norm in ((query, attn.to_q, attn.norm_q), (key, attn.to_k, attn.norm_k)):
-        ops.norm_rotary(layer(normed), norm.weight, kept.cos_SC, kept.sin_SC, EPS, out, 0)
-    attended = _attention(query, key, attn.to_v(normed).unflatten(-1, (attn.heads, attn.head_dim)))
-    return torch.addcmul(x_BSD, gate_BD[:, None], block.proj_out(torch.cat([attended, hidden], 2)))
+    *rotated, value, hidden = _together((attn.to_q, attn.to_k, attn.to_v, block.proj_mlp), normed, gelu_last=True)
+    for out, made, norm in zip((query, key), rotated, (attn.norm_q, attn.norm_k)):
+        ops.norm_rotary(made, norm.weight, kept.cos_SC, kept.sin_SC, EPS, out, 0)
+    attended = _attention(query, key, value.unflatten(-1, (attn.heads, attn.head_dim)))
+    return torch.addcmul(x_BSD, gate_BD[:, None], _one(block.proj_out, torch.cat([attended, hidden], 2)))
 
 
 def _attention(query_BSHC: Tensor, key_BSHC: Tensor, value_BSHC: Tensor) -> Tensor:
@@ -133,7 +134,53 @@ def _attention(query_BSHC: Tensor, key_BSHC: Tensor, value_BSHC: Tensor) -> Tens
     return F.scaled_dot_product_attention(*heads_first).transpose(1, 2).flatten(2)
 
 
-def _gelu(layer: nn.Module, x: Tensor) -> Tensor:
-    """GELU (tanh form) of the layer's output; a quantized layer applies it before it writes."""
-    fused = getattr(layer, "gelu", None)
-    return F.gelu(layer(x), approximate="tanh") if fused is None else fused(x)
+def _together(layers: tuple[nn.Module, ...], x: Tensor, *, gelu_last: bool = False) -> list[Tensor]:
+    """Outputs of layers that read one tensor, in one pass where they allow it. GELU is the tanh form. Hooks see every layer."""
+    if not any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers):
+        if all(type(layer) is nn.Linear and (layer.bias is None) == (layers[0].bias is None) for layer in layers):
+            return _float_together(layers, x, gelu_last)
+        joint = getattr(layers[0], "together", None)
+        made = None if joint is None else joint(layers[1:], x, gelu_last)
+        if made is not None:
+            return made
+    made = [layer(x) for layer in (layers[:-1] if gelu_last else layers)]
+    if not gelu_last:
+        return made
+    fused = getattr(layers[-1], "gelu", None)
+    return [*made, F.gelu(layers[-1](x), approximate="tanh") if fused is None else fused(x)]
+
+
+def _one(layer: nn.Module, x: Tensor, *, gelu: bool = False) -> Tensor:
+    return _together((layer,), x, gelu_last=gelu)[0]
+
+
+def _float_together(layers: tuple[nn.Linear, ...], x: Tensor, gelu_last: bool) -> list[Tensor]:
+    if len(layers) == 1:
+        made = [layers[0](x)]
+    else:
+        made = list(F.linear(x, *_joined(layers)).split([layer.out_features for layer in layers], -1))
+    if gelu_last:
+        made[-1] = F.gelu(made[-1], approximate="tanh")
+    return made
+
+
+def _joined(layers: tuple[nn.Linear, ...]) -> tuple[Tensor, Tensor | None]:
+    """(weight, bias) of the layers one below the other. Their parameters become its rows, so that nothing is held twice."""
+    kept = layers[0].__dict__.get("_joined_rows")
+    if kept is not None and all(part.data_ptr() == at for part, at in zip(_parameters(layers), kept[1])):
+        return kept[0]
+    whole = [None if parts[0] is None else torch.cat([part.data for part in parts])
+             for parts in ([layer.weight for layer in layers], [layer.bias for layer in layers])]
+    first = 0
+    for layer in layers:
+        last = first + layer.out_features
+        layer.weight.data = whole[0][first:last]
+        if whole[1] is not None:
+            layer.bias.data = whole[1][first:last]
+        first = last
+    layers[0].__dict__["_joined_rows"] = tuple(whole), [part.data_ptr() for part in _parameters(layers)]
+    return tuple(whole)
+
+
+def _parameters(layers: tuple[nn.Linear, ...]) -> list[Tensor]:
+    return [part for layer in layers for part in (layer.weight, layer.bias) if part is not None]

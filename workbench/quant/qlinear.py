@@ -12,7 +12,7 @@ transformer's root hook moves.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -154,6 +154,24 @@ class QuantLinear(nn.Module):
             return ops.linear_wna16(self.transform.forward(x), *weight, self.bias, low, up_NR, gelu_after)
         q, scale = self.transform.quantized(x, act_bits, self.act.group_size or 0)
         return ops.linear_wnan(q, scale, *weight, self.bias, low, up_NR, gelu_after, x.dtype)
+
+    @torch.no_grad()
+    def together(self, others: Sequence[nn.Module], x: Tensor, gelu_last: bool) -> list[Tensor] | None:
+        """Outputs of this layer and of `others`, which read the same tensor, quantized once for all of them in one pass; the last one's
+        after GELU if asked. None where that pass does not hold them: another kind of layer, activation width, transform or group size."""
+        bits = current_bits(self.cursor, self.layer_index)
+        if bits == 16 or not ops.backend(x.device.type, x.dtype).is_kernel:
+            return None
+        layers = (self, *others)
+        for layer in layers:
+            if (type(layer) is not QuantLinear or layer.transform is not self.transform or layer.act is not self.act and layer.act != self.act
+                    or layer.group_size != self.group_size or layer.down is not None
+                    or current_bits(layer.cursor, layer.layer_index) != bits
+                    or not runs_on_kernels(layer.act, layer.k_in, layer.group_size)):
+                return None
+        packed, scale, zero, width, bias = zip(*((each.packed_NP, each.scale_NG, each.zero_NG, each.bits, each.bias) for each in layers))
+        return ops.quant_linears(x, *self.transform.factor(x.device), bits, self.act.group_size or 0, packed, scale, zero, width,
+                                 self.group_size or 0, bias, (False,) * len(others) + (gelu_last,))
 
     def _emulated(self, x: Tensor, bits: int) -> Tensor:
         mixed = self.transform.forward(x)

@@ -32,10 +32,14 @@ class Identity:
         self.k_in = k_in
         self._last = LastInput()
 
+    def factor(self, device: torch.device) -> tuple[Tensor | None, int]:
+        """(factor_K float32 or None, block): what kernels multiply by, and rotate in blocks of, before they round."""
+        return None, 1
+
     @torch.no_grad()
     def quantized(self, x: Tensor, bits: int, group_size: int = 0) -> tuple[Tensor, Tensor]:
         """(q int8, scale float32) of x, one scale per token or group. Layers that read one tensor share the result."""
-        return self._last.get(x, (bits, group_size), lambda: ops.act_quant(x, None, 1, bits, group_size))
+        return _quantized(self, x, bits, group_size)
 
     def forward(self, x: Tensor) -> Tensor:
         return x
@@ -74,8 +78,11 @@ class Hadamard:
     @torch.no_grad()
     def quantized(self, x: Tensor, bits: int, group_size: int = 0) -> tuple[Tensor, Tensor]:
         """(q int8, scale float32) of T(x), rotated and rounded in one pass. Layers that read one tensor share the result."""
-        signs_K = self._placed_signs(torch.float32, x.device)
-        return self._last.get(x, (bits, group_size), lambda: ops.act_quant(x, signs_K, self.block, bits, group_size))
+        return _quantized(self, x, bits, group_size)
+
+    def factor(self, device: torch.device) -> tuple[Tensor, int]:
+        """See Identity."""
+        return self._placed_signs(torch.float32, device), self.block
 
     def weight(self, w_NK: Tensor) -> Tensor:
         """T(W): each row transformed like an input."""
@@ -125,11 +132,14 @@ class Smooth:
     @torch.no_grad()
     def quantized(self, x: Tensor, bits: int, group_size: int = 0) -> tuple[Tensor, Tensor]:
         """(q int8, scale float32) of T(x): smoothing, signs and rotation in one pass."""
-        if x.device not in self._factors:
+        return _quantized(self, x, bits, group_size)
+
+    def factor(self, device: torch.device) -> tuple[Tensor, int]:
+        """See Identity."""
+        if device not in self._factors:
             signs_K = self.then.signs_K if isinstance(self.then, Hadamard) else 1.0
-            self._factors[x.device] = (signs_K / self.smooth_K.float()).to(x.device)
-        block = self.then.block if isinstance(self.then, Hadamard) else 1
-        return self._last.get(x, (bits, group_size), lambda: ops.act_quant(x, self._factors[x.device], block, bits, group_size))
+            self._factors[device] = (signs_K / self.smooth_K.float()).to(device)
+        return self._factors[device], self.then.block if isinstance(self.then, Hadamard) else 1
 
     def weight(self, w_NK: Tensor) -> Tensor:
         return self.then.weight(w_NK * self._like(w_NK))
@@ -152,6 +162,10 @@ class Smooth:
 
 
 Transform = Identity | Hadamard | Smooth
+
+
+def _quantized(transform: Transform, x: Tensor, bits: int, group_size: int) -> tuple[Tensor, Tensor]:
+    return transform._last.get(x, (bits, group_size), lambda: ops.act_quant(x, *transform.factor(x.device), bits, group_size))
 
 
 def _signs(block: int, seed: int) -> Tensor:

@@ -1,8 +1,6 @@
 /* act_quant on a CPU: factor, block Hadamard, scale and rounding of one token while it is in the cache. */
 #include "../lowbit.h"
 
-void lowbit_hadamard_row(float *restrict row, int64_t k_in, int64_t block);
-
 /* Largest magnitude. As integers, magnitudes of floats order alike; NaN is above everything. */
 INLINE float absmax(const float *restrict x, int64_t count) {
     uint32_t most = 0;
@@ -21,13 +19,22 @@ INLINE void round_to_codes(const float *restrict x, int64_t count, float inverse
     }
 }
 
+void lowbit_round_row(const float *restrict wide, int64_t bits, int64_t group, int64_t k_in, int8_t *restrict q, float *restrict scale) {
+    const int top = (1 << (bits - 1)) - 1;
+    for (int64_t first = 0; first < k_in; first += group) {
+        const float most = absmax(wide + first, group);
+        /* a subnormal maximum would overflow the reciprocal */
+        const float inverse = most > FLT_MIN * top ? top / most : 0.0f;
+        scale[first / group] = most / top;
+        round_to_codes(wide + first, group, inverse, top, q + first);
+    }
+}
+
 static __thread Scratch of_thread;
 
 /* x (M, K) in `format`; factor (K) float32 or NULL; q (M, K) int8; scale (M, K / group) float32. Returns 0, or 1 when memory ran out. */
 EXPORT int lowbit_act_quant(const void *x, int64_t format, const float *factor, int64_t block, int64_t bits, int64_t group,
                             int64_t m, int64_t k_in, int8_t *q, float *scale, int64_t threads) {
-    const int top = (1 << (bits - 1)) - 1;
-    const int64_t groups = k_in / group;
     int failed = 0;
 #pragma omp parallel for schedule(static) num_threads((int)threads)
     for (int64_t row = 0; row < m; row++) {
@@ -37,17 +44,8 @@ EXPORT int lowbit_act_quant(const void *x, int64_t format, const float *factor, 
             failed = 1;
             continue;
         }
-        load_floats(x, (int)format, row * k_in, k_in, wide);
-        if (factor)
-            for (int64_t k = 0; k < k_in; k++) wide[k] *= factor[k];
-        if (block > 1) lowbit_hadamard_row(wide, k_in, block);
-        for (int64_t g = 0; g < groups; g++) {
-            const float most = absmax(wide + g * group, group);
-            /* a subnormal maximum would overflow the reciprocal */
-            const float inverse = most > FLT_MIN * top ? top / most : 0.0f;
-            scale[row * groups + g] = most / top;
-            round_to_codes(wide + g * group, group, inverse, top, q + row * k_in + g * group);
-        }
+        load_row(x, format, row, factor, block, k_in, wide);
+        lowbit_round_row(wide, bits, group, k_in, q + row * k_in, scale + row * (k_in / group));
     }
     return failed;
 }

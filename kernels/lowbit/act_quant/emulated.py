@@ -18,7 +18,7 @@ def _fake_quantize(x: Tensor, bits: int) -> Tensor:
     top = largest_code(bits)
     wide = x.float()
     absmax = wide.abs().amax(-1, keepdim=True)
-    inverse = torch.where(absmax > torch.finfo(torch.float32).tiny * top, top / absmax, 0.0)
+    inverse = torch.where(absmax > torch.finfo(torch.float32).tiny * top, torch.full_like(absmax, top) / absmax, 0.0)
     return (wide * inverse).round_().mul_(absmax.div_(top)).to(x.dtype)
 
 

@@ -29,8 +29,9 @@ def quantize_per_token(x_MK: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """(q_MK int8, scale_M1 float32)."""
     top = largest_code(bits)
     absmax_M1 = x_MK.float().abs().amax(-1, keepdim=True)
-    # a subnormal absmax would overflow the reciprocal; such a token is zero to every later operation
-    inverse_M1 = torch.where(absmax_M1 > torch.finfo(torch.float32).tiny * top, top / absmax_M1, 0.0)
+    # a subnormal absmax would overflow the quotient; such a token is zero to every later operation. Python's `top / tensor` would
+    # round twice: it multiplies with a reciprocal
+    inverse_M1 = torch.where(absmax_M1 > torch.finfo(torch.float32).tiny * top, torch.full_like(absmax_M1, top) / absmax_M1, 0.0)
     q_MK = (x_MK.float() * inverse_M1).round().clamp(-top, top)
     return q_MK.to(torch.int8), absmax_M1 / top
 

@@ -1,8 +1,6 @@
 /* Block Hadamard with a factor per channel: y = (x * factor) diag(H, ..., H) / sqrt(block), and its row for act_quant. */
 #include "../lowbit.h"
 
-void lowbit_hadamard_row(float *restrict row, int64_t k_in, int64_t block);
-
 /* Butterflies at distance `stride` within each run of `block` numbers. */
 INLINE void stage(float *restrict x, int64_t block, int64_t stride) {
     for (int64_t first = 0; first < block; first += 2 * stride)
@@ -80,10 +78,7 @@ EXPORT int lowbit_hadamard(const void *x, int64_t format, const float *factor, i
             failed = 1;
             continue;
         }
-        load_floats(x, (int)format, row * k_in, k_in, wide);
-        if (factor)
-            for (int64_t k = 0; k < k_in; k++) wide[k] *= factor[k];
-        lowbit_hadamard_row(wide, k_in, block);
+        load_row(x, format, row, factor, block, k_in, wide);
         store_floats(wide, k_in, y, (int)format, row * k_in);
     }
     return failed;

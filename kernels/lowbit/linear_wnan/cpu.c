@@ -225,11 +225,14 @@ static void prepare_row(const int8_t *restrict q, int64_t k_in, int64_t group, i
     }
 }
 
+enum { SHARE = 128 }; /* tokens of a thread of its own: enough to pay for unpacking a tile again */
+
+enum { MOST_WEIGHTS = 8 }; /* of one call */
 static __thread Scratch of_call, of_thread;
 
-/* All tokens against one tile of the weight. `block` holds what the tiles share. */
-static void run_tile(const Weight *weight, const Epilogue *end, Block block, const float *token_scale, int64_t m, int64_t first_n,
-                     uint8_t *codes) {
+/* Tokens first_m ... last_m - 1 against one tile of a weight. `block` holds what the tiles share. */
+static void run_tile(const Weight *weight, const Epilogue *end, Block block, const float *token_scale, int64_t first_m, int64_t last_m,
+                     int64_t first_n, uint8_t *codes) {
     const int64_t quads = ceil_div(weight->k_in, 4), step = block.stride / 4;
     float *scale = (float *)(codes + quads * 4 * COLUMNS), *sums = scale + 2 * block.groups * COLUMNS;
     int32_t *zero = (int32_t *)(scale + block.groups * COLUMNS);
@@ -239,8 +242,8 @@ static void run_tile(const Weight *weight, const Epilogue *end, Block block, con
     const float *act_scale = block.act_scale;
     const int32_t *token_sums = block.token_sums;
     block.codes = codes, block.scale = scale, block.zero = weight->zero ? zero : NULL, block.sums = sums;
-    for (int64_t row = 0; row < m; row += step) {
-        const int64_t rows = smaller(step, m - row);
+    for (int64_t row = first_m; row < last_m; row += step) {
+        const int64_t rows = smaller(step, last_m - row);
         block.q = panel + row * quads * 4;
         block.token_sums = token_sums + row * block.groups;
         block.act_scale = act_scale ? act_scale + row * block.groups : NULL;
@@ -249,30 +252,86 @@ static void run_tile(const Weight *weight, const Epilogue *end, Block block, con
     }
 }
 
-/* q (M, K) int8, act_scale (M, act_groups) float32 with act_groups 1 or the weight's. Returns 0, or 1 when memory ran out. */
-EXPORT int lowbit_linear_wnan(const Weight *weight, const Epilogue *end, const int8_t *q, const float *act_scale,
-                              int64_t act_groups, int64_t m, int64_t threads) {
-    const int64_t k_in = weight->k_in, groups = ceil_div(k_in, weight->group), padded_k = ceil_div(k_in, 4) * 4;
-    const int64_t step = rows_per_block(m, groups), tiles = ceil_div(weight->n_out, COLUMNS);
-    int8_t *panels = reserve(&of_call, (size_t)(ceil_div(m, step) * step * padded_k + m * groups * 4));
-    if (!panels) return 1;
-    int32_t *token_sums = (int32_t *)(panels + ceil_div(m, step) * step * padded_k);
-    const Block common = {.q = panels, .stride = 4 * step, .token_sums = token_sums, .groups = groups, .group = weight->group, .k_in = k_in,
-                          .act_scale = act_groups > 1 ? act_scale : NULL, .centre = (int64_t)1 << (weight->bits - 1)};
+/* The tokens of a product: quantized, or floats x that are quantized a row at a time (act_scale is then the call's own). */
+typedef struct {
+    const int8_t *q;     /* (M, K) */
+    float *act_scale;    /* (M, act_groups); act_groups is 1 or the weight's */
+    const void *x;       /* (M, K) in `format`, or NULL */
+    const float *factor; /* (K) or NULL */
+    int64_t act_groups, format, block, bits;
+} Tokens;
+
+/* Rows first ... last - 1 of a block of `step`: quantized where they are not, and put in their panel. 0 when memory ran out. */
+static int prepare_block(const Tokens *tokens, int64_t first, int64_t last, int64_t step, int64_t k_in, int64_t group, int64_t groups,
+                         int32_t *token_sums, int8_t *panel) {
+    float *wide = tokens->x ? reserve(&of_thread, (size_t)k_in * 5 + 64) : NULL;
+    if (tokens->x && !wide) return 0;
+    for (int64_t row = first; row < last; row++) {
+        if (tokens->x) {
+            load_row(tokens->x, tokens->format, row, tokens->factor, tokens->block, k_in, wide);
+            lowbit_round_row(wide, tokens->bits, k_in / tokens->act_groups, k_in, (int8_t *)(wide + k_in),
+                             tokens->act_scale + row * tokens->act_groups);
+        }
+        prepare_row(tokens->x ? (int8_t *)(wide + k_in) : tokens->q + row * k_in, k_in, group, groups, token_sums + row * groups,
+                    panel + (row - first) * 4, 4 * step);
+    }
+    return 1;
+}
+
+/* All tokens against `count` weights of one K and one group size. Tokens are shared out among threads where there are many: a
+   thread then reads what it wrote itself, and unpacks every weight for them. Returns 0, or 1 when memory ran out. */
+static int run(const Weight *const *weights, const Epilogue *ends, int64_t count, const Tokens *tokens, int64_t m, int64_t threads) {
+    const int64_t k_in = weights[0]->k_in, group = weights[0]->group, groups = ceil_div(k_in, group), padded_k = ceil_div(k_in, 4) * 4;
+    const int64_t step = rows_per_block(m, groups), blocks = ceil_div(m, step);
+    const int64_t shares = smaller(threads, m / SHARE > 1 ? m / SHARE : 1), share_rows = ceil_div(blocks, shares) * step;
+    int64_t tiles = 0;
+    for (int64_t w = 0; w < count; w++) tiles += ceil_div(weights[w]->n_out, COLUMNS);
+    const int64_t scales = tokens->act_scale ? 0 : m * tokens->act_groups;
+    int32_t *token_sums = reserve(&of_call, (size_t)((m * groups + scales) * 4 + blocks * step * padded_k));
+    if (!token_sums) return 1;
+    float *made_scale = (float *)(token_sums + m * groups);
+    int8_t *panels = (int8_t *)(made_scale + scales);
+    Tokens own = *tokens;
+    if (!own.act_scale) own.act_scale = made_scale;
     int failed = 0;
 #pragma omp parallel num_threads((int)threads)
     {
+        int able = 1;
 #pragma omp for schedule(static)
-        for (int64_t row = 0; row < m; row++)
-            prepare_row(q + row * k_in, k_in, weight->group, groups, token_sums + row * groups,
-                        panels + row / step * step * padded_k + row % step * 4, 4 * step);
+        for (int64_t block = 0; block < blocks; block++)
+            able &= prepare_block(&own, block * step, smaller(m, (block + 1) * step), step, k_in, group, groups, token_sums,
+                                  panels + block * step * padded_k);
         uint8_t *codes = reserve(&of_thread, (size_t)((padded_k + 8 * groups + 4 * ROWS) * COLUMNS));
-        if (!codes)
+        if (!codes || !able)
 #pragma omp atomic write
             failed = 1;
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t tile = 0; tile < tiles; tile++)
-            if (codes) run_tile(weight, end, common, act_scale, m, tile * COLUMNS, codes);
+#pragma omp for schedule(static)
+        for (int64_t item = 0; item < shares * tiles; item++) {
+            int64_t w = 0, tile = item % tiles;
+            for (; tile >= ceil_div(weights[w]->n_out, COLUMNS); w++) tile -= ceil_div(weights[w]->n_out, COLUMNS);
+            const Block common = {.q = panels, .stride = 4 * step, .token_sums = token_sums, .groups = groups, .group = group, .k_in = k_in,
+                                  .act_scale = own.act_groups > 1 ? own.act_scale : NULL, .centre = (int64_t)1 << (weights[w]->bits - 1)};
+            const int64_t first = item / tiles * share_rows;
+            if (codes) run_tile(weights[w], ends + w, common, own.act_scale, first, smaller(m, first + share_rows), tile * COLUMNS, codes);
+        }
     }
     return failed;
+}
+
+/* q (M, K) int8, act_scale (M, act_groups) float32 with act_groups 1 or the weight's. Returns 0, or 1 when memory ran out. */
+EXPORT int lowbit_linear_wnan(const Weight *weight, const Epilogue *end, const int8_t *q, const float *act_scale,
+                              int64_t act_groups, int64_t m, int64_t threads) {
+    const Tokens tokens = {.q = q, .act_scale = (float *)act_scale, .act_groups = act_groups};
+    return run(&weight, end, 1, &tokens, m, threads);
+}
+
+/* The same from x (M, K) in `format`, quantized once as act_quant does, for `count` weights of one K and group size; ys[i] is the
+   output of weights[i], in `format`. act_groups is 1 or the weights'. */
+EXPORT int lowbit_quant_linears(const Weight *const *weights, const Epilogue *ends, void *const *ys, int64_t count, const void *x,
+                                int64_t format, const float *factor, int64_t block, int64_t bits, int64_t act_groups, int64_t m,
+                                int64_t threads) {
+    const Tokens tokens = {.x = x, .format = format, .factor = factor, .block = block, .bits = bits, .act_groups = act_groups};
+    Epilogue own[MOST_WEIGHTS];
+    for (int64_t w = 0; w < count; w++) own[w] = ends[w], own[w].y = ys[w], own[w].y_format = format;
+    return run(weights, own, count, &tokens, m, threads);
 }

@@ -1,0 +1,24 @@
+"""Reference: quantize an input once, then multiply it with every weight that reads it (q, k and v of an attention, and the MLP beside
+them in a single block). The kernel is `lowbit_quant_linears` in linear_wnan/cpu.c.
+
+Dimension letters: M tokens, N out features, K in features, G groups along K, P packed bytes along K.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def quant_linears(x: Tensor, factor_K: Tensor | None, block: int, bits: int, act_group: int, packed: Sequence[Tensor],
+                  scale: Sequence[Tensor], zero: Sequence[Tensor | None], weight_bits: Sequence[int], group_size: int,
+                  bias: Sequence[Tensor | None], gelu_after: Sequence[bool]) -> list[Tensor]:
+    """One y (..., N) in x's type per weight: `linear_wnan` of `act_quant(x, factor_K, block, bits, act_group)`.
+
+    packed (N, P), scale (N, G), zero (N, G) or None and bias (N) or None of each weight, which share K and `group_size` (0: one scale
+    per row). `act_group` is 0 (one scale per token) or the weights' group size."""
+    q, act_scale = torch.ops.lowbit.act_quant(x, factor_K, block, bits, act_group)
+    return [torch.ops.lowbit.linear_wnan(q, act_scale, *stored, group_size, bias_N, None, None, gelu, x.dtype)
+            for *stored, bias_N, gelu in zip(packed, scale, zero, weight_bits, bias, gelu_after)]
