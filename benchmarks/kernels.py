@@ -2,7 +2,7 @@
 
 Per shape, in turns and as medians: torch._int_mm alone, torch BF16 and FP32, activation quantization alone (with and without the
 rotation), and whole quantized layers W8A8 per channel, W4A8 in groups of 64 and W4A16, activation quantization included. Then what
-raised allocator thresholds bring to a step of the embedded model. Prints Markdown; asserts nothing.
+kept memory and spinning threads bring to a step of the embedded model. Prints Markdown; asserts nothing.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -19,18 +20,23 @@ sys.path.insert(0, str(ROOT))
 
 from workbench import tuning  # noqa: E402
 
-if not os.environ.get("BENCH_UNTUNED"):
+SETTINGS = {"glibc's memory, threads that sleep": "", "memory kept": "memory", "memory kept, threads that spin": "memory threads"}
+chosen = os.environ.get("BENCH_TUNING", "memory threads").split()
+if "threads" in chosen:
     tuning.tune()
+elif "memory" in chosen:
+    tuning.keep_large_blocks()
 
 import torch  # noqa: E402
 from lowbit import ops  # noqa: E402
 from lowbit.formats import pack  # noqa: E402
 
-from workbench import latency  # noqa: E402
-from workbench.bench import in_turns  # noqa: E402
+from workbench import latency, pipeline  # noqa: E402
+from workbench.latency import in_turns  # noqa: E402
 
 EMBEDDED = [(m, k, n) for m in (80, 640) for k, n in ((256, 256), (256, 1024), (1024, 256), (1280, 256))]
 FLUX = [(1024, 3072, 3072), (1024, 3072, 12288)]
+PROCESSES = 3
 COLUMNS = ("int_mm", "bf16", "fp32", "quantize", "rotate + quantize", "W8A8", "W4A8 g64", "W4A16 g64")
 
 
@@ -48,24 +54,33 @@ def runs_of(m: int, k: int, n: int) -> dict:
     signs = torch.sign(torch.randn(k))
     eight, four, epilogue = weight(k, n, 8, 0), weight(k, n, 4, 64), (None, None, None, False)
 
-    def quantized(stored):
-        return ops.linear_wnan(*ops.act_quant(x16, signs, 256, 8, 0), *stored, *epilogue, torch.bfloat16)
+    def quantized(packed_NP, scale_NG, zero_NG, bits, group_size):
+        return ops.quant_linears(x16, signs, 256, (8,), 0, (packed_NP,), (scale_NG,), (zero_NG,), (bits,), group_size, (None,), (False,))
     return {"int_mm": lambda: torch._int_mm(left, right.t()), "bf16": lambda: torch.nn.functional.linear(x16, w16),
             "fp32": lambda: torch.nn.functional.linear(x, w), "quantize": lambda: ops.act_quant(x16, None, 1, 8, 0),
-            "rotate + quantize": lambda: ops.act_quant(x16, signs, 256, 8, 0), "W8A8": lambda: quantized(eight),
-            "W4A8 g64": lambda: quantized(four), "W4A16 g64": lambda: ops.linear_wna16(x16, *four, *epilogue)}
+            "rotate + quantize": lambda: ops.act_quant(x16, signs, 256, 8, 0), "W8A8": lambda: quantized(*eight),
+            "W4A8 g64": lambda: quantized(*four), "W4A16 g64": lambda: ops.linear_wna16(x16, *four, *epilogue)}
 
 
-def allocator() -> dict[str, float]:
-    """Milliseconds of a step of the embedded model in float32 with glibc's defaults and with raised thresholds, each in its own process."""
-    code = ("import sys; sys.path.insert(0, '.'); import benchmarks.kernels as k, torch; from workbench import pipeline, latency; "
-            "b = pipeline.load(); print(latency.median_us(latency._step_of(b), b.device, 40) / 1000)")
-    found = {}
-    for label, flags in (("glibc's defaults", {"BENCH_UNTUNED": "1"}), ("raised thresholds", {})):
-        made = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, **flags}, capture_output=True, text=True,
-                              check=True)
-        found[label] = float(made.stdout.splitlines()[-1])
-    return found
+def step_ms(samples: int) -> float:
+    """Milliseconds of a step of the embedded model in float32."""
+    bundle = pipeline.load()
+    schedule, conditioning = bundle.schedule(20), bundle.encode(bundle.prompts("showcase")[:samples])
+    latent_SMD = bundle.initial_latents(range(samples))
+    with torch.no_grad():
+        return in_turns({"step": lambda: bundle.velocity(latent_SMD, schedule, 10, conditioning)}, 40, bundle.device)["step"] / 1000
+
+
+def tunings() -> dict[str, dict[str, float]]:
+    """Milliseconds of a step for 1 and for 8 images under each setting of memory and threads: medians of processes that take turns."""
+    code = "import sys; sys.path.insert(0, '.'); from benchmarks.kernels import step_ms; print(step_ms(1), step_ms(8))"
+    found = {label: [] for label in SETTINGS}
+    for _ in range(PROCESSES):
+        for label, names in SETTINGS.items():
+            made = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "BENCH_TUNING": names}, capture_output=True,
+                                  text=True, check=True)
+            found[label].append([float(part) for part in made.stdout.splitlines()[-1].split()])
+    return {label: dict(zip(("1 image", "8 images"), map(statistics.median, zip(*each)))) for label, each in found.items()}
 
 
 def main() -> None:
@@ -87,10 +102,13 @@ def main() -> None:
         print(f"| {m} x {k} x {n} | " + " | ".join(f"{us[name]:.0f}" for name in COLUMNS) + " | " + " | ".join(f"{r:.2f}" for r in ratios)
               + " |", flush=True)
         rows.append({"m": m, "k": k, "n": n, "us": us})
-    memory = allocator()
-    print("\nA step of the embedded model, float32: " + ", ".join(f"{value:.1f} ms with {label}" for label, value in memory.items()))
+    settings = tunings()
+    print(f"\nA step of the embedded model, float32, ms (medians of {PROCESSES} processes each, in turns):\n")
+    print("| | 1 image | 8 images |\n|---|---|---|")
+    for label, each in settings.items():
+        print(f"| {label} | " + " | ".join(f"{value:.1f}" for value in each.values()) + " |")
     if options.json:
-        found = {"machine": machine, "layers": rows, "allocator_ms": memory}
+        found = {"machine": machine, "layers": rows, "settings_ms": settings}
         Path(options.json).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 

@@ -12,21 +12,8 @@ from workbench.quant.quantize import build, round_bank
 QUICK = BenchConfig(rounds=3, peers=False)
 
 
-def test_medians_are_of_each_run_in_turns(monkeypatch):
-    now, order = [0.0], []
-    monkeypatch.setattr(bench.time, "perf_counter", lambda: now[0])
-
-    def run(name, seconds):
-        def once():
-            order.append(name)
-            now[0] += seconds[min(order.count(name), len(seconds)) - 1]
-        return once
-    found = bench.in_turns({"a": run("a", [9, 9, 1e-6, 5e-6, 3e-6]), "b": run("b", [2e-6])}, 3, torch.device("cpu"))
-    assert found == {"a": pytest.approx(3), "b": pytest.approx(2)} and order == ["a", "b"] * 5
-
-
 def test_layers_are_compared_with_the_faster_float_type(bundle, monkeypatch):
-    monkeypatch.setattr(bench, "in_turns", lambda runs, *_, **__: {name: 10.0 + i for i, name in enumerate(runs)})
+    monkeypatch.setattr(bench.latency, "in_turns", lambda runs, *_, **__: {name: 10.0 + i for i, name in enumerate(runs)})
     found = bench.layers(bundle, QuantConfig(), QUICK)
     shapes = {latency.shape_of(layer)[:3] for layer in bundle.layers}
     assert {(row.m, row.n, row.k) for row in found} == shapes and len(found) == len(shapes) * len(bench.CHOICES)
@@ -41,7 +28,8 @@ def test_a_whole_image_is_timed_in_both_arithmetics_and_the_model_put_back(bundl
     table = latency.model(bundle, quant, "a100")
     before = bundle.transformer, bundle.dtype, [bundle.linear(layer.name) for layer in bundle.layers]
     started = time.perf_counter()
-    found = bench.whole_model(bundle, quantized, table, QUICK, 2)
+    us = latency.in_turns(bench.whole_runs(bundle, quantized, 2), 3, bundle.device)
+    found = bench.whole_model(bundle, quantized, table, us, 2)
     spent_ms = (time.perf_counter() - started) * 1000
     assert (bundle.transformer, bundle.dtype) == before[:2]
     assert all(bundle.linear(layer.name) is linear for layer, linear in zip(bundle.layers, before[2]))

@@ -38,14 +38,14 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Made-up times: (M, N, K) decide a layer's, 1000 us of it for its input; a step takes a second."""
+    """Made-up times, us: a layer's follow from its shape and widths, 1000 of them for its input; an image takes 20 seconds."""
     timed = []
 
-    def layer(_bundle, _quant, shape, weight_bits, act_bits):
-        timed.append((shape, weight_bits, act_bits))
-        return 2000.0 + shape[1] + weight_bits + act_bits, 0.0 if weight_bits == 16 else 1000.0
-    monkeypatch.setattr(latency, "_time_layer", layer)
-    monkeypatch.setattr(latency, "_time_step", lambda *_: 1e6)
+    def in_turns(runs, *_, **__):
+        timed.extend(runs)
+        return {name: 2e7 if name[0][0] == "image" else 1000.0 if name[1] == "input" else 2000.0 + name[0][1] + sum(name[0][5:7])
+                for name in runs}
+    monkeypatch.setattr(latency, "in_turns", in_turns)
     return timed
 
 
@@ -55,16 +55,17 @@ def test_layers_that_share_an_input_pay_for_its_quantization_once(bundle, cache,
     for layer in bundle.layers:
         expected = 2000 + layer.n_out + 4 + 8 - (0 if layer.shares_input_with == layer.index else 1000)
         assert float(measured.us_LWA[layer.index, four, ACT_BITS.index(4)]) == expected
-    assert len(clock) == len(set(clock)) == len({latency.shape_of(layer) for layer in bundle.layers}) * len(WEIGHT_BITS) * 2
+    whole = [cell for cell, part in clock if part == "layer"]
+    assert len(whole) == len(set(whole)) == 1 + len({latency.shape_of(layer) for layer in bundle.layers}) * len(WEIGHT_BITS) * 2
 
 
-def test_few_activation_bits_cost_what_eight_do_and_the_fixed_part_is_the_rest_of_a_step(bundle, cache, clock):
+def test_few_activation_bits_cost_what_eight_do_and_the_fixed_part_is_the_rest_of_an_image(bundle, cache, clock):
     measured = latency.measure(bundle, QuantConfig())
     for bits in (3, 4, 6):
         assert torch.equal(measured.us_LWA[..., ACT_BITS.index(bits)], measured.us_LWA[..., ACT_BITS.index(8)])
     assert not torch.equal(measured.us_LWA[..., ACT_BITS.index(16)], measured.us_LWA[..., ACT_BITS.index(8)])
-    rows = [[8] * len(bundle.layers)]
-    assert measured.plan_ms([4] * len(bundle.layers), rows) == pytest.approx(1000.0)
+    rows = [[8] * len(bundle.layers)] * latency.STEPS_OF_SCHEDULE
+    assert measured.plan_ms([4] * len(bundle.layers), rows) == pytest.approx(20_000.0)
     assert measured.measured and "measured" in measured.target
 
 
@@ -74,7 +75,7 @@ def test_measurements_are_kept_and_taken_anew_when_asked(bundle, cache, clock):
     assert torch.equal(latency.measure(bundle, QuantConfig()).us_LWA, first.us_LWA) and len(clock) == count
     latency.measure(bundle, QuantConfig(group_size=32))
     assert len(clock) == 2 * count, "another group size is another layer"
-    latency.measure(bundle, QuantConfig(), anew=True)
+    latency.measure_beside({}, bundle, QuantConfig())
     assert len(clock) == 3 * count
 
 
@@ -89,9 +90,29 @@ def test_a_damaged_cache_is_measured_again(bundle, cache, clock, damage):
     assert json.loads(path.read_text())["cells"]
 
 
-def test_a_real_layer_is_timed(bundle):
-    whole_us, preparing_us = latency._time_layer(bundle, QuantConfig(), (16, 64, 128, True, 0), 4, 8)
-    assert 0 < preparing_us < whole_us < 1e6
+def test_medians_are_of_each_run_in_turns(monkeypatch):
+    now, order = [0.0], []
+    monkeypatch.setattr(latency.time, "perf_counter", lambda: now[0])
+
+    def run(name, seconds):
+        def once():
+            order.append(name)
+            now[0] += seconds[min(order.count(name), len(seconds)) - 1]
+        return once
+    found = latency.in_turns({"a": run("a", [9, 9, 1e-6, 5e-6, 3e-6]), "b": run("b", [2e-6])}, 3, torch.device("cpu"))
+    assert found == {"a": pytest.approx(3), "b": pytest.approx(2)} and order == ["a", "b"] * 5
+    order.clear()
+    latency.in_turns({"slow": run("slow", [9])}, 100, torch.device("cpu"), seconds=30)
+    assert len(order) == latency.WARM_UP + 3
+
+
+def test_real_layers_and_a_real_image_are_timed_and_leave_the_model_as_it_was(bundle, cache):
+    before = [bundle.linear(layer.name) for layer in (*bundle.layers, *bundle.modulation)]
+    ran = []
+    table, us = latency.measure_beside({"beside": lambda: ran.append(1)}, bundle, QuantConfig(), rounds=3)
+    assert len(ran) == latency.WARM_UP + 3 and us["beside"] > 0
+    assert 0 < table.fixed_us < 1e6 and bool((table.us_LWA > 0).all())
+    assert [bundle.linear(layer.name) for layer in (*bundle.layers, *bundle.modulation)] == before
 
 
 @pytest.mark.parametrize("target", latency.CHIPS)

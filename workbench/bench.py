@@ -7,9 +7,7 @@ Dimension letters: L layers, T steps.
 from __future__ import annotations
 
 import resource
-import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -56,28 +54,12 @@ class ModelTime:
     quantized_ms: float
     quantized_type: str
     quantized_ms_by_type: dict[str, float]
-    predicted_ms: float
+    predicted_ms: float  # by the cost table, for quantized_ms_by_type[predicted_type]
+    predicted_type: str
     float_bytes: int
     quantized_bytes: int
     layer_bytes_share: float  # of 16-bit storage, over the quantized layers
     peak_process_bytes: int
-
-
-def in_turns(runs: dict[str, Callable[[], object]], rounds: int, device: torch.device, *, calls: int = 1,
-             report: Callable[[int], None] = lambda _: None) -> dict[str, float]:
-    """Median microseconds of each, taken one after another in every round, as the mean of `calls` in a row."""
-    taken: dict[str, list[float]] = {name: [] for name in runs}
-    for number in range(-2, rounds):
-        report(max(0, number))
-        for name, run in runs.items():
-            before = time.perf_counter()
-            for _ in range(calls):
-                run()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            if number >= 0:
-                taken[name].append((time.perf_counter() - before) * 1e6 / calls)
-    return {name: statistics.median(times) for name, times in taken.items()}
 
 
 def layers(bundle: Bundle, quant: QuantConfig, config: BenchConfig, *, on_progress: OnProgress = ignore_progress) -> list[LayerTime]:
@@ -93,7 +75,7 @@ def layers(bundle: Bundle, quant: QuantConfig, config: BenchConfig, *, on_progre
         for weight_bits, act_bits in CHOICES:
             runs[_label(weight_bits, act_bits, quant)] = _call(latency.module_of(linear, quant, weight_bits, act_bits), x.to(bundle.dtype))
         with torch.no_grad():
-            us = in_turns(runs, config.rounds, bundle.device, calls=CALLS)
+            us = latency.in_turns(runs, config.rounds, bundle.device, calls=CALLS)
         float_us = min(us[str(dtype)] for dtype in FLOAT_TYPES)
         backend = ops.backend(bundle.device.type, bundle.dtype)
         found += [LayerTime(m=tokens, n=n_out, k=k_in, choice=label, backend=backend.reason if backend.is_kernel else backend.name,
@@ -111,36 +93,33 @@ def _label(weight_bits: int, act_bits: int, quant: QuantConfig) -> str:
     return f"W{weight_bits}A{act_bits}{grouped}"
 
 
-def whole_model(bundle: Bundle, quantized: QuantizedModel, table: LatencyTable, config: BenchConfig, steps: int, *,
-                on_progress: OnProgress = ignore_progress) -> ModelTime:
-    """One image through all steps: float in each float type, and the plan with its float parts in each."""
+def whole_runs(bundle: Bundle, quantized: QuantizedModel, steps: int) -> dict[tuple[str, str], Callable[[], None]]:
+    """One image through all steps, by ("float" or "quantized", float type): the model in each float type, and the plan with its
+    float parts in each."""
+    keeps_float = any(choice.is_float for choice in quantized.plan.weight_choice_L)  # such layers compute in the bundle's own type
+    runs = {}
+    for dtype in FLOAT_TYPES if bundle.device.type == "cpu" else (bundle.dtype,):
+        with bundle.in_arithmetic(dtype):
+            transformer = bundle.transformer
+        runs["float", _name(dtype)] = generation(bundle, steps, transformer, dtype)
+        if dtype == bundle.dtype or not keeps_float:
+            runs["quantized", _name(dtype)] = generation(bundle, steps, transformer, dtype, quantized)
+    return runs
+
+
+def whole_model(bundle: Bundle, quantized: QuantizedModel, table: LatencyTable, us: Mapping[tuple[str, str], float],
+                steps: int) -> ModelTime:
+    """What the times of `whole_runs`, in microseconds, say; `table` was measured in the same turns, in the bundle's own type."""
     plan = quantized.plan
-    float_us, quantized_us = {}, {}
-    types = FLOAT_TYPES if bundle.device.type == "cpu" else (bundle.dtype,)
-    keeps_float = any(choice.is_float for choice in plan.weight_choice_L)  # such layers compute in the bundle's own type
-
-    def report(number: int) -> None:
-        on_progress(Progress(stage="bench model", done=number, total=config.rounds, message="one image, all steps, in turns"))
-
-    with bundle.lock:
-        runs = {}
-        for dtype in types:
-            with bundle.in_arithmetic(dtype):
-                transformer = bundle.transformer
-            runs[f"float {_name(dtype)}"] = generation(bundle, steps, transformer, dtype)
-            if dtype == bundle.dtype or not keeps_float:
-                runs[f"quantized {_name(dtype)}"] = generation(bundle, steps, transformer, dtype, quantized)
-        us = in_turns(runs, config.rounds, bundle.device, report=report)
-    for label, value in us.items():
-        kind, name = label.split()
-        (float_us if kind == "float" else quantized_us)[name] = value / 1000
-    best_float, best_quantized = min(float_us, key=float_us.get), min(quantized_us, key=quantized_us.get)
+    float_ms, quantized_ms = ({name: value / 1000 for (found, name), value in us.items() if found == kind}
+                              for kind in ("float", "quantized"))
+    best_float, best_quantized = min(float_ms, key=float_ms.get), min(quantized_ms, key=quantized_ms.get)
     sixteen = sum(2 * (layer.n_out * layer.k_in + layer.n_out * layer.has_bias) for layer in bundle.layers)
     stored = sum(quantized.modules[layer.name].weight_bytes for layer in bundle.layers)
-    return ModelTime(float_ms=float_us[best_float], float_type=best_float, float_ms_by_type=float_us,
-                     quantized_ms=quantized_us[best_quantized], quantized_type=best_quantized, quantized_ms_by_type=quantized_us,
-                     predicted_ms=table.plan_ms(plan.weight_bits_L, _rows(plan, bundle, steps)), float_bytes=bundle.float_bytes,
-                     quantized_bytes=quantized.weight_bytes, layer_bytes_share=stored / sixteen,
+    return ModelTime(float_ms=float_ms[best_float], float_type=best_float, float_ms_by_type=float_ms,
+                     quantized_ms=quantized_ms[best_quantized], quantized_type=best_quantized, quantized_ms_by_type=quantized_ms,
+                     predicted_ms=table.plan_ms(plan.weight_bits_L, _rows(plan, bundle, steps)), predicted_type=_name(bundle.dtype),
+                     float_bytes=bundle.float_bytes, quantized_bytes=quantized.weight_bytes, layer_bytes_share=stored / sixteen,
                      peak_process_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 

@@ -1,15 +1,16 @@
 """What every choice costs in time: measured on this machine, or modelled from a target's published peak rates.
 
-A measured table times the real modules, one per distinct layer shape and choice, and a whole step of the model; what the
-step takes beyond its layers (attention, norms, modulation) is the fixed part. Layers that read one tensor share its
-quantization, so only the first of them is charged for it. Measurements are kept in the user's cache under the machine,
-the kernels and the versions they hold for.
+A measured table times the real modules, one per distinct layer shape and choice, and a whole image, all in turns; what a
+step of the image takes beyond its layers (attention, norms, its share of modulation and text projection) is the fixed part.
+Layers that read one tensor share its quantization, so only the first of them is charged for it. Measurements are kept in
+the user's cache under the machine, the kernels and the versions they hold for.
 
 Dimension letters: L layers, W weight widths, A activation widths, M tokens, N out features, K in features.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -17,7 +18,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,8 +36,8 @@ from workbench.quant.qlinear import Extras, FloatLinear, QuantLinear
 from workbench.types import LayerInfo
 
 THIS_MACHINE = LatencyConfig().target
-STEPS_OF_SCHEDULE = 20
-REPEATS, WARM_UP, CELL_SECONDS = 15, 3, 0.5  # a cell stops early once it has three repeats and has used its time
+STEPS_OF_SCHEDULE, FEW_STEPS, LARGE_MODEL = 20, 4, 1e9  # steps of the image that is timed; few where a model is large, in parameters
+ROUNDS, WARM_UP, SECONDS = 9, 2, 60.0  # turns that medians are taken over, turns before them, and when to stop early
 
 
 @dataclass(frozen=True)
@@ -91,49 +92,69 @@ def _roofline_us(chip: Chip, layer: LayerInfo, weight_bits: int, act_bits: int, 
 
 # --- measured ---
 
-def measure(bundle: Bundle, quant: QuantConfig, *, anew: bool = False, on_progress: OnProgress = ignore_progress) -> LatencyTable:
-    """Median times of the real modules on the bundle's device, for one image at a time; `anew` forgets earlier measurements.
+def measure(bundle: Bundle, quant: QuantConfig, *, on_progress: OnProgress = ignore_progress) -> LatencyTable:
+    """Median times of the real modules on the bundle's device, for one image at a time; read where they were measured before."""
+    return measure_beside({}, bundle, quant, anew=False, on_progress=on_progress)[0]
+
+
+def measure_beside(runs: Mapping[str, Callable[[], object]], bundle: Bundle, quant: QuantConfig, *, anew: bool = True,
+                   rounds: int = ROUNDS, on_progress: OnProgress = ignore_progress) -> tuple[LatencyTable, dict[str, float]]:
+    """(the table, median microseconds of `runs`), all timed in the same turns: what slows the machine down slows both.
+    `anew` forgets earlier measurements.
 
     Activations of 3 to 8 bits are held in the same 8 bits and run the same instructions: they share one measurement."""
     cache, ranks = _Cache(bundle, anew), sizes.ranks(bundle.layers, quant)
     shape_L = [(*shape_of(layer), ranks[layer.name]) for layer in bundle.layers]
-    shapes = list(dict.fromkeys(shape_L))
     form = (quant.group_size, quant.transform, quant.act_scale, quant.act_grid, quant.act_clip)
     held = {act_bits: 16 if act_bits == 16 else 8 for act_bits in ACT_BITS}
-    cells = [(shape, weight_bits, bits) for shape in shapes for weight_bits in WEIGHT_BITS for bits in (8, 16)]
-    found: dict[tuple, tuple[float, float]] = {}
+    layer_cells = {(shape, weight_bits, bits): (*shape, weight_bits, bits, *form)
+                   for shape in dict.fromkeys(shape_L) for weight_bits in WEIGHT_BITS for bits in (8, 16)}
+    image_cell = ("image", bundle.model_hash, *form, quant.branch_bits, quant.modulation, quant.modulation_bits)
+    timed = {}
     with bundle.lock:
-        for number, (shape, weight_bits, bits) in enumerate(cells):
-            on_progress(Progress(stage="latency", done=number, total=len(cells) + 1,
-                                 message=f"{shape[1]} x {shape[2]}, W{weight_bits} A{bits}"))
-            found[shape, weight_bits, bits] = cache.get((*shape, weight_bits, bits, *form),
-                                                        lambda: _time_layer(bundle, quant, shape, weight_bits, bits))  # noqa: B023
-        us_LWA = torch.tensor([[[_charged(layer, found[shape, weight_bits, held[act_bits]]) for act_bits in ACT_BITS]
-                                for weight_bits in WEIGHT_BITS] for layer, shape in zip(bundle.layers, shape_L)], dtype=torch.float64)
-        on_progress(Progress(stage="latency", done=len(cells), total=len(cells) + 1, message="a whole step"))
-        step_us = cache.get(("step", bundle.model_hash, *form, quant.branch_bits, quant.modulation, quant.modulation_bits),
-                            lambda: (_time_step(bundle, quant), 0.0))[0]
+        for asked, cell in layer_cells.items():
+            if cell not in cache:
+                timed[cell, "layer"], timed[cell, "input"] = _layer_runs(bundle, quant, *asked)
+        if image_cell not in cache:
+            timed[image_cell, "layer"], timed[image_cell, "input"] = _image_run(bundle, quant), None
+
+        def report(done: int) -> None:
+            on_progress(Progress(stage="latency", done=done, total=rounds, message=f"{len(timed)} timings, in turns"))
+        own = {name: run for name, run in timed.items() if run is not None}
+        us = in_turns({**own, **runs}, rounds, bundle.device, seconds=None if runs else SECONDS, report=report) if own or runs else {}
+    for cell in dict.fromkeys(cell for cell, _ in timed):
+        cache.cells[cache.key_of(cell)] = [us[cell, "layer"], us.get((cell, "input"), 0.0)]
     cache.save()
+    found = {asked: cache.cells[cache.key_of(cell)] for asked, cell in layer_cells.items()}
+    us_LWA = torch.tensor([[[_charged(layer, found[shape, weight_bits, held[act_bits]]) for act_bits in ACT_BITS]
+                            for weight_bits in WEIGHT_BITS] for layer, shape in zip(bundle.layers, shape_L)], dtype=torch.float64)
+    step_us = cache.cells[cache.key_of(image_cell)][0] / _steps_of_image(bundle)
     four, eight = WEIGHT_BITS.index(4), ACT_BITS.index(8)
-    return LatencyTable(target=f"{THIS_MACHINE} (measured): {device_name(bundle)}", measured=True, provenance=cache.provenance,
-                        weight_bits_W=WEIGHT_BITS, act_bits_A=ACT_BITS, us_LWA=us_LWA,
-                        fixed_us=max(0.0, step_us - float(us_LWA[:, four, eight].sum())))
+    table = LatencyTable(target=f"{THIS_MACHINE} (measured): {device_name(bundle)}", measured=True, provenance=cache.provenance,
+                         weight_bits_W=WEIGHT_BITS, act_bits_A=ACT_BITS, us_LWA=us_LWA,
+                         fixed_us=max(0.0, step_us - float(us_LWA[:, four, eight].sum())))
+    return table, {name: us[name] for name in runs}
 
 
-def median_us(run: Callable[[], object], device: torch.device, repeats: int = REPEATS) -> float:
-    """Median of repeated runs, each waited for."""
-    taken_us: list[float] = []
+def in_turns(runs: Mapping[Hashable, Callable[[], object]], rounds: int, device: torch.device, *, calls: int = 1,
+             seconds: float | None = None, report: Callable[[int], None] = lambda _: None) -> dict[Hashable, float]:
+    """Median microseconds of each, taken one after another in every round, as the mean of `calls` in a row. After `seconds`
+    three rounds are enough."""
+    taken: dict[Hashable, list[float]] = {name: [] for name in runs}
     started = time.perf_counter()
-    for number in range(-WARM_UP, repeats):
-        before = time.perf_counter()
-        run()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        if number >= 0:
-            taken_us.append((time.perf_counter() - before) * 1e6)
-        if len(taken_us) >= 3 and time.perf_counter() - started > CELL_SECONDS:
+    for number in range(-WARM_UP, rounds):
+        report(max(0, number))
+        for name, run in runs.items():
+            before = time.perf_counter()
+            for _ in range(calls):
+                run()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if number >= 0:
+                taken[name].append((time.perf_counter() - before) * 1e6 / calls)
+        if seconds is not None and number >= 2 and time.perf_counter() - started > seconds:
             break
-    return statistics.median(taken_us)
+    return {name: statistics.median(times) for name, times in taken.items()}
 
 
 def device_name(bundle: Bundle) -> str:
@@ -169,19 +190,18 @@ class _Row:
         self.row = (act_bits,)
 
 
-def _time_layer(bundle: Bundle, quant: QuantConfig, shape: tuple, weight_bits: int, act_bits: int) -> tuple[float, float]:
-    """(microseconds of the layer, of which preparing its input): with a new input each time, as in a model."""
+def _layer_runs(bundle: Bundle, quant: QuantConfig, shape: tuple, weight_bits: int, act_bits: int
+                ) -> tuple[Callable[[], Tensor], Callable[[], object] | None]:
+    """(a layer's run, that of preparing its input alone): with a new input each time, as in a model."""
     tokens, n_out, k_in, bias, rank = shape
     linear = nn.Linear(k_in, n_out, bias=bias, device=bundle.device, dtype=bundle.dtype).requires_grad_(False)
     module = module_of(linear, quant, weight_bits, act_bits, rank)
-    inputs = [torch.randn(1, tokens, k_in, device=bundle.device, dtype=bundle.dtype) for _ in range(2)]
-    turn = iter(range(1 << 30))
-    with torch.no_grad():
-        whole_us = median_us(lambda: module(inputs[next(turn) % 2]), bundle.device)
-        prepare = module.transform.forward if act_bits == 16 else lambda x: module.transform.quantized(x, act_bits)
-        if weight_bits == 16:
-            return whole_us, 0.0
-        return whole_us, median_us(lambda: prepare(inputs[next(turn) % 2]), bundle.device)
+    x = torch.randn(1, tokens, k_in, device=bundle.device, dtype=bundle.dtype)
+    run = torch.no_grad()(lambda: module(x.view(x.shape)))
+    if weight_bits == 16:
+        return run, None
+    prepare = module.transform.forward if act_bits == 16 else lambda x: module.transform.quantized(x, act_bits)
+    return run, torch.no_grad()(lambda: prepare(x.view(x.shape)))
 
 
 def module_of(linear: nn.Linear, quant: QuantConfig, weight_bits: int, act_bits: int, rank: int = 0) -> nn.Module:
@@ -198,8 +218,8 @@ def module_of(linear: nn.Linear, quant: QuantConfig, weight_bits: int, act_bits:
     return QuantLinear(grids.quantize_nearest(linear.weight, choice), linear.bias, transform, **place)
 
 
-def _time_step(bundle: Bundle, quant: QuantConfig) -> float:
-    """A whole step of the model for one image, W4 A8 everywhere."""
+def _image_run(bundle: Bundle, quant: QuantConfig) -> Callable[[], None]:
+    """All steps of one image, W4 A8 everywhere, with what the steps share (text projection, modulation) computed anew."""
     linears = {layer.name: bundle.linear(layer.name) for layer in (*bundle.layers, *bundle.modulation)}
     ranks = sizes.ranks(bundle.layers, quant)
     modules = {layer.name: module_of(linears[layer.name], quant, 4, 8, ranks[layer.name]) for layer in bundle.layers}
@@ -207,20 +227,25 @@ def _time_step(bundle: Bundle, quant: QuantConfig) -> float:
     if quant.modulation == "stored" and not stored.is_float:
         modules |= {layer.name: QuantLinear(grids.quantize_nearest(linears[layer.name].weight, stored), linears[layer.name].bias,
                                             transforms.make("none", layer.k_in, 0)) for layer in bundle.modulation}
-    try:
-        for name, module in modules.items():
-            bundle.replace(name, module)
-        return median_us(_step_of(bundle), bundle.device)
-    finally:
-        for name, linear in linears.items():
-            bundle.replace(name, linear)
+    schedule, conditioning = bundle.schedule(_steps_of_image(bundle)), bundle.encode(bundle.prompts("showcase")[:1])
+    noise_SMD = bundle.initial_latents([0])
+
+    @torch.no_grad()
+    def run() -> None:
+        try:
+            for name, module in modules.items():
+                bundle.replace(name, module)
+            latent_SMD, own = noise_SMD, dataclasses.replace(schedule)
+            for step in range(own.steps):
+                latent_SMD = bundle.advance(latent_SMD, bundle.velocity(latent_SMD, own, step, conditioning), own, step)
+        finally:
+            for name, linear in linears.items():
+                bundle.replace(name, linear)
+    return run
 
 
-def _step_of(bundle: Bundle) -> Callable[[], Tensor]:
-    """One step of one image, the middle one of a schedule whose modulation is known."""
-    schedule, conditioning = bundle.schedule(STEPS_OF_SCHEDULE), bundle.encode(bundle.prompts("showcase")[:1])
-    latent_SMD = bundle.initial_latents([0])
-    return torch.no_grad()(lambda: bundle.velocity(latent_SMD, schedule, STEPS_OF_SCHEDULE // 2, conditioning))
+def _steps_of_image(bundle: Bundle) -> int:
+    return STEPS_OF_SCHEDULE if bundle.parameters < LARGE_MODEL else FEW_STEPS
 
 
 class _Cache:
@@ -243,11 +268,12 @@ class _Cache:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return {}
 
-    def get(self, cell: Sequence, measured: Callable[[], tuple[float, float]]) -> tuple[float, float]:
-        key = json.dumps(cell)
-        if key not in self.cells:
-            self.cells[key] = list(measured())
-        return tuple(self.cells[key])
+    @staticmethod
+    def key_of(cell: Sequence) -> str:
+        return json.dumps(cell)
+
+    def __contains__(self, cell: Sequence) -> bool:
+        return self.key_of(cell) in self.cells
 
     def save(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,15 @@ from workbench.families import Bundle
 from workbench.options import OnProgress, Progress, ignore_progress
 
 
+def _in_place(quantize: Callable[[nn.Module], None]):
+    """A peer that quantizes a torch module where it stands."""
+    def made(bundle: Bundle, steps: int, dtype: torch.dtype) -> tuple[Callable[[], None], int]:
+        model = copy.deepcopy(bundle.transformer, {id(bundle): bundle}).to(dtype)
+        quantize(model)
+        return bench.generation(bundle, steps, model, dtype), sum(map(tensor_bytes, (*model.parameters(), *model.buffers())))
+    return made
+
+
 def _torchao(model: nn.Module) -> None:
     """Weights int8 per channel, activations int8 per token, dynamic."""
     quantization = importlib.import_module("torchao.quantization")
@@ -32,38 +41,38 @@ def _quanto(model: nn.Module) -> None:
     quanto.freeze(model)
 
 
-# distribution: (label, what quantizes a model in place)
-PEERS: dict[str, tuple[str, Callable[[nn.Module], None]]] = {
-    "torchao": ("torchao int8 dynamic", _torchao),
-    "optimum-quanto": ("optimum-quanto int8 weights", _quanto),
+# distribution: (label, what makes (run, bytes) of a bundle, a number of steps and a float type)
+PEERS: dict[str, tuple[str, Callable]] = {
+    "torchao": ("torchao int8 dynamic", _in_place(_torchao)),
+    "optimum-quanto": ("optimum-quanto int8 weights", _in_place(_quanto)),
 }
 
 
-def measure(bundle: Bundle, steps: int, rounds: int, *, on_progress: OnProgress = ignore_progress) -> list[dict]:
-    """One entry per peer: name, version, model_ms of one image's transformer calls, bytes of its tensors; or name and reason."""
+def prepare(bundle: Bundle, steps: int, *, on_progress: OnProgress = ignore_progress) -> tuple[list[dict], dict[tuple[str, str], Callable]]:
+    """(an entry per peer: name, version, bytes of its tensors and model_ms None, or a reason; runs of one image's transformer calls
+    by (peer, float type)). Each run has been tried once."""
     found, runs = [], {}
     for distribution, (label, quantize) in PEERS.items():
         on_progress(Progress(stage="bench peers", done=len(found), total=len(PEERS), message=label))
         entry = {"name": label, "version": None, "model_ms": None, "bytes": None}
+        found.append(entry)
         try:
             entry["version"] = importlib.metadata.version(distribution)
             for dtype in bench.FLOAT_TYPES:
-                model = copy.deepcopy(bundle.transformer, {id(bundle): bundle}).to(dtype)
-                quantize(model)
-                run = bench.generation(bundle, steps, model, dtype)
+                run, entry["bytes"] = quantize(bundle, steps, dtype)
                 run()  # one that cannot run this model says so here
-                runs[label, dtype], entry["bytes"] = run, sum(map(tensor_bytes, (*model.parameters(), *model.buffers())))
+                runs[label, str(dtype)] = run
         except importlib.metadata.PackageNotFoundError:
             entry["reason"] = "not installed"
         except Exception as error:  # another library's failure is a row of the table, not ours
             entry["reason"] = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        found.append(entry)
-    with bundle.lock:
-        us = bench.in_turns(runs, rounds, bundle.device)
-    for entry in found:
-        times = [value for (label, _), value in us.items() if label == entry["name"]]
-        entry["model_ms"] = min(times) / 1000 if times else None
-    return found
+    return found, runs
+
+
+def with_times(entries: list[dict], us: dict[tuple[str, str], float]) -> list[dict]:
+    """The entries with the milliseconds of each peer's faster float type."""
+    times = {entry["name"]: [value / 1000 for (label, _), value in us.items() if label == entry["name"]] for entry in entries}
+    return [{**entry, "model_ms": min(times[entry["name"]], default=None)} for entry in entries]
 
 
 def tensor_bytes(tensor: torch.Tensor) -> int:

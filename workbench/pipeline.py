@@ -291,14 +291,17 @@ def bench(bundle: Bundle, plan: BitPlan, config: BenchConfig | None = None, *, o
     """Layers, whole model and installed peers, timed here and now, as the JSON object of `bench`.
 
     Weights are rounded to nearest: that costs what solved weights cost, and needs no calibration."""
-    config, quant = config or BenchConfig(), plan.quant
-    table = latency.measure(bundle, quant, anew=True, on_progress=on_progress)
+    config, quant, steps = config or BenchConfig(), plan.quant, len(plan.sigma_T)
     quantized = build(bundle, round_bank(bundle, quant, plan.weight_bits_L), plan)
-    whole = benches.whole_model(bundle, quantized, table, config, len(plan.sigma_T), on_progress=on_progress)
+    others, runs = peers.prepare(bundle, steps, on_progress=on_progress) if config.peers else ([], {})
+    with bundle.lock:
+        own = benches.whole_runs(bundle, quantized, steps)
+        table, us = latency.measure_beside(own | runs, bundle, quant, rounds=config.rounds, on_progress=on_progress)
+    whole = benches.whole_model(bundle, quantized, table, {name: us[name] for name in own}, steps)
     each = benches.layers(bundle, quant, config, on_progress=on_progress)
-    others = peers.measure(bundle, len(plan.sigma_T), config.rounds, on_progress=on_progress) if config.peers else []
     return {"device": latency.device_name(bundle), "threads": torch.get_num_threads(), "kernels": table.provenance,
-            "layers": [{**vars(layer), "speedup": layer.speedup} for layer in each], "model": vars(whole), "peers": others}
+            "layers": [{**vars(layer), "speedup": layer.speedup} for layer in each], "model": vars(whole),
+            "peers": peers.with_times(others, {name: us[name] for name in runs})}
 
 
 # --- storage ---------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ _ARGUMENTS = {  # of lowbit.h's entry points; every one ends with the number of 
     "lowbit_hadamard": (_P, _I, _P, _I, _I, _I, _P, _I),
     "lowbit_act_quant": (_P, _I, _P, _I, _I, _I, _I, _I, _P, _P, _I),
     "lowbit_linear_wnan": (ctypes.POINTER(_Weight), ctypes.POINTER(_Epilogue), _P, _P, _I, _I, _I),
-    "lowbit_quant_linears": (_P, _P, _P, _I, _P, _I, _P, _I, _I, _I, _I),
+    "lowbit_quant_linears": (_P, _P, _P, _P, _I, _P, _I, _P, _I, _I, _I),
     "lowbit_linear_wna16": (ctypes.POINTER(_Weight), ctypes.POINTER(_Epilogue), _P, _I, _I, _I),
     "lowbit_modulate": (_P, _I, _P, _P, _I, _D, _I, _I, _I, _P, _I),
     "lowbit_norm_rotary": (_P, _I, _P, _P, _P, _D, _I, _I, _I, _I, _P, _I, _I, _I),
@@ -141,21 +142,26 @@ def linear_wnan(q: Tensor, act_scale: Tensor, packed_NP: Tensor, scale_NG: Tenso
     return y
 
 
-def quant_linears(x: Tensor, factor_K: Tensor | None, block: int, bits: int, act_group: int, packed: tuple[Tensor, ...],
-                  scale: tuple[Tensor, ...], zero: tuple[Tensor | None, ...], weight_bits: tuple[int, ...], group_size: int,
-                  bias: tuple[Tensor | None, ...], gelu_after: tuple[bool, ...]) -> list[Tensor]:
+def quant_linears(x: Tensor, factor_K: Tensor | None, block: int, act_bits: Sequence[int], act_group: int, packed: Sequence[Tensor],
+                  scale: Sequence[Tensor], zero: Sequence[Tensor | None], weight_bits: Sequence[int], group_size: int,
+                  bias: Sequence[Tensor | None], gelu_after: Sequence[bool]) -> list[Tensor]:
     """See quant_linears/naive.py."""
     k_in, groups = x.shape[-1], scale[0].shape[-1]
-    largest_code(bits)  # refuses widths that do not exist
+    for bits in act_bits:
+        largest_code(bits)  # refuses widths that do not exist
     _check_block(block, k_in)
     if act_group and (act_group != group_size or k_in % act_group):
-        raise ValueError(f"{k_in} features in groups of {act_group}; grouped activations need whole groups of the weight's size {group_size}")
+        raise ValueError(f"{k_in} features in groups of {act_group}; grouped activations need whole groups of the weight's size "
+                         f"{group_size}")
     x, factor_K = _dense(x), _factor(factor_K, k_in)
-    weights, ends = _several(packed, scale, zero, weight_bits, group_size, bias, gelu_after, k_in)
+    weights, ends = _several(packed, scale, zero, tuple(weight_bits), group_size, bias, tuple(gelu_after), k_in)
+    if len(act_bits) != len(packed):
+        raise ValueError(f"{len(act_bits)} activation widths for {len(packed)} weights")
     ys = [torch.empty((*x.shape[:-1], len(each)), dtype=x.dtype) for each in packed]
     if x.numel():
-        _call("lowbit_quant_linears", weights, ends, (_P * len(ys))(*(y.data_ptr() for y in ys)), len(ys), x.data_ptr(), FORMATS[x.dtype],
-              _address(factor_K), block, bits, groups if act_group else 1, x.numel() // k_in)
+        outputs, widths = (_P * len(ys))(*(y.data_ptr() for y in ys)), (_I * len(ys))(*act_bits)
+        _call("lowbit_quant_linears", weights, ends, outputs, widths, len(ys), x.data_ptr(), FORMATS[x.dtype], _address(factor_K), block,
+              groups if act_group else 1, x.numel() // k_in)
     return ys
 
 

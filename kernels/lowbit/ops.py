@@ -3,7 +3,7 @@
     block_hadamard(x, block, factor_K)                     rotation in blocks, after a factor per channel
     act_quant(x, factor_K, block, bits, group_size)        (q int8, scale): the same, then dynamic quantization
     linear_wnan(q, act_scale, packed_NP, scale_NG, ...)    packed weight x quantized activations
-    quant_linears(x, factor_K, block, bits, ...)           both in one pass, for every weight that reads x
+    quant_linears(x, factor_K, block, act_bits, ...)          both in one pass, for every weight that reads x
     linear_wna16(x, packed_NP, scale_NG, ...)              packed weight x float activations
     modulate(x, shift, scale, eps)                         adaptive layer norm
     norm_rotary(x, weight, cos, sin, eps, out, first)      RMS norm and rotary embedding of queries and keys, into `out`
@@ -67,7 +67,7 @@ SCHEMAS = {
     "act_quant": "(Tensor x, Tensor? factor_K, int block, int bits, int group_size) -> (Tensor, Tensor)",
     "linear_wnan": "(Tensor q, Tensor act_scale, Tensor packed_NP, Tensor scale_NG, Tensor? zero_NG, int bits, int group_size, "
                    "Tensor? bias_N, Tensor? low, Tensor? up_NR, bool gelu_after, ScalarType dtype) -> Tensor",
-    "quant_linears": "(Tensor x, Tensor? factor_K, int block, int bits, int act_group, Tensor[] packed, Tensor[] scale, "
+    "quant_linears": "(Tensor x, Tensor? factor_K, int block, int[] act_bits, int act_group, Tensor[] packed, Tensor[] scale, "
                      "Tensor?[] zero, int[] weight_bits, int group_size, Tensor?[] bias, bool[] gelu_after) -> Tensor[]",
     "linear_wna16": "(Tensor x, Tensor packed_NP, Tensor scale_NG, Tensor? zero_NG, int bits, int group_size, "
                     "Tensor? bias_N, Tensor? low, Tensor? up_NR, bool gelu_after) -> Tensor",
@@ -112,7 +112,7 @@ _FAKE = {
     "block_hadamard": lambda x, block, factor_K: torch.empty_like(x, memory_format=torch.contiguous_format),
     "act_quant": _fake_act_quant,
     "linear_wnan": lambda q, act_scale, packed_NP, *rest: q.new_empty((*q.shape[:-1], packed_NP.shape[0]), dtype=rest[-1]),
-    "quant_linears": lambda x, factor_K, block, bits, act_group, packed, *rest: [x.new_empty((*x.shape[:-1], len(each))) for each in packed],
+    "quant_linears": lambda x, _, block, bits, group, packed, *rest: [x.new_empty((*x.shape[:-1], len(each))) for each in packed],
     "linear_wna16": lambda x, packed_NP, *rest: x.new_empty((*x.shape[:-1], packed_NP.shape[0])),
     "modulate": lambda x, *rest: torch.empty_like(x, memory_format=torch.contiguous_format),
     "norm_rotary": lambda *arguments: None,

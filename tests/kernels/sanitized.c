@@ -7,8 +7,8 @@
 int lowbit_hadamard(const void *, int64_t, const float *, int64_t, int64_t, int64_t, void *, int64_t);
 int lowbit_act_quant(const void *, int64_t, const float *, int64_t, int64_t, int64_t, int64_t, int64_t, int8_t *, float *, int64_t);
 int lowbit_linear_wnan(const Weight *, const Epilogue *, const int8_t *, const float *, int64_t, int64_t, int64_t);
-int lowbit_quant_linears(const Weight *const *, const Epilogue *, void *const *, int64_t, const void *, int64_t, const float *, int64_t,
-                         int64_t, int64_t, int64_t, int64_t);
+int lowbit_quant_linears(const Weight *const *, const Epilogue *, void *const *, const int64_t *, int64_t, const void *, int64_t,
+                         const float *, int64_t, int64_t, int64_t, int64_t);
 int lowbit_linear_wna16(const Weight *, const Epilogue *, const void *, int64_t, int64_t, int64_t);
 int lowbit_modulate(const void *, int64_t, const void *, const void *, int64_t, double, int64_t, int64_t, int64_t, void *, int64_t);
 int lowbit_norm_rotary(const void *, int64_t, const float *, const float *, const float *, double, int64_t, int64_t, int64_t, int64_t,
@@ -59,7 +59,8 @@ static void linear(void) {
         void *second = malloc((size_t)(m * n * width_of(y_format)));
         const Weight *const both[] = {&weight, &weight};
         const Epilogue ends[] = {{bias, NULL, NULL, NULL, format, 0, 0, 0}, {bias, NULL, NULL, NULL, format, 0, 1, 0}};
-        if (lowbit_quant_linears(both, ends, (void *[]){y, second}, 2, x, y_format, NULL, 1, 4, act_groups, m, 1 + draw(2))) exit(2);
+        const int64_t act_bits[] = {4, draw(2) ? 4 : 8};
+        if (lowbit_quant_linears(both, ends, (void *[]){y, second}, act_bits, 2, x, y_format, NULL, 1, act_groups, m, 1 + draw(2))) exit(2);
         free(second);
         for (int64_t i = 0; i < m * k; i++) q[i] = q[i] == -128 ? 0 : q[i];
         if (lowbit_linear_wnan(&weight, &end, q, act_scale, act_groups, m, 1 + draw(2))) exit(2);

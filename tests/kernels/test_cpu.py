@@ -212,18 +212,19 @@ def test_gelu_is_right_from_tail_to_tail(dtype):
 @given(draw=st.data(), m=st.sampled_from([0, 1, 5, 13, 80, 300]), dtype=st.sampled_from(DTYPES), seed=st.integers(0, 2**31))
 def test_layers_of_one_input_give_what_each_gives_alone(draw, m, dtype, seed):
     k_in, group_size = draw.draw(st.sampled_from([(64, 0), (96, 32), (100, 64)]))
-    block, act_bits = draw.draw(st.sampled_from(powers(k_in))), draw.draw(st.sampled_from(ACT_BITS))
+    block = draw.draw(st.sampled_from(powers(k_in)))
     act_group = draw.draw(st.sampled_from([0, group_size if k_in % (group_size or 1) == 0 else 0]))
     widths = draw.draw(st.lists(st.sampled_from(PACKED_BITS), min_size=1, max_size=4))
-    layers = [layer(bits, group_size, draw.draw(st.booleans()), draw.draw(st.integers(1, 70)), k_in, seed + i) for i, bits in enumerate(widths)]
+    layers = [layer(bits, group_size, draw.draw(st.booleans()), draw.draw(st.integers(1, 70)), k_in, seed + i)
+              for i, bits in enumerate(widths)]
     x_MK, factor_K = signed(m, k_in, seed, dtype), torch.randn(k_in, generator=torch.Generator().manual_seed(seed))
     bias = [draw.draw(st.sampled_from([None, ends(0, len(each[0]), 1, dtype, seed)[0]])) for each in layers]
-    last = [False] * (len(layers) - 1) + [True]
+    act_bits, last = [draw.draw(st.sampled_from(ACT_BITS)) for _ in layers], [False] * (len(layers) - 1) + [True]
     packed, scale, zero, bits, _ = zip(*layers)
     made = ops.quant_linears(x_MK, factor_K, block, act_bits, act_group, packed, scale, zero, bits, group_size, bias, last)
-    q_MK, act_scale = ops.act_quant(x_MK, factor_K, block, act_bits, act_group)
-    for y_MN, stored, bias_N, gelu_after in zip(made, layers, bias, last, strict=True):
-        assert torch.equal(y_MN, ops.linear_wnan(q_MK, act_scale, *stored, bias_N, None, None, gelu_after, dtype))
+    for y_MN, each, stored, bias_N, gelu_after in zip(made, act_bits, layers, bias, last, strict=True):
+        quantized = ops.act_quant(x_MK, factor_K, block, each, act_group)
+        assert torch.equal(y_MN, ops.linear_wnan(*quantized, *stored, bias_N, None, None, gelu_after, dtype))
 
 
 def test_one_call_refuses_more_weights_than_it_holds_and_activation_groups_that_are_not_the_weights():
@@ -231,8 +232,8 @@ def test_one_call_refuses_more_weights_than_it_holds_and_activation_groups_that_
     x_MK = signed(3, 64, 0)
 
     def call(count, act_group):
-        return ops.quant_linears(x_MK, None, 1, 4, act_group, (packed_NP,) * count, (scale_NG,) * count, (None,) * count, (bits,) * count,
-                                 group_size, (None,) * count, (False,) * count)
+        return ops.quant_linears(x_MK, None, 1, (4,) * count, act_group, (packed_NP,) * count, (scale_NG,) * count, (None,) * count,
+                                 (bits,) * count, group_size, (None,) * count, (False,) * count)
     with pytest.raises(ValueError, match="at most 8 weights"):
         call(cpu.MOST_WEIGHTS + 1, 0)
     with pytest.raises(ValueError, match="whole groups of the weight's size 32"):

@@ -19,7 +19,7 @@ CALLS = {
     "block_hadamard": (X, 16, torch.ones(64)),
     "act_quant": (X, torch.ones(64), 16, 3, 32),
     "linear_wnan": (Q, Q_SCALE, *WEIGHT, torch.randn(5).half(), *LOW, True, torch.bfloat16),
-    "quant_linears": (X, torch.ones(64), 16, 4, 0, [PACKED_NP] * 2, [SCALE_NG] * 2, [None] * 2, [4, 4], 32, [None, torch.randn(5)],
+    "quant_linears": (X, torch.ones(64), 16, [4, 3], 0, [PACKED_NP] * 2, [SCALE_NG] * 2, [None] * 2, [4, 4], 32, [None, torch.randn(5)],
                       [False, True]),
     "linear_wna16": (X, *WEIGHT, None, *LOW, False),
     "modulate": (X, torch.randn(2, 64), torch.randn(2, 64), 1e-6),

@@ -157,20 +157,20 @@ class QuantLinear(nn.Module):
 
     @torch.no_grad()
     def together(self, others: Sequence[nn.Module], x: Tensor, gelu_last: bool) -> list[Tensor] | None:
-        """Outputs of this layer and of `others`, which read the same tensor, quantized once for all of them in one pass; the last one's
-        after GELU if asked. None where that pass does not hold them: another kind of layer, activation width, transform or group size."""
-        bits = current_bits(self.cursor, self.layer_index)
-        if bits == 16 or not ops.backend(x.device.type, x.dtype).is_kernel:
+        """Outputs of this layer and of `others`, which read the same tensor, in one pass that quantizes it once per width; the last one's
+        after GELU if asked. None where that pass does not hold them: another kind of layer, transform or group size, or 16 bits."""
+        layers, act_bits = (self, *others), []
+        if not ops.backend(x.device.type, x.dtype).is_kernel or not runs_on_kernels(self.act, self.k_in, self.group_size):
             return None
-        layers = (self, *others)
         for layer in layers:
-            if (type(layer) is not QuantLinear or layer.transform is not self.transform or layer.act is not self.act and layer.act != self.act
-                    or layer.group_size != self.group_size or layer.down is not None
-                    or current_bits(layer.cursor, layer.layer_index) != bits
-                    or not runs_on_kernels(layer.act, layer.k_in, layer.group_size)):
+            if (type(layer) is not QuantLinear or layer.transform is not self.transform or layer.act != self.act or layer.down is not None
+                    or layer.group_size != self.group_size):
                 return None
+            act_bits.append(current_bits(layer.cursor, layer.layer_index))
+        if 16 in act_bits:
+            return None
         packed, scale, zero, width, bias = zip(*((each.packed_NP, each.scale_NG, each.zero_NG, each.bits, each.bias) for each in layers))
-        return ops.quant_linears(x, *self.transform.factor(x.device), bits, self.act.group_size or 0, packed, scale, zero, width,
+        return ops.quant_linears(x, *self.transform.factor(x.device), act_bits, self.act.group_size or 0, packed, scale, zero, width,
                                  self.group_size or 0, bias, (False,) * len(others) + (gelu_last,))
 
     def _emulated(self, x: Tensor, bits: int) -> Tensor:

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 
-def quant_linears(x: Tensor, factor_K: Tensor | None, block: int, bits: int, act_group: int, packed: Sequence[Tensor],
+def quant_linears(x: Tensor, factor_K: Tensor | None, block: int, act_bits: Sequence[int], act_group: int, packed: Sequence[Tensor],
                   scale: Sequence[Tensor], zero: Sequence[Tensor | None], weight_bits: Sequence[int], group_size: int,
                   bias: Sequence[Tensor | None], gelu_after: Sequence[bool]) -> list[Tensor]:
-    """One y (..., N) in x's type per weight: `linear_wnan` of `act_quant(x, factor_K, block, bits, act_group)`.
+    """One y (..., N) in x's type per weight: `linear_wnan` of `act_quant(x, factor_K, block, act_bits[i], act_group)`.
 
     packed (N, P), scale (N, G), zero (N, G) or None and bias (N) or None of each weight, which share K and `group_size` (0: one scale
     per row). `act_group` is 0 (one scale per token) or the weights' group size."""
-    q, act_scale = torch.ops.lowbit.act_quant(x, factor_K, block, bits, act_group)
-    return [torch.ops.lowbit.linear_wnan(q, act_scale, *stored, group_size, bias_N, None, None, gelu, x.dtype)
-            for *stored, bias_N, gelu in zip(packed, scale, zero, weight_bits, bias, gelu_after)]
+    quantized = {bits: torch.ops.lowbit.act_quant(x, factor_K, block, bits, act_group) for bits in set(act_bits)}
+    return [torch.ops.lowbit.linear_wnan(*quantized[act], *stored, group_size, bias_N, None, None, gelu, x.dtype)
+            for act, *stored, bias_N, gelu in zip(act_bits, packed, scale, zero, weight_bits, bias, gelu_after)]
