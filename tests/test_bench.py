@@ -1,9 +1,9 @@
 """The bench times what it says it times, and leaves the model as it was."""
 
+import dataclasses
 import time
 
 import pytest
-import torch
 
 from workbench import bench, latency, pipeline
 from workbench.options import BenchConfig, QuantConfig
@@ -40,3 +40,19 @@ def test_a_whole_image_is_timed_in_both_arithmetics_and_the_model_put_back(bundl
     assert found.predicted_ms == pytest.approx(table.plan_ms(plan.weight_bits_L, plan.act_bits_TL))
     assert found.quantized_bytes == plan.weight_bytes, "resident bytes are the plan's prediction to the byte"
     assert found.layer_bytes_share < 0.32 and found.float_bytes == bundle.float_bytes
+
+
+def test_an_image_is_timed_alone_only_beside_a_prediction_for_this_machine(bundle):
+    steps, quant = 2, QuantConfig()
+    sigma_T = bundle.schedule(steps).sigma_T1[:-1].tolist()
+    plan = pipeline.uniform_plan(bundle, quant, sigma_T, 4, 4)
+    quantized = build(bundle, round_bank(bundle, quant, (4,)), plan)
+    assert bench.alone(bundle, quantized, steps, 0.1) is None, "the plan predicts no time"
+
+    def planned(target):
+        return dataclasses.replace(quantized, plan=plan.model_copy(update={"latency_ms": 7.0, "latency_target": target}))
+    assert bench.alone(bundle, planned("NVIDIA A100 (modelled)"), steps, 0.1) is None, "of another machine"
+    here = planned(f"{latency.THIS_MACHINE} (measured): a processor")
+    assert bench.alone(bundle, here, steps + 1, 0.1) is None and bench.alone(bundle, here, steps, 60.0) is None
+    found = bench.alone(bundle, here, steps, 0.1)
+    assert found.predicted_ms == 7.0 and found.float_ms > 0 and found.quantized_ms > 0

@@ -20,9 +20,11 @@ from workbench.families import Bundle
 from workbench.options import BenchConfig, OnProgress, Progress, QuantConfig, ignore_progress
 from workbench.plans import BitPlan, LatencyTable
 from workbench.quant.quantize import QuantizedModel
+from workbench.types import Alone
 
 FLOAT_TYPES = (torch.float32, torch.bfloat16)
 CALLS = 5  # of a layer in a row: its weight is then as warm as memory allows
+ALONE_SECONDS = 1.0  # an image that takes longer is not timed again by itself
 CHOICES = ((8, 8), (4, 8), (4, 4), (3, 3), (4, 16))  # (weight bits, activation bits) timed per layer
 
 
@@ -121,6 +123,19 @@ def whole_model(bundle: Bundle, quantized: QuantizedModel, table: LatencyTable, 
                      predicted_ms=table.plan_ms(plan.weight_bits_L, _rows(plan, bundle, steps)), predicted_type=_name(bundle.dtype),
                      float_bytes=bundle.float_bytes, quantized_bytes=quantized.weight_bytes, layer_bytes_share=stored / sixteen,
                      peak_process_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+
+def alone(bundle: Bundle, quantized: QuantizedModel, steps: int, float_seconds: float) -> Alone | None:
+    """One image through float and quantized, in turns, beside the plan's prediction. None where the plan predicts nothing for this
+    machine or these steps, or where `float_seconds` an image would make it a wait."""
+    plan = quantized.plan
+    here = plan.latency_ms is not None and (plan.latency_target or "").startswith(latency.THIS_MACHINE)
+    if not here or steps != len(plan.sigma_T) or float_seconds > ALONE_SECONDS:
+        return None
+    with bundle.lock:
+        us = latency.in_turns({"float": generation(bundle, steps, bundle.transformer, bundle.dtype),
+                               "quantized": generation(bundle, steps, bundle.transformer, bundle.dtype, quantized)}, 3, bundle.device)
+    return Alone(float_ms=us["float"] / 1000, quantized_ms=us["quantized"] / 1000, predicted_ms=plan.latency_ms)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -276,6 +276,15 @@ class Trajectories:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Alone:
+    """Milliseconds of one image's transformer calls, run alone and in turns, beside what the plan's cost table predicted."""
+
+    float_ms: float
+    quantized_ms: float
+    predicted_ms: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
     """Float against quantized over the same prompts, seeds and steps. `trajectories` is None where they were too large to keep."""
 
@@ -289,3 +298,4 @@ class Comparison:
     reason: str
     plan: BitPlan
     trajectories: Trajectories | None = field(default=None, repr=False)
+    alone: Alone | None = None  # only for a plan of this machine's own cost table

@@ -62,7 +62,7 @@ def test_quality_is_the_signal_to_noise_of_the_latent():
 def test_the_cheapest_plan_above_a_floor_reaches_it_and_nothing_cheaper_does(floor):
     good = [s for s in FRONT if picks.quality_db(s.error) >= floor]
     if not good:
-        with pytest.raises(BadInput, match=r"no plan reaches .* dB; the best of the front has 120 dB"):
+        with pytest.raises(BadInput, match=r"no plan of the front reaches .* dB; the best has 120 dB"):
             picks.pick_cheapest(FRONT, floor)
         return
     found = picks.pick_cheapest(FRONT, floor)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.ui.fakes import FakeBundle, FakePipeline, make_scored, make_table
 from workbench.options import Budget, QuantConfig, SearchConfig, SensitivityConfig, TraceConfig
-from workbench.types import LayerInfo
+from workbench.types import Alone, LayerInfo
 from workbench.ui import budgets, figures, tables
 from workbench.ui.session import Drafted
 from workbench.ui.views import compare, plans, quantities, search, sensitivity
@@ -368,7 +368,11 @@ def test_metrics_show_direction_and_size_of_sample(bundle, found):
     row = {cells[0]: cells[1:] for cells in cells_of(compare.comparison_numbers(comparison))}
     assert row["PSNR"] == ["36  [35, 37] dB", "●measured, n = 2, higher is better"]
     assert row["latent NMSE"][1] == "●measured, n = 2, lower is better"
-    assert row["time of one image"][1] == "●measured, emulated"
+    assert row["time per image, in batches"][1] == "●measured, emulated" and "time of one image alone" not in row
+    alone = Alone(float_ms=200.4, quantized_ms=150.0, predicted_ms=156.0)
+    row = {cells[0]: cells[1:] for cells in cells_of(compare.comparison_numbers(dataclasses.replace(comparison, alone=alone)))}
+    assert row["time of one image alone"] == ["200 → 150 ms", "●measured, medians of 3 in turns"]
+    assert row["its prediction by the cost table"] == ["156 (+4 %) ms", "◐modelled, a sum of measured layer times"]
     more = dataclasses.replace(comparison, metrics={**comparison.metrics, "a new metric": comparison.metrics["PSNR"]})
     assert "a new metric" in compare.comparison_numbers(more)
 

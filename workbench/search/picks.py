@@ -98,7 +98,7 @@ def pick_cheapest(front: Sequence[ScoredPlan], floor_db: float) -> ScoredPlan:
     best = max((quality_db(scored.error) for scored in front), default=-math.inf)
     good = [scored for scored in front if quality_db(scored.error) >= floor_db]
     if not good:
-        raise BadInput(f"no plan reaches {floor_db:.4g} dB; the best of the front has {best:.4g} dB")
+        raise BadInput(f"no plan of the front reaches {floor_db:.4g} dB; the best has {best:.4g} dB")
     most = max(scored.plan.weight_bytes for scored in front)
 
     def price(scored: ScoredPlan) -> tuple[float, float, str]:

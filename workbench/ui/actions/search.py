@@ -62,25 +62,21 @@ def _select(front, budget, limits_: dict):
 
 
 def pick_knee(session: Session) -> None:
-    """The plan where spending more begins to buy little: nearest the best of everything, error on a logarithmic scale."""
-    from workbench.search import pareto
+    """The plan where spending more begins to buy little."""
+    from workbench.search import picks
 
-    front = need(session.result, "search first: the knee is a point of the front").front
-    points = [(*pareto.plan_point(scored)[:2], math.log10(max(scored.error, 1e-12))) for scored in front]
-    _choose_freely(session, front[pareto.knee(points)])
+    _choose_freely(session, picks.pick_knee(need(session.result, "search first: the knee is a point of the front").front))
 
 
 def pick_floor(session: Session, floor_db) -> None:
-    """The smallest plan whose latent signal-to-error ratio reaches `floor_db`."""
+    """The cheapest plan whose latent signal-to-error ratio reaches `floor_db`."""
+    from workbench.search import picks
+
     front = need(session.result, "search first: the floor picks a point of the front").front
     if not isinstance(floor_db, int | float) or not math.isfinite(floor_db):
         raise BadInput("the quality floor must be a number of dB")
     session.set(floor_db=float(floor_db))
-    good = [scored for scored in front if scored.error <= floor_error(floor_db)]
-    if not good:
-        best_db = -10 * math.log10(max(min(scored.error for scored in front), 1e-12))
-        raise BadInput(f"no plan of the front reaches {floor_db:g} dB; the best has {best_db:.1f} dB")
-    _choose_freely(session, min(good, key=lambda s: (s.plan.bit_ops, s.plan.weight_bytes, s.error)))
+    _choose_freely(session, picks.pick_cheapest(front, floor_db))
 
 
 def floor_error(floor_db: float) -> float:

@@ -27,14 +27,25 @@ def comparison_numbers(comparison) -> str:
     sizes = [
         ("transformer in memory", f"{megabytes(comparison.float_bytes)} → {megabytes(comparison.quantized_bytes)}", "MB", "exact"),
         (
-            "time of one image",
+            "time per image, in batches",
             f"{comparison.float_seconds_per_image:.3f} → {comparison.quantized_seconds_per_image:.3f}",
             "s",
             f"measured, {comparison.compute}",
         ),
+        *_alone(comparison.alone),
     ]
     kernel = compute_badge(comparison.compute, comparison.reason)
     return kernel + numbers([*rows, *sizes], "Quantized against float (mean and 95 % interval over prompts)")
+
+
+def _alone(timed) -> list[tuple]:
+    if timed is None:
+        return []
+    off = 100 * (timed.predicted_ms / timed.quantized_ms - 1)
+    return [
+        ("time of one image alone", f"{timed.float_ms:.0f} → {timed.quantized_ms:.0f}", "ms", "measured, medians of 3 in turns"),
+        ("its prediction by the cost table", f"{timed.predicted_ms:.0f} ({off:+.0f} %)", "ms", "modelled, a sum of measured layer times"),
+    ]
 
 
 def pair_line(pair) -> str:
