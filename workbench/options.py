@@ -131,7 +131,7 @@ class QuantConfig(Frozen):
                              pattern="^(token|group|tensor)$")
     act_grid: str = setting("symmetric", "grid of the activations", pattern="^(symmetric|asymmetric)$")
     act_clip: float = setting(1.0, "share of the activations' range that the grid covers", gt=0, le=1, step=0.05)
-    damping: float = setting(0.01, "added to the Hessian's diagonal, as a fraction of its mean", gt=0, le=1, step=0.01)
+    damping: float = setting(0.2, "added to the Hessian's diagonal, as a fraction of its mean", gt=0, le=1, step=0.01)
     modulation_bits: int = setting(8, "weight bits of the adaLN linears (activations stay float)")
     modulation: str = setting("stored", "adaLN weights stored, or their outputs cached per prompt and step and the weights dropped",
                               pattern="^(stored|cached)$")

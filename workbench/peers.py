@@ -1,7 +1,8 @@
-"""Other libraries' int8 transformers, where they are installed: the same model, the same lean forward, timed in turns.
+"""Other libraries' int8 transformers, where they are installed: the same model, timed in turns.
 
-None of them is needed: a library that is missing, or that does not run this model, is left out with the reason. They are given
-the lean forward too, which is more than they have by themselves, and the float type that is faster for them.
+None of them is needed: a library that is missing, or that does not run this model, is left out with the reason. Those that
+quantize a torch module are given the lean forward too, which is more than they have by themselves, and the float type that is
+faster for them. ONNX Runtime has a graph of its own, made of diffusers' forward, which computes every step whole.
 """
 
 from __future__ import annotations
@@ -9,7 +10,10 @@ from __future__ import annotations
 import copy
 import importlib
 import importlib.metadata
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -17,6 +21,8 @@ from torch import nn
 from workbench import bench
 from workbench.families import Bundle
 from workbench.options import OnProgress, Progress, ignore_progress
+
+LARGEST = 1_000_000_000  # parameters that are exported: in float32 that is 4 GB, written to a folder and read again
 
 
 def _in_place(quantize: Callable[[nn.Module], None]):
@@ -41,10 +47,74 @@ def _quanto(model: nn.Module) -> None:
     quanto.freeze(model)
 
 
-# distribution: (label, what makes (run, bytes) of a bundle, a number of steps and a float type)
-PEERS: dict[str, tuple[str, Callable]] = {
-    "torchao": ("torchao int8 dynamic", _in_place(_torchao)),
-    "optimum-quanto": ("optimum-quanto int8 weights", _in_place(_quanto)),
+class _Exported(nn.Module):
+    """Stands in a transformer's place. Its first call exports the transformer for inputs of these shapes and quantizes it: weights
+    int8 per channel, activations 8 bits per tensor, dynamic. ONNX Runtime computes that call and all that follow."""
+
+    is_cache_enabled = True  # what makes a bundle call the whole forward, not the lean one
+
+    def __init__(self, transformer: nn.Module):
+        super().__init__()
+        self.transformer, self.session, self.bytes = transformer, None, 0
+
+    def forward(self, *, return_dict: bool = False, **inputs: torch.Tensor) -> tuple[torch.Tensor]:
+        given = {name: value for name, value in inputs.items() if not name.endswith("_ids")}
+        if self.session is None:
+            self._export(given, {name: value for name, value in inputs.items() if name not in given})
+        return (torch.from_numpy(self.session.run(None, {name: value.numpy() for name, value in given.items()})[0]),)
+
+    def _export(self, given: dict[str, torch.Tensor], positions: dict[str, torch.Tensor]) -> None:
+        onnx, runtime = importlib.import_module("onnx"), importlib.import_module("onnxruntime")
+        quantization = importlib.import_module("onnxruntime.quantization")
+        with tempfile.TemporaryDirectory() as folder:
+            whole, quantized = str(Path(folder, "float.onnx")), str(Path(folder, "int8.onnx"))
+            torch.onnx.export(_Placed(self.transformer, positions).eval(), kwargs=given, f=whole, input_names=list(given), dynamo=True,
+                              verbose=False)
+            quantization.quantize_dynamic(whole, quantized, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True,
+                                          weight_type=quantization.QuantType.QInt8)
+            self.bytes = sum(onnx.numpy_helper.to_array(weight).nbytes for weight in onnx.load(quantized).graph.initializer)
+            options = runtime.SessionOptions()
+            options.intra_op_num_threads = torch.get_num_threads()
+            options.add_session_config_entry("session.force_spinning_stop", "1")  # or its threads slow down whoever is timed next
+            self.session = runtime.InferenceSession(quantized, options, providers=["CPUExecutionProvider"])
+        self.transformer = None
+
+
+class _Placed(nn.Module):
+    """A transformer whose token positions are constants, so that rotations are computed once, at export."""
+
+    def __init__(self, transformer: nn.Module, positions: dict[str, torch.Tensor]):
+        super().__init__()
+        self.transformer, self.positions = transformer, positions
+
+    def forward(self, **given: torch.Tensor) -> torch.Tensor:
+        return self.transformer.forward(**given, **self.positions, return_dict=False)[0]  # past the hook that reads the step
+
+
+def _onnxruntime(bundle: Bundle, steps: int, dtype: torch.dtype) -> tuple[Callable[[], None], int]:
+    """Its int8 products take and give float32, and run on a CPU."""
+    if dtype != torch.float32 or bundle.device.type != "cpu":
+        raise ValueError(f"runs in float32 on a CPU, not in {str(dtype).removeprefix('torch.')} on {bundle.device.type}")
+    if bundle.parameters > LARGEST:
+        raise ValueError(f"{bundle.parameters / 1e9:.1f}e9 parameters; models above {LARGEST / 1e9:.0f}e9 are not exported")
+    exported = _Exported(bundle.transformer)
+    run = bench.generation(bundle, steps, exported, dtype)
+    run()
+    return run, exported.bytes
+
+
+class Peer(NamedTuple):
+    """make: (run of one image's transformer calls, bytes of the model's tensors) of a bundle, a number of steps and a float type."""
+
+    label: str
+    make: Callable[[Bundle, int, torch.dtype], tuple[Callable[[], None], int]]
+    float_types: tuple[torch.dtype, ...] = bench.FLOAT_TYPES
+
+
+PEERS: dict[str, Peer] = {  # by distribution
+    "torchao": Peer("torchao int8 dynamic", _in_place(_torchao)),
+    "optimum-quanto": Peer("optimum-quanto int8 weights", _in_place(_quanto)),
+    "onnxruntime": Peer("ONNX Runtime int8 dynamic", _onnxruntime, (torch.float32,)),
 }
 
 
@@ -52,15 +122,16 @@ def prepare(bundle: Bundle, steps: int, *, on_progress: OnProgress = ignore_prog
     """(an entry per peer: name, version, bytes of its tensors and model_ms None, or a reason; runs of one image's transformer calls
     by (peer, float type)). Each run has been tried once."""
     found, runs = [], {}
-    for distribution, (label, quantize) in PEERS.items():
+    for distribution, (label, make, float_types) in PEERS.items():
         on_progress(Progress(stage="bench peers", done=len(found), total=len(PEERS), message=label))
         entry = {"name": label, "version": None, "model_ms": None, "bytes": None}
         found.append(entry)
         try:
             entry["version"] = importlib.metadata.version(distribution)
-            for dtype in bench.FLOAT_TYPES:
-                run, entry["bytes"] = quantize(bundle, steps, dtype)
-                run()  # one that cannot run this model says so here
+            for dtype in float_types:
+                with bundle.lock:
+                    run, entry["bytes"] = make(bundle, steps, dtype)
+                    run()  # one that cannot run this model says so here
                 runs[label, str(dtype)] = run
         except importlib.metadata.PackageNotFoundError:
             entry["reason"] = "not installed"

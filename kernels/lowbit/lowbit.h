@@ -114,17 +114,9 @@ static inline void *reserve(Scratch *scratch, size_t bytes) {
     return scratch->at;
 }
 
-/* hadamard/cpu.c: rotates every `block` numbers of a row. */
-void lowbit_hadamard_row(float *restrict row, int64_t k_in, int64_t block);
-
-/* Row `row` of x (M, K) in `format` as float32, times the factor (K) or NULL, rotated where block > 1. */
-INLINE void load_row(const void *x, int64_t format, int64_t row, const float *restrict factor, int64_t block, int64_t k_in,
-                     float *restrict wide) {
-    load_floats(x, (int)format, row * k_in, k_in, wide);
-    if (factor)
-        for (int64_t k = 0; k < k_in; k++) wide[k] *= factor[k];
-    if (block > 1) lowbit_hadamard_row(wide, k_in, block);
-}
+/* hadamard/cpu.c: row `row` of x (M, K) in `format` as float32, times the factor (K) or NULL, rotated where block > 1. */
+void lowbit_load_row(const void *x, int64_t format, int64_t row, const float *restrict factor, int64_t block, int64_t k_in,
+                     float *restrict wide);
 
 /* act_quant/cpu.c: codes and scales (one per `group`) of a row of float32, whose rounding leaves `wide` as it was. */
 void lowbit_round_row(const float *restrict wide, int64_t bits, int64_t group, int64_t k_in, int8_t *restrict q, float *restrict scale);

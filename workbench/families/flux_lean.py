@@ -137,7 +137,7 @@ def _attention(query_BSHC: Tensor, key_BSHC: Tensor, value_BSHC: Tensor) -> Tens
 def _together(layers: tuple[nn.Module, ...], x: Tensor, *, gelu_last: bool = False) -> list[Tensor]:
     """Outputs of layers that read one tensor, in one pass where they allow it. GELU is the tanh form. Hooks see every layer."""
     if not any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers):
-        if all(type(layer) is nn.Linear and (layer.bias is None) == (layers[0].bias is None) for layer in layers):
+        if all(_is_plain(layer) and (layer.bias is None) == (layers[0].bias is None) for layer in layers):
             return _float_together(layers, x, gelu_last)
         joint = getattr(layers[0], "together", None)
         made = None if joint is None else joint(layers[1:], x, gelu_last)
@@ -152,6 +152,11 @@ def _together(layers: tuple[nn.Module, ...], x: Tensor, *, gelu_last: bool = Fal
 
 def _one(layer: nn.Module, x: Tensor, *, gelu: bool = False) -> Tensor:
     return _together((layer,), x, gelu_last=gelu)[0]
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """A float layer as torch has it; other libraries put tensors of their own into the same class."""
+    return type(layer) is nn.Linear and type(layer.weight.data) is Tensor
 
 
 def _float_together(layers: tuple[nn.Linear, ...], x: Tensor, gelu_last: bool) -> list[Tensor]:

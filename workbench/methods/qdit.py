@@ -11,8 +11,8 @@ from workbench.options import QuantConfig
 METHOD = Method(
     name="qdit",
     label="Q-DiT",
-    quant=QuantConfig(transform="none", solver="gptq", hessian="uniform", weight_grid="asymmetric", group_size=64, act_scale="group",
-                      act_grid="asymmetric"),
+    quant=QuantConfig(transform="none", solver="gptq", hessian="uniform", weight_grid="asymmetric", group_size=64, damping=0.01,
+                      act_scale="group", act_grid="asymmetric"),
     allocation="uniform",
     groups="evolved",
     description="asymmetric groups of evolved size, GPTQ",

@@ -12,7 +12,15 @@ INLINE float absmax(const float *restrict x, int64_t count) {
 }
 
 INLINE void round_to_codes(const float *restrict x, int64_t count, float inverse, int top, int8_t *restrict q) {
-    for (int64_t i = 0; i < count; i++) {
+    int64_t i = 0;
+#if defined(__AVX512F__)
+    const __m512 by = _mm512_set1_ps(inverse), most = _mm512_set1_ps((float)top), least = _mm512_set1_ps((float)-top);
+    for (; i + 16 <= count; i += 16) { /* of a NaN and a number, the maximum is the second */
+        const __m512 value = _mm512_min_ps(_mm512_max_ps(_mm512_mul_ps(_mm512_loadu_ps(x + i), by), least), most);
+        _mm_storeu_si128((__m128i *)(q + i), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(value)));
+    }
+#endif
+    for (; i < count; i++) {
         const float value = __builtin_rintf(x[i] * inverse);
         const float low = value > -top ? value : -top; /* NaN becomes -top; its scale is NaN too */
         q[i] = (int8_t)(int32_t)(low < top ? low : top);
@@ -44,7 +52,7 @@ EXPORT int lowbit_act_quant(const void *x, int64_t format, const float *factor, 
             failed = 1;
             continue;
         }
-        load_row(x, format, row, factor, block, k_in, wide);
+        lowbit_load_row(x, format, row, factor, block, k_in, wide);
         lowbit_round_row(wide, bits, group, k_in, q + row * k_in, scale + row * (k_in / group));
     }
     return failed;

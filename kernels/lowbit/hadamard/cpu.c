@@ -1,4 +1,4 @@
-/* Block Hadamard with a factor per channel: y = (x * factor) diag(H, ..., H) / sqrt(block), and its row for act_quant. */
+/* Block Hadamard with a factor per channel: y = (x * factor) diag(H, ..., H) / sqrt(block), and its row for quantization. */
 #include "../lowbit.h"
 
 /* Butterflies at distance `stride` within each run of `block` numbers. */
@@ -26,11 +26,22 @@ INLINE void transform(float *restrict x, int64_t block) {
     for (int64_t stride = 16; stride < block; stride *= 2) stage(x, block, stride);
 }
 
-/* 256 numbers stay in 16 registers. */
-INLINE void transform_256(float *restrict x, __m512 scale) {
+INLINE __m512 load_16(const void *x, const int format, int64_t at) {
+    if (format == F32) return _mm512_loadu_ps((const float *)x + at);
+    const __m256i half = _mm256_loadu_si256((const __m256i *)((const uint16_t *)x + at));
+    return format == F16 ? _mm512_cvtph_ps(half) : _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+
+/* 256 numbers stay in 16 registers, from x to where they go; 1 / sqrt(256) is exact and may come first. */
+INLINE void transform_256(const void *x, const int format, int64_t at, const float *factor, float *restrict to) {
+    const __m512 scale = _mm512_set1_ps(1.0f / 16);
     __m512 r[16];
 #pragma GCC unroll 16
-    for (int i = 0; i < 16; i++) r[i] = _mm512_mul_ps(within(_mm512_loadu_ps(x + 16 * i)), scale);
+    for (int i = 0; i < 16; i++) {
+        r[i] = _mm512_mul_ps(load_16(x, format, at + 16 * i), scale);
+        if (factor) r[i] = _mm512_mul_ps(r[i], _mm512_loadu_ps(factor + 16 * i));
+        r[i] = within(r[i]);
+    }
 #pragma GCC unroll 4
     for (int stride = 1; stride < 16; stride *= 2)
 #pragma GCC unroll 16
@@ -40,19 +51,19 @@ INLINE void transform_256(float *restrict x, __m512 scale) {
                 r[i] = _mm512_add_ps(a, b), r[i + stride] = _mm512_sub_ps(a, b);
             }
 #pragma GCC unroll 16
-    for (int i = 0; i < 16; i++) _mm512_storeu_ps(x + 16 * i, r[i]);
+    for (int i = 0; i < 16; i++) _mm512_storeu_ps(to + 16 * i, r[i]);
+}
+
+INLINE void load_rotated_256(const void *x, const int format, int64_t at, const float *factor, int64_t k_in, float *restrict wide) {
+    for (int64_t k = 0; k < k_in; k += 256) transform_256(x, format, at + k, factor ? factor + k : NULL, wide + k);
 }
 #endif
 
-void lowbit_hadamard_row(float *restrict row, int64_t k_in, int64_t block) {
+INLINE void rotate(float *restrict row, int64_t k_in, int64_t block) {
     const float scale = 1.0f / sqrtf((float)block);
     for (int64_t first = 0; first < k_in; first += block) {
         float *x = row + first;
 #if defined(__AVX512F__)
-        if (block == 256) {
-            transform_256(x, _mm512_set1_ps(scale));
-            continue;
-        }
         if (block >= 16) {
             transform(x, block);
             for (int64_t i = 0; i < block; i++) x[i] *= scale;
@@ -62,6 +73,22 @@ void lowbit_hadamard_row(float *restrict row, int64_t k_in, int64_t block) {
         for (int64_t stride = 1; stride < block; stride *= 2) stage(x, block, stride);
         for (int64_t i = 0; i < block; i++) x[i] *= scale;
     }
+}
+
+void lowbit_load_row(const void *x, int64_t format, int64_t row, const float *restrict factor, int64_t block, int64_t k_in,
+                     float *restrict wide) {
+#if defined(__AVX512F__)
+    if (block == 256) {
+        if (format == F32) load_rotated_256(x, F32, row * k_in, factor, k_in, wide);
+        else if (format == BF16) load_rotated_256(x, BF16, row * k_in, factor, k_in, wide);
+        else load_rotated_256(x, F16, row * k_in, factor, k_in, wide);
+        return;
+    }
+#endif
+    load_floats(x, (int)format, row * k_in, k_in, wide);
+    if (factor)
+        for (int64_t k = 0; k < k_in; k++) wide[k] *= factor[k];
+    if (block > 1) rotate(wide, k_in, block);
 }
 
 static __thread Scratch of_thread;
@@ -78,7 +105,7 @@ EXPORT int lowbit_hadamard(const void *x, int64_t format, const float *factor, i
             failed = 1;
             continue;
         }
-        load_row(x, format, row, factor, block, k_in, wide);
+        lowbit_load_row(x, format, row, factor, block, k_in, wide);
         store_floats(wide, k_in, y, (int)format, row * k_in);
     }
     return failed;

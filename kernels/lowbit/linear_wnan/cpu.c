@@ -77,7 +77,7 @@ static int prepare_block(const Tokens *tokens, const Panels *of_width, int64_t w
     float *wide = tokens->x ? reserve(&of_thread, (size_t)k_in * 5 + 64) : NULL;
     if (tokens->x && !wide) return 0;
     for (int64_t row = first; row < last; row++) {
-        if (wide) load_row(tokens->x, tokens->format, row, tokens->factor, tokens->block, k_in, wide);
+        if (wide) lowbit_load_row(tokens->x, tokens->format, row, tokens->factor, tokens->block, k_in, wide);
         for (const Panels *to = of_width; to < of_width + widths; to++) {
             int8_t *made = wide ? (int8_t *)(wide + k_in) : NULL;
             if (made) lowbit_round_row(wide, to->bits, k_in / tokens->act_groups, k_in, made, to->act_scale + row * tokens->act_groups);
