@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 
 from workbench import tuning  # noqa: E402
 
@@ -30,6 +30,8 @@ elif "memory" in chosen:
 import torch  # noqa: E402
 from lowbit import ops  # noqa: E402
 from lowbit.formats import pack  # noqa: E402
+
+from provenance import provenance  # noqa: E402
 
 from workbench import latency, pipeline  # noqa: E402
 from workbench.latency import in_turns  # noqa: E402
@@ -107,6 +109,7 @@ def main() -> None:
     print("| | 1 image | 8 images |\n|---|---|---|")
     for label, each in settings.items():
         print(f"| {label} | " + " | ".join(f"{value:.1f}" for value in each.values()) + " |")
+    print("\n" + "\n".join(provenance("kernels.py", sys.argv[1:], None, backend.reason)))
     if options.json:
         found = {"machine": machine, "layers": rows, "settings_ms": settings}
         Path(options.json).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -12,19 +12,18 @@ tables. Asserts nothing.
 from __future__ import annotations
 
 import argparse
-import os
-import platform
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 
 from workbench import tuning  # noqa: E402
 
 tuning.tune()  # before torch is imported
+
+from provenance import provenance  # noqa: E402
 
 from workbench import contest, metrics, pipeline, terminal  # noqa: E402
 from workbench.contest.make import Settings  # noqa: E402
@@ -84,31 +83,6 @@ def remarks(bits: int, found: dict) -> list[str]:
     return lines
 
 
-def provenance(bundle, options, started: float) -> list[str]:
-    """What was measured, on what, with what; enough to repeat it."""
-    import diffusers
-    import torch
-
-    cpu = next((line.split(":")[1].strip() for line in _read("/proc/cpuinfo").splitlines() if line.startswith("model name")),
-               platform.processor())
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
-    return ["## Provenance", "",
-            f"- model {bundle.name}, transformer {bundle.model_hash}, {bundle.parameters:,} parameters, device {bundle.device}",
-            f"- {options.prompts} held-out prompts, seeds {options.seed} to {options.seed + options.prompts - 1}, {options.steps} steps",
-            f"- {cpu}, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}; torch {torch.__version__}, diffusers "
-            f"{diffusers.__version__}, Python {platform.python_version()}",
-            f"- commit {commit or 'unknown'}, {time.strftime('%Y-%m-%d')}, {time.perf_counter() - started:.0f} s of this run "
-            "(what --run held is not counted)",
-            f"- `python benchmarks/methods.py {' '.join(sys.argv[1:])}`".rstrip()]
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text()
-    except OSError:
-        return ""
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="emoji-flux")
@@ -120,7 +94,7 @@ def main() -> None:
     parser.add_argument("--beam", type=int, default=SearchConfig().beam)
     parser.add_argument("--modulation", default="stored", choices=["stored", "cached"])
     parser.add_argument("--run", default=str(ROOT / "runs" / "methods"))
-    parser.add_argument("--out", default=str(ROOT / "benchmarks" / "methods"))
+    parser.add_argument("--out", default=str(ROOT / "benchmarks" / "results" / "methods"))
     options = parser.parse_args()
     try:
         compare(options)
@@ -133,6 +107,7 @@ def compare(options) -> None:
     from PIL import Image
 
     started, bundle = time.perf_counter(), pipeline.load(options.model)
+    Path(options.out).parent.mkdir(parents=True, exist_ok=True)
     names = contest.chosen(options.methods.split(","))
     page = ["# Methods side by side", "", "Written by `benchmarks/methods.py`; the columns are explained in the README.", ""]
     with terminal.listening() as listener:
@@ -150,7 +125,10 @@ def compare(options) -> None:
                      f"{EQUAL_BITS:g}:", "", *equal, ""] if equal else []
             page += [f"![rows: methods, float first; columns: prompts]({grid.name})", ""]
             print("\n".join(page[-12:]))
-    Path(f"{options.out}.md").write_text("\n".join([*page, *provenance(bundle, options, started)]) + "\n", encoding="utf-8")
+    facts = (f"{options.prompts} held-out prompts, seeds {options.seed} to {options.seed + options.prompts - 1}, {options.steps} steps",
+             f"{time.perf_counter() - started:.0f} s of this run (what --run held is not counted)")
+    page += provenance("methods.py", sys.argv[1:], bundle, *facts)
+    Path(f"{options.out}.md").write_text("\n".join(page) + "\n", encoding="utf-8")
     print(f"written: {options.out}.md")
 
 

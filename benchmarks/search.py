@@ -23,8 +23,9 @@ from workbench import tuning  # noqa: E402
 
 tuning.tune()  # before torch is imported
 
+from provenance import provenance  # noqa: E402
 from search_contenders import OURS, Contenders  # noqa: E402
-from search_report import beaten, plot, provenance, table  # noqa: E402
+from search_report import NOTES, beaten, plot, table  # noqa: E402
 
 from workbench import metrics, pipeline, terminal, trace  # noqa: E402
 from workbench.options import Budget, Progress, QuantConfig, SearchConfig, TraceConfig, ignore_progress  # noqa: E402
@@ -196,25 +197,21 @@ def _progress():
     return report if sys.stderr.isatty() else ignore_progress
 
 
-def _asked(argv) -> str:
-    """The arguments that decide the figures: not where they are kept."""
-    return " ".join(part for before, part in zip(("", *argv), argv) if not {"--run", "--out"} & {part, before})
-
-
 def main(argv=None) -> None:
-    args, run_line = arguments(argv), _asked(sys.argv[1:] if argv is None else argv)
+    argv = sys.argv[1:] if argv is None else argv
+    args = arguments(argv)
     terminal.quieten()
     bundle = pipeline.load(args.model)
     out = Path(args.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     if args.cost:
-        lines = ["# Search: how cost grows", "", *cost(args, bundle, _progress()), *provenance(bundle, run_line, 0, args.steps)]
+        lines = ["# Search: how cost grows", "", *cost(args, bundle, _progress()), *provenance("search.py", argv, bundle)]
         out.with_name(out.name + "-cost.md").write_text("\n".join(lines))
         return
     lines, drawing = compare(args, bundle, Run(args.run), _progress())
+    lines += provenance("search.py", argv, bundle, f"{args.prompts} held-out prompts, one seed each, {args.steps} steps", *NOTES)
     out.with_suffix(".svg").write_text(drawing)
-    out.with_suffix(".md").write_text("\n".join(["# Search against its rivals", "", f"![PSNR over bits]({out.name}.svg)", "", *lines,
-                                                 *provenance(bundle, run_line, args.prompts, args.steps)]))
+    out.with_suffix(".md").write_text("\n".join(["# Search against its rivals", "", f"![PSNR over bits]({out.name}.svg)", "", *lines]))
 
 
 if __name__ == "__main__":

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import subprocess
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-
-import torch
 
 from workbench.metrics import interval, paired
 from workbench.types import Interval
@@ -49,27 +43,9 @@ def beaten(ours: str, sections: Mapping[str, Mapping[str, object]]) -> list[str]
     return lines or ["- nowhere"]
 
 
-def provenance(bundle, arguments: str, prompts: int, steps: int) -> list[str]:
-    """Where the figures come from."""
-    asked = ["git", "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(asked, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
-    return ["## Provenance", "", f"- `python benchmarks/search.py {arguments}`, commit {commit or 'unknown'}",
-            f"- model {bundle.name}, hash {bundle.model_hash}, {steps} steps, {prompts} held-out prompts, one seed each",
-            f"- {_processor()}, {os.cpu_count()} logical cores, {torch.get_num_threads()} threads, torch {torch.__version__}, "
-            f"{bundle.float_type}",
-            "- PSNR and latent NMSE are against the float image of the same prompt and seed; ± is half of the 95 % interval over prompts. "
-            "Seconds are of the search alone (profile and judgement apart), on a machine that may have been shared.",
-            "- The finalists of each search were chosen on 8 of the held-out prompts with other seeds; weights and tables on none.", ""]
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass  # not Linux
-    return platform.processor() or platform.machine()
+NOTES = ("PSNR and latent NMSE are against the float image of the same prompt and seed; ± is half of the 95 % interval over prompts. "
+         "Seconds are of the search alone (profile and judgement apart), on a machine that may have been shared.",
+         "The finalists of each search were chosen on 8 of the held-out prompts with other seeds; weights and tables on none.")
 
 
 def plot(lines: Mapping[str, Sequence[tuple[float, Interval]]], title: str) -> str:

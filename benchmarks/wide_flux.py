@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
 
 from workbench import tuning
 
@@ -21,6 +21,8 @@ tuning.tune()
 
 import torch  # noqa: E402
 from diffusers import FluxPipeline, FluxTransformer2DModel  # noqa: E402
+
+from provenance import provenance  # noqa: E402
 
 from workbench import families, pipeline  # noqa: E402
 from workbench.options import BenchConfig, ModelSpec, QuantConfig  # noqa: E402
@@ -57,6 +59,7 @@ def main() -> None:
           f"predicted {model['predicted_ms']:.0f} ms; layers take {model['layer_bytes_share']:.3f} of their 16-bit bytes")
     for peer in found["peers"]:
         print(f"{peer['name']} {peer['version'] or ''}: " + (f"{peer['model_ms']:.0f} ms" if peer["model_ms"] else peer["reason"]))
+    print("\n" + "\n".join(provenance("wide_flux.py", sys.argv[1:], None, found["kernels"])))
     if options.json:
         Path(options.json).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
