@@ -30,7 +30,6 @@ elif "memory" in chosen:
 import torch  # noqa: E402
 from lowbit import ops  # noqa: E402
 from lowbit.formats import pack  # noqa: E402
-
 from provenance import provenance  # noqa: E402
 
 from workbench import latency, pipeline  # noqa: E402

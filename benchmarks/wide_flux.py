@@ -15,13 +15,12 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
 
-from workbench import tuning
+from workbench import tuning  # noqa: E402
 
 tuning.tune()
 
 import torch  # noqa: E402
 from diffusers import FluxPipeline, FluxTransformer2DModel  # noqa: E402
-
 from provenance import provenance  # noqa: E402
 
 from workbench import families, pipeline  # noqa: E402
