@@ -56,7 +56,8 @@ def runs_of(m: int, k: int, n: int) -> dict:
     eight, four, epilogue = weight(k, n, 8, 0), weight(k, n, 4, 64), (None, None, None, False)
 
     def quantized(packed_NP, scale_NG, zero_NG, bits, group_size):
-        return ops.quant_linears(x16, signs, 256, (8,), 0, (packed_NP,), (scale_NG,), (zero_NG,), (bits,), group_size, (None,), (False,))
+        return ops.quant_linears((x16,), signs, 256, (8,), 0, (packed_NP,), (scale_NG,), (zero_NG,), (bits,), group_size, (None,), (False,),
+                                 None, None)
     return {"int_mm": lambda: torch._int_mm(left, right.t()), "bf16": lambda: torch.nn.functional.linear(x16, w16),
             "fp32": lambda: torch.nn.functional.linear(x, w), "quantize": lambda: ops.act_quant(x16, None, 1, 8, 0),
             "rotate + quantize": lambda: ops.act_quant(x16, signs, 256, 8, 0), "W8A8": lambda: quantized(*eight),

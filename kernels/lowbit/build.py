@@ -25,7 +25,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
 SOURCES = ("unpack.c", "epilogue.c", "hadamard/cpu.c", "act_quant/cpu.c", "linear_wnan/cpu.c", "linear_wna16/cpu.c",
-           "modulate/cpu.c", "rotary/cpu.c")
+           "modulate/cpu.c", "attention/cpu.c")
 HEADERS = ("lowbit.h", "linear_wnan/block.h")
 FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-Wall",
          "-Wno-unknown-pragmas", "-Wno-unused")

@@ -19,10 +19,13 @@ from torch import Tensor
 
 from lowbit import build
 from lowbit.act_quant.naive import largest_code
+from lowbit.attention.naive import attention as torch_attention
 from lowbit.formats import PACKED_BITS, packed_bytes
 
 FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 MOST_WEIGHTS = 8  # of one call, as linear_wnan/cpu.c has it
+MOST_STREAMS, MOST_CHANNELS = 4, 512  # of one call, and of a head, as attention/cpu.c has it
+MOST_TOKENS = 1024  # that attend to each other in the kernel: more do not fit in a cache, and torch's own reads less memory
 _P, _I, _D = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
 
 
@@ -31,17 +34,22 @@ class _Weight(ctypes.Structure):
 
 
 class _Epilogue(ctypes.Structure):
-    _fields_ = (("bias", _P), ("low", _P), ("up", _P), ("y", _P), ("bias_format", _I), ("rank", _I), ("gelu", _I), ("y_format", _I))
+    _fields_ = (("bias", _P), ("low", _P), ("up", _P), ("y", _P), ("bias_format", _I), ("rank", _I), ("gelu", _I), ("y_format", _I),
+                ("residual", _P), ("gate", _P), ("gate_stride", _I), ("tokens", _I))
+
+
+class _Stream(ctypes.Structure):
+    _fields_ = (("q", _P), ("k", _P), ("v", _P), ("q_norm", _P), ("k_norm", _P), ("y", _P), ("tokens", _I))
 
 
 _ARGUMENTS = {  # of lowbit.h's entry points; every one ends with the number of threads
     "lowbit_hadamard": (_P, _I, _P, _I, _I, _I, _P, _I),
     "lowbit_act_quant": (_P, _I, _P, _I, _I, _I, _I, _I, _P, _P, _I),
     "lowbit_linear_wnan": (ctypes.POINTER(_Weight), ctypes.POINTER(_Epilogue), _P, _P, _I, _I, _I),
-    "lowbit_quant_linears": (_P, _P, _P, _P, _I, _P, _I, _P, _I, _I, _I),
+    "lowbit_quant_linears": (_P, _P, _P, _P, _P, _I, _P, _P, _I, _I, _P, _I, _I, _I),
     "lowbit_linear_wna16": (ctypes.POINTER(_Weight), ctypes.POINTER(_Epilogue), _P, _I, _I, _I),
     "lowbit_modulate": (_P, _I, _P, _P, _I, _D, _I, _I, _I, _P, _I),
-    "lowbit_norm_rotary": (_P, _I, _P, _P, _P, _D, _I, _I, _I, _I, _P, _I, _I, _I),
+    "lowbit_attention": (_P, _I, _I, _P, _P, _D, _I, _I, _I, _I),
 }
 
 
@@ -142,27 +150,48 @@ def linear_wnan(q: Tensor, act_scale: Tensor, packed_NP: Tensor, scale_NG: Tenso
     return y
 
 
-def quant_linears(x: Tensor, factor_K: Tensor | None, block: int, act_bits: Sequence[int], act_group: int, packed: Sequence[Tensor],
-                  scale: Sequence[Tensor], zero: Sequence[Tensor | None], weight_bits: Sequence[int], group_size: int,
-                  bias: Sequence[Tensor | None], gelu_after: Sequence[bool]) -> list[Tensor]:
+def quant_linears(x: Sequence[Tensor], factor_K: Tensor | None, block: int, act_bits: Sequence[int], act_group: int,
+                  packed: Sequence[Tensor], scale: Sequence[Tensor], zero: Sequence[Tensor | None], weight_bits: Sequence[int],
+                  group_size: int, bias: Sequence[Tensor | None], gelu_after: Sequence[bool], residual: Tensor | None,
+                  gate_BN: Tensor | None) -> list[Tensor]:
     """See quant_linears/naive.py."""
-    k_in, groups = x.shape[-1], scale[0].shape[-1]
+    if len(x) > 2 or (len(x) == 2 and x[0].shape[-1] % block):
+        x = (torch.cat(tuple(x), -1),)
+    first, *more = map(_dense, x)
+    if any(part.dtype != first.dtype or part.shape[:-1] != first.shape[:-1] for part in more):
+        raise ValueError(f"parts of an input are {[(part.dtype, tuple(part.shape)) for part in x]}; they must differ in width alone")
+    k_in, groups = sum(part.shape[-1] for part in x), scale[0].shape[-1]
     for bits in act_bits:
         largest_code(bits)  # refuses widths that do not exist
     _check_block(block, k_in)
     if act_group and (act_group != group_size or k_in % act_group):
         raise ValueError(f"{k_in} features in groups of {act_group}; grouped activations need whole groups of the weight's size "
                          f"{group_size}")
-    x, factor_K = _dense(x), _factor(factor_K, k_in)
+    factor_K = _factor(factor_K, k_in)
     weights, ends = _several(packed, scale, zero, tuple(weight_bits), group_size, bias, tuple(gelu_after), k_in)
     if len(act_bits) != len(packed):
         raise ValueError(f"{len(act_bits)} activation widths for {len(packed)} weights")
-    ys = [torch.empty((*x.shape[:-1], len(each)), dtype=x.dtype) for each in packed]
-    if x.numel():
+    ys = [torch.empty((*first.shape[:-1], len(each)), dtype=first.dtype) for each in packed]
+    gated, _kept = (None, None) if residual is None else _gated(residual, gate_BN, ys)
+    if first.numel():
         outputs, widths = (_P * len(ys))(*(y.data_ptr() for y in ys)), (_I * len(ys))(*act_bits)
-        _call("lowbit_quant_linears", weights, ends, outputs, widths, len(ys), x.data_ptr(), FORMATS[x.dtype], _address(factor_K), block,
-              groups if act_group else 1, x.numel() // k_in)
+        _call("lowbit_quant_linears", weights, ends, gated, outputs, widths, len(ys), first.data_ptr(), _address(more[0]) if more else None,
+              first.shape[-1], FORMATS[first.dtype], _address(factor_K), block, groups if act_group else 1,
+              first.numel() // first.shape[-1])
     return ys
+
+
+def _gated(residual: Tensor, gate_BN: Tensor | None, ys: list[Tensor]):
+    """(struct, the tensors its pointers lead into)."""
+    y = ys[0]
+    if len(ys) > 1 or y.dim() != 3 or residual.shape != y.shape or residual.dtype != y.dtype:
+        raise ValueError(f"a residual belongs to one output (B, S, N) of its own type; it is {residual.dtype} {tuple(residual.shape)}, the "
+                         f"outputs are {[(each.dtype, tuple(each.shape)) for each in ys]}")
+    if gate_BN is None or gate_BN.shape != (len(y), y.shape[2]) or gate_BN.dtype != y.dtype:
+        raise ValueError(f"the gate of a residual must be {y.dtype} {(len(y), y.shape[2])}")
+    residual, gate_BN = _dense(residual), gate_BN if gate_BN.stride(1) == 1 else gate_BN.contiguous()
+    struct = _Epilogue(residual=residual.data_ptr(), gate=gate_BN.data_ptr(), gate_stride=gate_BN.stride(0), tokens=max(1, y.shape[1]))
+    return ctypes.byref(struct), (struct, residual, gate_BN)
 
 
 def _several(packed, scale, zero, weight_bits, group_size: int, bias, gelu_after, k_in: int):
@@ -260,17 +289,33 @@ def modulate(x_BSD: Tensor, shift_BD: Tensor, scale_BD: Tensor, eps: float) -> T
     return y
 
 
-def norm_rotary(x: Tensor, weight_C: Tensor, cos_SC: Tensor, sin_SC: Tensor, eps: float, out_BSHC: Tensor, first: int) -> None:
-    """See rotary/naive.py."""
-    samples, tokens, width = x.shape
-    total, heads, channels = out_BSHC.shape[1:]
-    if len(out_BSHC) != samples or heads * channels != width or first < 0 or first + tokens > total:
-        raise ValueError(f"tokens {tuple(x.shape)} do not fit into {tuple(out_BSHC.shape)} from token {first} on")
-    if out_BSHC.dtype != x.dtype or not out_BSHC.is_contiguous() or channels % 2 or channels > 512:
-        raise ValueError(f"the output is {out_BSHC.dtype}, heads of {channels} channels; it must be dense {x.dtype}, even, at most 512")
-    if weight_C.shape != (channels,) or not cos_SC.shape == sin_SC.shape == (tokens, channels):
-        raise ValueError(f"weight {tuple(weight_C.shape)} and tables {tuple(cos_SC.shape)} do not fit {tokens} tokens, {channels} channels")
-    x, weight_C, cos_SC, sin_SC = _dense(x), *(_dense(t.float()) for t in (weight_C, cos_SC, sin_SC))
-    if x.numel():
-        _call("lowbit_norm_rotary", x.data_ptr(), FORMATS[x.dtype], weight_C.data_ptr(), cos_SC.data_ptr(), sin_SC.data_ptr(), eps,
-              samples, tokens, heads, channels, out_BSHC.data_ptr(), total, first)
+def attention(query: Sequence[Tensor], key: Sequence[Tensor], value: Sequence[Tensor], query_norm: Sequence[Tensor],
+              key_norm: Sequence[Tensor], cos_SC: Tensor, sin_SC: Tensor, eps: float) -> list[Tensor]:
+    """See attention/naive.py."""
+    if cos_SC.shape[0] > MOST_TOKENS:
+        return torch_attention(query, key, value, query_norm, key_norm, cos_SC, sin_SC, eps)
+    dtype, (samples, _, width), channels = value[0].dtype, value[0].shape, cos_SC.shape[-1]
+    if not len(query) == len(key) == len(value) == len(query_norm) == len(key_norm) <= MOST_STREAMS:
+        raise ValueError(f"one call takes at most {MOST_STREAMS} streams, each with queries, keys, values and two norms")
+    if channels % 2 or not 0 < channels <= MOST_CHANNELS or width % channels:
+        raise ValueError(f"{width} channels do not make heads of {channels}; a head has an even number, at most {MOST_CHANNELS}")
+    ys, structs, kept = [], [], []
+    for parts in zip(query, key, value):
+        if any(part.shape != parts[0].shape or part.dtype != dtype or part.shape[0] != samples or part.shape[2] != width for part in parts):
+            raise ValueError(f"query, key and value are {[(part.dtype, tuple(part.shape)) for part in parts]}; expected {dtype}, "
+                             f"{samples} samples of {width} channels")
+    for q, k, v, *norms in zip(query, key, value, query_norm, key_norm):
+        if any(norm.shape != (channels,) for norm in norms):
+            raise ValueError(f"norm weights are {[tuple(norm.shape) for norm in norms]}; a head has {channels} channels")
+        dense = (*map(_dense, (q, k, v)), *(_dense(norm.float()) for norm in norms), v.new_empty(v.shape))
+        ys.append(dense[-1])
+        structs.append(_Stream(*(part.data_ptr() for part in dense), v.shape[1]))
+        kept.append(dense)
+    tokens = sum(y.shape[1] for y in ys)
+    cos_SC, sin_SC = _dense(cos_SC.float()), _dense(sin_SC.float())
+    if not cos_SC.shape == sin_SC.shape == (tokens, channels):
+        raise ValueError(f"tables {tuple(cos_SC.shape)} do not fit {tokens} tokens of {channels} channels")
+    if samples * tokens:
+        _call("lowbit_attention", (_Stream * len(structs))(*structs), len(structs), FORMATS[dtype], cos_SC.data_ptr(),
+              sin_SC.data_ptr(), eps, samples, width // channels, channels)
+    return ys

@@ -1,20 +1,5 @@
-/* The last pass over a tile of sums while it is in the cache: scale of the token, low-rank branch, bias, GELU, format. */
+/* The last pass over a tile of sums while it is in the cache: scale of the token, low-rank branch, bias, GELU, gated residual, format. */
 #include "lowbit.h"
-
-/* e^x for x <= 0 within 2 units in the last place: 2^n times a polynomial on |r| <= ln(2) / 2 (Cody and Waite's reduction). */
-INLINE float exp_negative(float x) {
-    x = x < -87.0f ? -87.0f : x;
-    const float n = __builtin_rintf(x * 1.44269504088896341f);
-    const float r = __builtin_fmaf(n, -1.42860677e-6f, __builtin_fmaf(n, -0.693145752f, x));
-    float p = 1.9875691500e-4f;
-    p = __builtin_fmaf(p, r, 1.3981999507e-3f);
-    p = __builtin_fmaf(p, r, 8.3334519073e-3f);
-    p = __builtin_fmaf(p, r, 4.1665795894e-2f);
-    p = __builtin_fmaf(p, r, 1.6666665459e-1f);
-    p = __builtin_fmaf(p, r, 5.0000001201e-1f);
-    p = __builtin_fmaf(p * r, r, r + 1.0f);
-    return p * bits_to_float((uint32_t)((int32_t)n + 127) << 23);
-}
 
 /* x sigmoid(2 u) with u = sqrt(2 / pi) (x + 0.044715 x^3): the tanh form of GELU, e^-|2u| so that nothing overflows. */
 INLINE float gelu_tanh(float x) {
@@ -42,6 +27,12 @@ INLINE void finish(const Weight *weight, const Epilogue *end, float *restrict su
         }
         if (end->gelu)
             for (int i = 0; i < COLUMNS; i++) out[i] = gelu_tanh(out[i]);
+        if (end->residual) {
+            float kept[COLUMNS] = {0}, gate[COLUMNS] = {0};
+            load_floats(end->residual, (int)end->y_format, (first_m + row) * weight->n_out + first_n, columns, kept);
+            load_floats(end->gate, (int)end->y_format, (first_m + row) / end->tokens * end->gate_stride + first_n, columns, gate);
+            for (int i = 0; i < COLUMNS; i++) out[i] = __builtin_fmaf(gate[i], out[i], kept[i]);
+        }
         store_floats(out, columns, end->y, (int)end->y_format, (first_m + row) * weight->n_out + first_n);
     }
 }

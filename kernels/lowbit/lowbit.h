@@ -98,6 +98,21 @@ INLINE void store_floats(const float *restrict from, int64_t count, void *to, in
     }
 }
 
+/* e^x for x <= 0 within 2 units in the last place: 2^n times a polynomial on |r| <= ln(2) / 2 (Cody and Waite's reduction). */
+INLINE float exp_negative(float x) {
+    x = x < -87.0f ? -87.0f : x;
+    const float n = __builtin_rintf(x * 1.44269504088896341f);
+    const float r = __builtin_fmaf(n, -1.42860677e-6f, __builtin_fmaf(n, -0.693145752f, x));
+    float p = 1.9875691500e-4f;
+    p = __builtin_fmaf(p, r, 1.3981999507e-3f);
+    p = __builtin_fmaf(p, r, 8.3334519073e-3f);
+    p = __builtin_fmaf(p, r, 4.1665795894e-2f);
+    p = __builtin_fmaf(p, r, 1.6666665459e-1f);
+    p = __builtin_fmaf(p, r, 5.0000001201e-1f);
+    p = __builtin_fmaf(p * r, r, r + 1.0f);
+    return p * bits_to_float((uint32_t)((int32_t)n + 127) << 23);
+}
+
 /* Memory of the calling thread that only grows, aligned to a cache line; NULL when there is none left. */
 typedef struct {
     void *at;
@@ -130,12 +145,15 @@ typedef struct {
     int64_t bits;
 } Weight;
 
-/* What happens to a finished row: bias (N) or NULL, low rank low (M, R) up (N, R) float32 or NULL, GELU, output (M, N). */
+/* What happens to a finished row: bias (N) or NULL, low rank low (M, R) up (N, R) float32 or NULL, GELU, output (M, N).
+   residual (M, N) or NULL in the output's format: y = residual + gate y, the gate (B, N) `gate_stride` apart, `tokens` rows to a sample. */
 typedef struct {
     const void *bias;
     const float *low, *up;
     void *y;
     int64_t bias_format, rank, gelu, y_format;
+    const void *residual, *gate;
+    int64_t gate_stride, tokens;
 } Epilogue;
 
 /* unpack.c: codes of columns first_n .. first_n + COLUMNS as bytes [k / 4][column][k % 4], zero where there is none. */

@@ -6,7 +6,7 @@
     quant_linears(x, factor_K, block, act_bits, ...)          both in one pass, for every weight that reads x
     linear_wna16(x, packed_NP, scale_NG, ...)              packed weight x float activations
     modulate(x, shift, scale, eps)                         adaptive layer norm
-    norm_rotary(x, weight, cos, sin, eps, out, first)      RMS norm and rotary embedding of queries and keys, into `out`
+    attention(query, key, value, norms, cos, sin, eps)     of streams of tokens, with RMS norm and rotary embedding
 
 Signatures and arithmetic are those of each folder's `naive.py`, which is also the portable default (for the rotation its faster
 torch form). A faster backend that does not run says why (`backend`), and the screen shows it.
@@ -22,18 +22,18 @@ import torch
 from torch import Tensor
 
 from lowbit import act_quant as act_quant_folder
+from lowbit import attention as attention_folder
 from lowbit import cpu, gpu
 from lowbit import modulate as modulate_folder
 from lowbit import quant_linears as quant_linears_folder
-from lowbit import rotary as rotary_folder
 from lowbit.act_quant.emulated import fake_quantize
 from lowbit.hadamard import emulated as hadamard_emulated
 from lowbit.linear_wna16 import naive as wna16_naive
 from lowbit.linear_wnan import emulated
 from lowbit.linear_wnan import naive as wnan_naive
 
-__all__ = ["Backend", "act_quant", "backend", "block_hadamard", "emulated_linear", "fake_quantize", "linear_wna16", "linear_wnan",
-           "modulate", "norm_rotary", "quant_linears"]
+__all__ = ["Backend", "act_quant", "attention", "backend", "block_hadamard", "emulated_linear", "fake_quantize", "linear_wna16",
+           "linear_wnan", "modulate", "quant_linears"]
 
 
 @dataclass(frozen=True)
@@ -67,17 +67,19 @@ SCHEMAS = {
     "act_quant": "(Tensor x, Tensor? factor_K, int block, int bits, int group_size) -> (Tensor, Tensor)",
     "linear_wnan": "(Tensor q, Tensor act_scale, Tensor packed_NP, Tensor scale_NG, Tensor? zero_NG, int bits, int group_size, "
                    "Tensor? bias_N, Tensor? low, Tensor? up_NR, bool gelu_after, ScalarType dtype) -> Tensor",
-    "quant_linears": "(Tensor x, Tensor? factor_K, int block, int[] act_bits, int act_group, Tensor[] packed, Tensor[] scale, "
-                     "Tensor?[] zero, int[] weight_bits, int group_size, Tensor?[] bias, bool[] gelu_after) -> Tensor[]",
+    "quant_linears": "(Tensor[] x, Tensor? factor_K, int block, int[] act_bits, int act_group, Tensor[] packed, Tensor[] scale, "
+                     "Tensor?[] zero, int[] weight_bits, int group_size, Tensor?[] bias, bool[] gelu_after, Tensor? residual, "
+                     "Tensor? gate_BN) -> Tensor[]",
     "linear_wna16": "(Tensor x, Tensor packed_NP, Tensor scale_NG, Tensor? zero_NG, int bits, int group_size, "
                     "Tensor? bias_N, Tensor? low, Tensor? up_NR, bool gelu_after) -> Tensor",
     "modulate": "(Tensor x_BSD, Tensor shift_BD, Tensor scale_BD, float eps) -> Tensor",
-    "norm_rotary": "(Tensor x, Tensor weight_C, Tensor cos_SC, Tensor sin_SC, float eps, Tensor(a!) out_BSHC, int first) -> ()",
+    "attention": "(Tensor[] query, Tensor[] key, Tensor[] value, Tensor[] query_norm, Tensor[] key_norm, Tensor cos_SC, Tensor sin_SC, "
+                 "float eps) -> Tensor[]",
 }
 _DEFAULT = {"block_hadamard": hadamard_emulated.block_hadamard, "act_quant": act_quant_folder.act_quant,
             "linear_wnan": wnan_naive.linear_wnan, "quant_linears": quant_linears_folder.quant_linears,
             "linear_wna16": wna16_naive.linear_wna16, "modulate": modulate_folder.modulate,
-            "norm_rotary": rotary_folder.norm_rotary}
+            "attention": attention_folder.attention}
 _TRITON = {"block_hadamard": "hadamard", "act_quant": "act_quant", "linear_wnan": "linear_wnan", "linear_wna16": "linear_wna16"}
 
 
@@ -85,8 +87,9 @@ def _on_cpu(name: str):
     fast, slow = getattr(cpu, name), _DEFAULT[name]
 
     def run(*arguments):
-        known = all(a.dtype in cpu.FORMATS for a in arguments if isinstance(a, Tensor) and a.is_floating_point())
-        known = known and all(a in cpu.FORMATS for a in arguments if isinstance(a, torch.dtype))
+        flat = [part for a in arguments for part in (a if isinstance(a, list) else (a,))]
+        known = all(a.dtype in cpu.FORMATS for a in flat if isinstance(a, Tensor) and a.is_floating_point())
+        known = known and all(a in cpu.FORMATS for a in flat if isinstance(a, torch.dtype))
         return fast(*arguments) if known and not cpu.why_not() else slow(*arguments)
     return run
 
@@ -112,10 +115,10 @@ _FAKE = {
     "block_hadamard": lambda x, block, factor_K: torch.empty_like(x, memory_format=torch.contiguous_format),
     "act_quant": _fake_act_quant,
     "linear_wnan": lambda q, act_scale, packed_NP, *rest: q.new_empty((*q.shape[:-1], packed_NP.shape[0]), dtype=rest[-1]),
-    "quant_linears": lambda x, _, block, bits, group, packed, *rest: [x.new_empty((*x.shape[:-1], len(each))) for each in packed],
+    "quant_linears": lambda x, _, block, bits, group, packed, *rest: [x[0].new_empty((*x[0].shape[:-1], len(p))) for p in packed],
     "linear_wna16": lambda x, packed_NP, *rest: x.new_empty((*x.shape[:-1], packed_NP.shape[0])),
     "modulate": lambda x, *rest: torch.empty_like(x, memory_format=torch.contiguous_format),
-    "norm_rotary": lambda *arguments: None,
+    "attention": lambda query, key, value, *rest: [torch.empty_like(v, memory_format=torch.contiguous_format) for v in value],
 }
 
 for _name, _schema in SCHEMAS.items():
@@ -126,13 +129,13 @@ for _name, _schema in SCHEMAS.items():
     torch.library.register_fake(f"lowbit::{_name}", _FAKE[_name])
 
 
-
 def _shortcut(name: str):
     """The registered op; on plain CPU tensors the kernel itself, because torch's dispatcher takes as long as a small layer."""
     registered, kernel = getattr(torch.ops.lowbit, name).default, getattr(cpu, name)
 
     def call(x: Tensor, *arguments):
-        plain = type(x) is Tensor and x.device.type == "cpu" and x.dtype in _SHORT and not torch.compiler.is_compiling()
+        first = x if isinstance(x, Tensor) else x[0]
+        plain = type(first) is Tensor and first.device.type == "cpu" and first.dtype in _SHORT and not torch.compiler.is_compiling()
         if plain and (name != "linear_wnan" or arguments[-1] in cpu.FORMATS) and not cpu.why_not():
             return kernel(x, *arguments)
         return registered(x, *arguments)
@@ -141,7 +144,7 @@ def _shortcut(name: str):
 
 
 _SHORT = {*cpu.FORMATS, torch.int8}
-block_hadamard, act_quant, linear_wnan, quant_linears, linear_wna16, modulate, norm_rotary = map(_shortcut, SCHEMAS)
+block_hadamard, act_quant, linear_wnan, quant_linears, linear_wna16, modulate, attention = map(_shortcut, SCHEMAS)
 
 
 @torch.no_grad()

@@ -7,12 +7,17 @@
 int lowbit_hadamard(const void *, int64_t, const float *, int64_t, int64_t, int64_t, void *, int64_t);
 int lowbit_act_quant(const void *, int64_t, const float *, int64_t, int64_t, int64_t, int64_t, int64_t, int8_t *, float *, int64_t);
 int lowbit_linear_wnan(const Weight *, const Epilogue *, const int8_t *, const float *, int64_t, int64_t, int64_t);
-int lowbit_quant_linears(const Weight *const *, const Epilogue *, void *const *, const int64_t *, int64_t, const void *, int64_t,
-                         const float *, int64_t, int64_t, int64_t, int64_t);
+int lowbit_quant_linears(const Weight *const *, const Epilogue *, const Epilogue *, void *const *, const int64_t *, int64_t, const void *,
+                         const void *, int64_t, int64_t, const float *, int64_t, int64_t, int64_t, int64_t);
 int lowbit_linear_wna16(const Weight *, const Epilogue *, const void *, int64_t, int64_t, int64_t);
 int lowbit_modulate(const void *, int64_t, const void *, const void *, int64_t, double, int64_t, int64_t, int64_t, void *, int64_t);
-int lowbit_norm_rotary(const void *, int64_t, const float *, const float *, const float *, double, int64_t, int64_t, int64_t, int64_t,
-                       void *, int64_t, int64_t, int64_t);
+typedef struct {
+    const void *q, *k, *v;
+    const float *q_norm, *k_norm;
+    void *y;
+    int64_t tokens;
+} Stream;
+int lowbit_attention(const Stream *, int64_t, int64_t, const float *, const float *, double, int64_t, int64_t, int64_t, int64_t);
 
 static uint32_t state = 1;
 
@@ -60,8 +65,14 @@ static void linear(void) {
         const Weight *const both[] = {&weight, &weight};
         const Epilogue ends[] = {{bias, NULL, NULL, NULL, format, 0, 0, 0}, {bias, NULL, NULL, NULL, format, 0, 1, 0}};
         const int64_t act_bits[] = {4, draw(2) ? 4 : 8};
-        if (lowbit_quant_linears(both, ends, (void *[]){y, second}, act_bits, 2, x, y_format, NULL, 1, act_groups, m, 1 + draw(2))) exit(2);
-        free(second);
+        if (lowbit_quant_linears(both, ends, NULL, (void *[]){y, second}, act_bits, 2, x, NULL, 0, y_format, NULL, 1, act_groups, m,
+                                 1 + draw(2))) exit(2);
+        void *gate = floats_of((size_t)n, y_format), *left = floats_of((size_t)m, y_format);
+        void *right = floats_of((size_t)(m * (k - 1)), y_format);
+        const Epilogue gated = {.residual = second, .gate = gate, .gate_stride = n, .tokens = m};
+        if (lowbit_quant_linears(both, ends, &gated, (void *[]){y}, act_bits, 1, k > 1 ? left : x, k > 1 ? right : NULL, 1, y_format, NULL, 1,
+                                 act_groups, m, 1 + draw(2))) exit(2);
+        free(second), free(gate), free(left), free(right);
         for (int64_t i = 0; i < m * k; i++) q[i] = q[i] == -128 ? 0 : q[i];
         if (lowbit_linear_wnan(&weight, &end, q, act_scale, act_groups, m, 1 + draw(2))) exit(2);
         if (lowbit_linear_wna16(&weight, &end, x, y_format, m, 1 + draw(2))) exit(2);
@@ -82,16 +93,17 @@ static void activations(void) {
 }
 
 static void between(void) {
-    const int64_t samples = 1 + draw(3), tokens = 1 + draw(5), heads = 1 + draw(3), channels = 2 * (1 + draw(40)), first = draw(3);
-    const int64_t d = heads * channels, total = first + tokens + draw(3);
+    const int64_t samples = 1 + draw(3), tokens = 1 + draw(20), heads = 1 + draw(3), channels = 2 * (1 + draw(40)), others = draw(6);
+    const int64_t d = heads * channels;
     const int format = (int)draw(3);
     void *x = floats_of((size_t)(samples * tokens * d), format), *y = malloc((size_t)(samples * tokens * d * width_of(format)));
+    void *more = floats_of((size_t)(samples * others * d), format), *z = malloc((size_t)(samples * others * d * width_of(format) + 1));
     void *shift = floats_of((size_t)(samples * d), format), *scale = floats_of((size_t)(samples * d), format);
-    void *out = malloc((size_t)(samples * total * d * width_of(format)));
-    float *weight = floats_of((size_t)channels, F32), *cos = floats_of((size_t)(tokens * channels), F32);
+    float *weight = floats_of((size_t)channels, F32), *cos = floats_of((size_t)((tokens + others) * channels), F32);
     if (lowbit_modulate(x, format, shift, scale, d, 1e-6, samples, tokens, d, y, 1 + draw(2))) exit(2);
-    if (lowbit_norm_rotary(x, format, weight, cos, cos, 1e-6, samples, tokens, heads, channels, out, total, first, 1 + draw(2))) exit(2);
-    free(x), free(y), free(shift), free(scale), free(out), free(weight), free(cos);
+    const Stream streams[] = {{x, x, x, weight, weight, y, tokens}, {more, more, more, weight, weight, z, others}};
+    if (lowbit_attention(streams, 1 + (others > 0), format, cos, cos, 1e-6, samples, heads, channels, 1 + draw(2))) exit(2);
+    free(x), free(y), free(more), free(z), free(shift), free(scale), free(weight), free(cos);
 }
 
 int main(void) {

@@ -221,10 +221,30 @@ def test_layers_of_one_input_give_what_each_gives_alone(draw, m, dtype, seed):
     bias = [draw.draw(st.sampled_from([None, ends(0, len(each[0]), 1, dtype, seed)[0]])) for each in layers]
     act_bits, last = [draw.draw(st.sampled_from(ACT_BITS)) for _ in layers], [False] * (len(layers) - 1) + [True]
     packed, scale, zero, bits, _ = zip(*layers)
-    made = ops.quant_linears(x_MK, factor_K, block, act_bits, act_group, packed, scale, zero, bits, group_size, bias, last)
+    made = ops.quant_linears((x_MK,), factor_K, block, act_bits, act_group, packed, scale, zero, bits, group_size, bias, last, None, None)
     for y_MN, each, stored, bias_N, gelu_after in zip(made, act_bits, layers, bias, last, strict=True):
         quantized = ops.act_quant(x_MK, factor_K, block, each, act_group)
         assert torch.equal(y_MN, ops.linear_wnan(*quantized, *stored, bias_N, None, None, gelu_after, dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("widths", [(96,), (64, 32), (60, 36)])
+def test_parts_side_by_side_and_a_gated_residual_are_what_they_stand_for(dtype, widths):
+    weight = layer(4, 32, False, 37, 96, 0)
+    x, factor_K = signed(10, 96, 1, dtype).view(2, 5, 96), torch.randn(96, generator=torch.Generator().manual_seed(2))
+    residual, gates = signed(10, 37, 3, dtype).view(2, 5, 37), signed(2, 90, 4, dtype)
+    gate_BN = gates[:, 40:77]  # rows of a wider tensor
+    bias_N = ends(1, 37, 1, dtype, 5)[0]
+    rest = (factor_K, 32, (4,), 0, (weight[0],), (weight[1],), (weight[2],), (4,), 32, (bias_N,), (False,))
+    [plain] = ops.quant_linears((x,), *rest, None, None)
+    [made] = ops.quant_linears([part.contiguous() for part in x.split(widths, -1)], *rest, residual, gate_BN)
+    terms = residual.float().abs() + gate_BN[:, None].float().abs() * plain.float().abs()
+    exact = residual.double() + gate_BN[:, None].double() * plain.double()
+    assert bool(((made.double() - exact).abs() <= (2 * OUT_UNIT[dtype] + 4 * UNIT) * terms + OUT_TINY[dtype]).all())
+    with pytest.raises(ValueError, match="gate of a residual"):
+        ops.quant_linears((x,), *rest, residual, None)
+    with pytest.raises(ValueError, match="differ in width alone"):
+        ops.quant_linears((x[..., :64], x[:1, ..., 64:]), *rest, None, None)
 
 
 def test_one_call_refuses_more_weights_than_it_holds_and_activation_groups_that_are_not_the_weights():
@@ -232,8 +252,8 @@ def test_one_call_refuses_more_weights_than_it_holds_and_activation_groups_that_
     x_MK = signed(3, 64, 0)
 
     def call(count, act_group):
-        return ops.quant_linears(x_MK, None, 1, (4,) * count, act_group, (packed_NP,) * count, (scale_NG,) * count, (None,) * count,
-                                 (bits,) * count, group_size, (None,) * count, (False,) * count)
+        return ops.quant_linears((x_MK,), None, 1, (4,) * count, act_group, (packed_NP,) * count, (scale_NG,) * count, (None,) * count,
+                                 (bits,) * count, group_size, (None,) * count, (False,) * count, None, None)
     with pytest.raises(ValueError, match="at most 8 weights"):
         call(cpu.MOST_WEIGHTS + 1, 0)
     with pytest.raises(ValueError, match="whole groups of the weight's size 32"):

@@ -14,16 +14,16 @@ Q, Q_SCALE = ops.act_quant(X, None, 1, 4, 0)
 PACKED_NP, SCALE_NG = pack(torch.randint(0, 16, (5, 64), dtype=torch.uint8, generator=GENERATOR), 4), torch.ones(5, 2).half()
 WEIGHT = (PACKED_NP, SCALE_NG, None, 4, 32)
 LOW = (torch.randn(2, 3, 2, generator=GENERATOR), torch.randn(5, 2, generator=GENERATOR).half())
-TABLE = torch.rand(3, 8, generator=GENERATOR)
+TABLE = torch.rand(5, 8, generator=GENERATOR)
 CALLS = {
     "block_hadamard": (X, 16, torch.ones(64)),
     "act_quant": (X, torch.ones(64), 16, 3, 32),
     "linear_wnan": (Q, Q_SCALE, *WEIGHT, torch.randn(5).half(), *LOW, True, torch.bfloat16),
-    "quant_linears": (X, torch.ones(64), 16, [4, 3], 0, [PACKED_NP] * 2, [SCALE_NG] * 2, [None] * 2, [4, 4], 32, [None, torch.randn(5)],
-                      [False, True]),
+    "quant_linears": ([X[..., :48], X[..., 48:]], torch.ones(64), 16, [4, 3], 0, [PACKED_NP] * 2, [SCALE_NG] * 2, [None] * 2, [4, 4], 32,
+                      [None, torch.randn(5)], [False, True], None, None),
     "linear_wna16": (X, *WEIGHT, None, *LOW, False),
     "modulate": (X, torch.randn(2, 64), torch.randn(2, 64), 1e-6),
-    "norm_rotary": (X, torch.ones(8), TABLE, TABLE, 1e-6, torch.zeros(2, 5, 8, 8), 1),
+    "attention": ([X, X[:, 1:]], [X, X[:, 1:]], [X, X[:, 1:]], [torch.ones(8)] * 2, [torch.ones(8)] * 2, TABLE, TABLE, 1e-6),
 }
 
 
@@ -35,7 +35,11 @@ def test_every_operation_keeps_its_schema_and_its_fake(name):
 
 @pytest.mark.parametrize("name", ["block_hadamard", "act_quant", "quant_linears", "linear_wna16", "modulate"])
 def test_a_float_type_that_no_kernel_has_takes_the_default(name):
-    arguments = [a.double() if isinstance(a, torch.Tensor) and a.dtype == torch.float32 else a for a in CALLS[name]]
+    def wider(a):
+        if isinstance(a, list):
+            return [wider(part) for part in a]
+        return a.double() if isinstance(a, torch.Tensor) and a.dtype == torch.float32 else a
+    arguments = [wider(a) for a in CALLS[name]]
     made, expected = getattr(ops, name)(*arguments), ops._DEFAULT[name](*arguments)
     for one, other in zip(*((r if isinstance(r, (tuple, list)) else (r,)) for r in (made, expected))):
         assert torch.equal(one, other)

@@ -11,7 +11,7 @@ Dimension letters: B samples, S tokens (text, then image), D channels, H heads, 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -92,55 +92,39 @@ def _norms(model: nn.Module) -> list[nn.Module]:
 def _double_block(block, text_BSD: Tensor, image_BSD: Tensor, parts: dict, kept: _Remembered) -> tuple[Tensor, Tensor]:
     image = parts[block.norm1].chunk(6, 1)  # shift, scale, gate of attention; shift, scale, gate of the MLP
     text = parts[block.norm1_context].chunk(6, 1)
-    attn, text_tokens = block.attn, text_BSD.shape[1]
+    attn = block.attn
     normed_image, normed_text = ops.modulate(image_BSD, *image[:2], EPS), ops.modulate(text_BSD, *text[:2], EPS)
-    samples, tokens = len(image_BSD), text_tokens + image_BSD.shape[1]
-    query, key, value = (image_BSD.new_empty(samples, tokens, attn.heads, attn.head_dim) for _ in range(3))
-    for normed, first, layers, norms in (
-            (normed_image, text_tokens, (attn.to_q, attn.to_k, attn.to_v), (attn.norm_q, attn.norm_k)),
-            (normed_text, 0, (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj), (attn.norm_added_q, attn.norm_added_k))):
-        here = slice(first, first + normed.shape[1])
-        *rotated, made_value = _together(layers, normed)
-        for out, made, norm in zip((query, key), rotated, norms):
-            ops.norm_rotary(made, norm.weight, kept.cos_SC[here], kept.sin_SC[here], EPS, out, first)
-        value[:, here] = made_value.view(samples, -1, attn.heads, attn.head_dim)
-    attended = _attention(query, key, value)
-    image_BSD = torch.addcmul(image_BSD, image[2][:, None], _one(attn.to_out[0], attended[:, text_tokens:].contiguous()))
-    text_BSD = torch.addcmul(text_BSD, text[2][:, None], _one(attn.to_add_out, attended[:, :text_tokens].contiguous()))
+    streams = (_together((attn.add_q_proj, attn.add_k_proj, attn.add_v_proj), normed_text),
+               _together((attn.to_q, attn.to_k, attn.to_v), normed_image))
+    norms = (attn.norm_added_q.weight, attn.norm_q.weight), (attn.norm_added_k.weight, attn.norm_k.weight)
+    attended_text, attended_image = ops.attention(*zip(*streams), *norms, kept.cos_SC, kept.sin_SC, EPS)
+    image_BSD = _gated(attn.to_out[0], (attended_image,), image_BSD, image[2])
+    text_BSD = _gated(attn.to_add_out, (attended_text,), text_BSD, text[2])
     image_BSD = _feed_forward(block.ff, image_BSD, image[3:])
     return _feed_forward(block.ff_context, text_BSD, text[3:]), image_BSD
 
 
 def _feed_forward(ff, x_BSD: Tensor, parts) -> Tensor:
     shift_BD, scale_BD, gate_BD = parts
-    hidden = _one(ff.net[0].proj, ops.modulate(x_BSD, shift_BD, scale_BD, EPS), gelu=True)
-    return torch.addcmul(x_BSD, gate_BD[:, None], _one(ff.net[2], hidden))
+    hidden = _together((ff.net[0].proj,), ops.modulate(x_BSD, shift_BD, scale_BD, EPS), gelu_last=True)
+    return _gated(ff.net[2], hidden, x_BSD, gate_BD)
 
 
 def _single_block(block, x_BSD: Tensor, parts: Tensor, kept: _Remembered) -> Tensor:
     shift_BD, scale_BD, gate_BD = parts.chunk(3, 1)
     attn, normed = block.attn, ops.modulate(x_BSD, shift_BD, scale_BD, EPS)
-    query, key = (normed.new_empty(*x_BSD.shape[:2], attn.heads, attn.head_dim) for _ in range(2))
-    *rotated, value, hidden = _together((attn.to_q, attn.to_k, attn.to_v, block.proj_mlp), normed, gelu_last=True)
-    for out, made, norm in zip((query, key), rotated, (attn.norm_q, attn.norm_k)):
-        ops.norm_rotary(made, norm.weight, kept.cos_SC, kept.sin_SC, EPS, out, 0)
-    attended = _attention(query, key, value.unflatten(-1, (attn.heads, attn.head_dim)))
-    return torch.addcmul(x_BSD, gate_BD[:, None], _one(block.proj_out, torch.cat([attended, hidden], 2)))
-
-
-def _attention(query_BSHC: Tensor, key_BSHC: Tensor, value_BSHC: Tensor) -> Tensor:
-    """(B, S, H C)."""
-    heads_first = (part.transpose(1, 2) for part in (query_BSHC, key_BSHC, value_BSHC))
-    return F.scaled_dot_product_attention(*heads_first).transpose(1, 2).flatten(2)
+    query, key, value, hidden = _together((attn.to_q, attn.to_k, attn.to_v, block.proj_mlp), normed, gelu_last=True)
+    [attended] = ops.attention((query,), (key,), (value,), (attn.norm_q.weight,), (attn.norm_k.weight,), kept.cos_SC, kept.sin_SC, EPS)
+    return _gated(block.proj_out, (attended, hidden), x_BSD, gate_BD)
 
 
 def _together(layers: tuple[nn.Module, ...], x: Tensor, *, gelu_last: bool = False) -> list[Tensor]:
     """Outputs of layers that read one tensor, in one pass where they allow it. GELU is the tanh form. Hooks see every layer."""
-    if not any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers):
+    if not _hooked(layers):
         if all(_is_plain(layer) and (layer.bias is None) == (layers[0].bias is None) for layer in layers):
             return _float_together(layers, x, gelu_last)
         joint = getattr(layers[0], "together", None)
-        made = None if joint is None else joint(layers[1:], x, gelu_last)
+        made = None if joint is None else joint(layers[1:], (x,), gelu_last=gelu_last)
         if made is not None:
             return made
     made = [layer(x) for layer in (layers[:-1] if gelu_last else layers)]
@@ -150,8 +134,17 @@ def _together(layers: tuple[nn.Module, ...], x: Tensor, *, gelu_last: bool = Fal
     return [*made, F.gelu(layers[-1](x), approximate="tanh") if fused is None else fused(x)]
 
 
-def _one(layer: nn.Module, x: Tensor, *, gelu: bool = False) -> Tensor:
-    return _together((layer,), x, gelu_last=gelu)[0]
+def _gated(layer: nn.Module, parts: Sequence[Tensor], residual_BSD: Tensor, gate_BD: Tensor) -> Tensor:
+    """residual + gate layer(parts side by side)."""
+    joint = None if _hooked((layer,)) else getattr(layer, "together", None)
+    made = None if joint is None else joint((), parts, residual=residual_BSD, gate_BN=gate_BD)
+    if made is not None:
+        return made[0]
+    return torch.addcmul(residual_BSD, gate_BD[:, None], layer(parts[0] if len(parts) == 1 else torch.cat(tuple(parts), 2)))
+
+
+def _hooked(layers: Sequence[nn.Module]) -> bool:
+    return any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
 
 
 def _is_plain(layer: nn.Module) -> bool:

@@ -156,11 +156,13 @@ class QuantLinear(nn.Module):
         return ops.linear_wnan(q, scale, *weight, self.bias, low, up_NR, gelu_after, x.dtype)
 
     @torch.no_grad()
-    def together(self, others: Sequence[nn.Module], x: Tensor, gelu_last: bool) -> list[Tensor] | None:
-        """Outputs of this layer and of `others`, which read the same tensor, in one pass that quantizes it once per width; the last one's
-        after GELU if asked. None where that pass does not hold them: another kind of layer, transform or group size, or 16 bits."""
+    def together(self, others: Sequence[nn.Module], x: Sequence[Tensor], *, gelu_last: bool = False, residual: Tensor | None = None,
+                 gate_BN: Tensor | None = None) -> list[Tensor] | None:
+        """Outputs of this layer and of `others`, which read the same tensor (`x`, or its parts side by side), in one pass that quantizes it
+        once per width; the last one's after GELU if asked, a single one's as `residual` + gate y. None where that pass does not hold
+        them: another kind of layer, transform or group size, or 16 bits."""
         layers, act_bits = (self, *others), []
-        if not ops.backend(x.device.type, x.dtype).is_kernel or not runs_on_kernels(self.act, self.k_in, self.group_size):
+        if not ops.backend(x[0].device.type, x[0].dtype).is_kernel or not runs_on_kernels(self.act, self.k_in, self.group_size):
             return None
         for layer in layers:
             if (type(layer) is not QuantLinear or layer.transform is not self.transform or layer.act != self.act or layer.down is not None
@@ -170,8 +172,8 @@ class QuantLinear(nn.Module):
         if 16 in act_bits:
             return None
         packed, scale, zero, width, bias = zip(*((each.packed_NP, each.scale_NG, each.zero_NG, each.bits, each.bias) for each in layers))
-        return ops.quant_linears(x, *self.transform.factor(x.device), act_bits, self.act.group_size or 0, packed, scale, zero, width,
-                                 self.group_size or 0, bias, (False,) * len(others) + (gelu_last,))
+        return ops.quant_linears(x, *self.transform.factor(x[0].device), act_bits, self.act.group_size or 0, packed, scale, zero, width,
+                                 self.group_size or 0, bias, (False,) * len(others) + (gelu_last,), residual, gate_BN)
 
     def _emulated(self, x: Tensor, bits: int) -> Tensor:
         mixed = self.transform.forward(x)

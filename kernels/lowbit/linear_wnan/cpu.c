@@ -57,9 +57,9 @@ static void run_tile(const Weight *weight, const Epilogue *end, Block block, con
 typedef struct {
     const int8_t *q;      /* (M, K), and */
     float *act_scale;     /* (M, act_groups); act_groups is 1 or the weight's; or */
-    const void *x;        /* (M, K) in `format` */
+    const void *x[2];     /* (M, K) in `format`, or its first k_first columns and its others */
     const float *factor;  /* (K) or NULL */
-    int64_t act_groups, format, block;
+    int64_t act_groups, format, block, k_first;
 } Tokens;
 
 /* The tokens at one activation width, as the products read them. */
@@ -70,14 +70,21 @@ typedef struct {
     int8_t *panels;      /* [block of rows][k / 4][row][k % 4] */
 } Panels;
 
+static void load_parts(const Tokens *tokens, int64_t row, int64_t k_in, float *wide) {
+    const int64_t k = tokens->x[1] ? tokens->k_first : k_in; /* a multiple of `block` */
+    const float *factor = tokens->factor;
+    lowbit_load_row(tokens->x[0], tokens->format, row, factor, tokens->block, k, wide);
+    if (tokens->x[1]) lowbit_load_row(tokens->x[1], tokens->format, row, factor ? factor + k : NULL, tokens->block, k_in - k, wide + k);
+}
+
 /* Rows first ... last - 1, a block of `step`: quantized where they are not, and put in their panel of each width. 0 when memory ran out. */
 static int prepare_block(const Tokens *tokens, const Panels *of_width, int64_t widths, int64_t first, int64_t last, int64_t step,
                          int64_t k_in, int64_t group) {
     const int64_t groups = ceil_div(k_in, group), padded_k = ceil_div(k_in, 4) * 4;
-    float *wide = tokens->x ? reserve(&of_thread, (size_t)k_in * 5 + 64) : NULL;
-    if (tokens->x && !wide) return 0;
+    float *wide = tokens->x[0] ? reserve(&of_thread, (size_t)k_in * 5 + 64) : NULL;
+    if (tokens->x[0] && !wide) return 0;
     for (int64_t row = first; row < last; row++) {
-        if (wide) lowbit_load_row(tokens->x, tokens->format, row, tokens->factor, tokens->block, k_in, wide);
+        if (wide) load_parts(tokens, row, k_in, wide);
         for (const Panels *to = of_width; to < of_width + widths; to++) {
             int8_t *made = wide ? (int8_t *)(wide + k_in) : NULL;
             if (made) lowbit_round_row(wide, to->bits, k_in / tokens->act_groups, k_in, made, to->act_scale + row * tokens->act_groups);
@@ -125,13 +132,13 @@ static int run(const Weight *const *weights, const Epilogue *ends, const int64_t
         panels[w] = of_width + i;
         tiles += ceil_div(weights[w]->n_out, COLUMNS);
     }
-    const int64_t scales = tokens->x ? m * tokens->act_groups : 0;
+    const int64_t scales = tokens->x[0] ? m * tokens->act_groups : 0;
     const int64_t bytes = ceil_div((m * groups + scales) * 4 + blocks * step * padded_k, 64) * 64;
     int8_t *at = reserve(&of_call, (size_t)(widths * bytes));
     if (!at) return 1;
     for (int64_t i = 0; i < widths; i++, at += bytes) {
         of_width[i].token_sums = (int32_t *)at;
-        of_width[i].act_scale = tokens->x ? (float *)at + m * groups : tokens->act_scale;
+        of_width[i].act_scale = tokens->x[0] ? (float *)at + m * groups : tokens->act_scale;
         of_width[i].panels = at + (m * groups + scales) * 4;
     }
     int failed = 0;
@@ -167,12 +174,16 @@ EXPORT int lowbit_linear_wnan(const Weight *weight, const Epilogue *end, const i
 }
 
 /* The same from x (M, K) in `format`, quantized as act_quant does at act_bits[i], for `count` weights of one K and group size; ys[i] is
-   the output of weights[i], in `format`. act_groups is 1 or the weights'. */
-EXPORT int lowbit_quant_linears(const Weight *const *weights, const Epilogue *ends, void *const *ys, const int64_t *act_bits, int64_t count,
-                                const void *x, int64_t format, const float *factor, int64_t block, int64_t act_groups, int64_t m,
-                                int64_t threads) {
-    const Tokens tokens = {.x = x, .format = format, .factor = factor, .block = block, .act_groups = act_groups};
+   the output of weights[i], in `format`. act_groups is 1 or the weights'. x may come as two parts side by side, the first k_first columns
+   wide, a multiple of `block`; else more_x is NULL. gated is NULL, or holds the residual of a single weight's output. */
+EXPORT int lowbit_quant_linears(const Weight *const *weights, const Epilogue *ends, const Epilogue *gated, void *const *ys,
+                                const int64_t *act_bits, int64_t count, const void *x, const void *more_x, int64_t k_first, int64_t format,
+                                const float *factor, int64_t block, int64_t act_groups, int64_t m, int64_t threads) {
+    const Tokens tokens = {.x = {x, more_x}, .format = format, .factor = factor, .block = block, .k_first = k_first, .act_groups = act_groups};
     Epilogue own[MOST_WEIGHTS];
-    for (int64_t w = 0; w < count; w++) own[w] = ends[w], own[w].y = ys[w], own[w].y_format = format;
+    for (int64_t w = 0; w < count; w++) {
+        own[w] = ends[w], own[w].y = ys[w], own[w].y_format = format;
+        if (gated) own[w].residual = gated->residual, own[w].gate = gated->gate, own[w].gate_stride = gated->gate_stride, own[w].tokens = gated->tokens;
+    }
     return run(weights, own, act_bits, count, &tokens, m, threads);
 }

@@ -1,0 +1,138 @@
+/* attention on a CPU: a head of one sample at a time, its keys and values packed for whole vectors while they are normed and rotated.
+   For as many tokens as a cache holds; the caller takes another way beyond that. */
+#include "../lowbit.h"
+
+enum { MOST_CHANNELS = 512, WIDTH = 16 };
+#if defined(__AVX512F__)
+enum { QUERIES = 8 }; /* at a time against WIDTH keys or channels: their sums stay in registers */
+#else
+enum { QUERIES = 4 };
+#endif
+
+/* One stream of tokens: q, k, v, y (B, tokens, H C) in the call's format, norm weights (C) float32. */
+typedef struct {
+    const void *q, *k, *v;
+    const float *q_norm, *k_norm;
+    void *y;
+    int64_t tokens;
+} Stream;
+
+INLINE void norm_rotary(float *restrict n, const float *restrict weight, const float *restrict cos, const float *restrict sin, float eps,
+                     int64_t channels) {
+    float squares = 0;
+#pragma omp simd reduction(+ : squares)
+    for (int64_t c = 0; c < channels; c++) squares += n[c] * n[c];
+    const float inverse = 1.0f / sqrtf(squares / (float)channels + eps);
+    int64_t c = 0;
+#if defined(__AVX512F__)
+    for (; c + 16 <= channels; c += 16) {
+        const __m512 x = _mm512_mul_ps(_mm512_mul_ps(_mm512_loadu_ps(n + c), _mm512_set1_ps(inverse)), _mm512_loadu_ps(weight + c));
+        const __m512 swapped = _mm512_mul_ps(_mm512_permute_ps(x, 0xb1), _mm512_loadu_ps(sin + c));
+        _mm512_storeu_ps(n + c, _mm512_fmaddsub_ps(x, _mm512_loadu_ps(cos + c), swapped)); /* subtracts at even places */
+    }
+#endif
+    for (int64_t i = c; i < channels; i++) n[i] = n[i] * inverse * weight[i];
+    for (; c + 1 < channels; c += 2) {
+        const float a = n[c], b = n[c + 1];
+        n[c] = a * cos[c] - b * sin[c];
+        n[c + 1] = b * cos[c + 1] + a * sin[c + 1];
+    }
+}
+
+/* What one head needs: queries [S][C], keys [C][padded S], values [S][padded C], scores [QUERIES][padded S]. */
+typedef struct {
+    float *q, *k, *v, *scores;
+    int64_t tokens, padded, channels, wide;
+} Head;
+
+static void pack(const Head *to, const Stream *streams, int64_t count, int64_t format, const float *cos, const float *sin, float eps,
+                 int64_t sample, int64_t head, int64_t heads) {
+    const int64_t channels = to->channels;
+    const float scale = 1.0f / sqrtf((float)channels);
+    int64_t at = 0;
+    for (const Stream *from = streams; from < streams + count; from++)
+        for (int64_t token = 0; token < from->tokens; token++, at++) {
+            const int64_t place = ((sample * from->tokens + token) * heads + head) * channels;
+            float *q = to->q + at * channels, *k = to->scores;
+            load_floats(from->q, (int)format, place, channels, q);
+            norm_rotary(q, from->q_norm, cos + at * channels, sin + at * channels, eps, channels);
+            for (int64_t c = 0; c < channels; c++) q[c] *= scale;
+            load_floats(from->k, (int)format, place, channels, k);
+            norm_rotary(k, from->k_norm, cos + at * channels, sin + at * channels, eps, channels);
+            for (int64_t c = 0; c < channels; c++) to->k[c * to->padded + at] = k[c];
+            load_floats(from->v, (int)format, place, channels, to->v + at * to->wide);
+        }
+}
+
+/* to[r][0 ... WIDTH - 1] = sum over k of left[r][k] right[k][0 ... WIDTH - 1] for QUERIES rows r. */
+INLINE void products(const float *restrict left, int64_t stride, const float *restrict right, int64_t right_stride, int64_t count,
+                     float *restrict to, int64_t to_stride) {
+    float sums[QUERIES][WIDTH] = {{0}};
+    for (int64_t k = 0; k < count; k++)
+#pragma GCC unroll 8
+        for (int r = 0; r < QUERIES; r++)
+#pragma omp simd
+            for (int i = 0; i < WIDTH; i++) sums[r][i] += left[r * stride + k] * right[k * right_stride + i];
+#pragma GCC unroll 8
+    for (int r = 0; r < QUERIES; r++) memcpy(to + r * to_stride, sums[r], sizeof sums[r]);
+}
+
+/* Weights of a row of scores, in place, not yet divided by their sum, which is returned. */
+INLINE float weigh(float *restrict scores, int64_t tokens, int64_t padded) {
+    float most = scores[0], sum = 0;
+#pragma omp simd reduction(max : most)
+    for (int64_t i = 0; i < tokens; i++) most = scores[i] > most ? scores[i] : most;
+    for (int64_t i = 0; i < padded; i++) scores[i] = exp_negative(scores[i] - most);
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < tokens; i++) sum += scores[i];
+    return sum;
+}
+
+static void attend(const Head *of, const Stream *streams, int64_t format, int64_t sample, int64_t head, int64_t heads) {
+    const Stream *to = streams;
+    int64_t first = 0; /* token of the stream `to` */
+    for (int64_t row = 0; row < of->tokens; row += QUERIES) {
+        const int64_t rows = smaller(QUERIES, of->tokens - row);
+        float out[QUERIES][MOST_CHANNELS]; /* rows beyond the last are scratch */
+        for (int64_t key = 0; key < of->padded; key += WIDTH)
+            products(of->q + row * of->channels, of->channels, of->k + key, of->padded, of->channels, of->scores + key, of->padded);
+        float sum[QUERIES];
+        for (int64_t r = 0; r < QUERIES; r++) sum[r] = weigh(of->scores + r * of->padded, of->tokens, of->padded);
+        for (int64_t c = 0; c < of->wide; c += WIDTH)
+            products(of->scores, of->padded, of->v + c, of->wide, of->tokens, out[0] + c, MOST_CHANNELS);
+        for (int64_t r = 0; r < rows; r++)
+            for (int64_t c = 0; c < of->channels; c++) out[r][c] /= sum[r];
+        for (int64_t r = 0; r < rows; r++) {
+            while (first == to->tokens) to++, first = 0;
+            store_floats(out[r], of->channels, to->y, (int)format, ((sample * to->tokens + first++) * heads + head) * of->channels);
+        }
+    }
+}
+
+static __thread Scratch of_thread;
+
+/* cos and sin (S, C) float32 over all streams; C even, at most 512. Returns 0, or 1 when memory ran out. */
+EXPORT int lowbit_attention(const Stream *streams, int64_t count, int64_t format, const float *cos, const float *sin, double eps,
+                            int64_t samples, int64_t heads, int64_t channels, int64_t threads) {
+    Head sizes = {.channels = channels, .wide = ceil_div(channels, WIDTH) * WIDTH};
+    for (int64_t i = 0; i < count; i++) sizes.tokens += streams[i].tokens;
+    sizes.padded = ceil_div(sizes.tokens, WIDTH) * WIDTH;
+    const int64_t q = (sizes.tokens + QUERIES) * channels, k = channels * sizes.padded, v = sizes.tokens * sizes.wide;
+    const int64_t scores = QUERIES * sizes.padded + channels;
+    int failed = 0;
+#pragma omp parallel for schedule(static) num_threads((int)threads)
+    for (int64_t item = 0; item < samples * heads; item++) {
+        float *at = reserve(&of_thread, (size_t)(q + k + v + scores + 64) * 4);
+        if (!at) {
+#pragma omp atomic write
+            failed = 1;
+            continue;
+        }
+        memset(at, 0, (size_t)(q + k + v + scores) * 4); /* what pads keys and values must be numbers */
+        Head of = sizes;
+        of.k = at, of.v = of.k + k, of.scores = of.v + v, of.q = of.scores + scores;
+        pack(&of, streams, count, format, cos, sin, (float)eps, item / heads, item % heads, heads);
+        attend(&of, streams, format, item / heads, item % heads, heads);
+    }
+    return failed;
+}
