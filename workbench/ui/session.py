@@ -252,6 +252,15 @@ class Store:
             self._forget_oldest()
         return session
 
+    def find(self, session_id: str) -> Session | None:
+        """The session of that id, if it is still there."""
+        with self._lock:
+            session = self._sessions.get(session_id)
+            if session is not None:
+                self._sessions.move_to_end(session.id)
+                session.seen_s = time.monotonic()
+        return session
+
     def _forget_oldest(self) -> None:
         newest_first = list(reversed(self._sessions.values()))
         profiled = [session for session in newest_first if session.profile is not None and session.example is None]
