@@ -21,7 +21,7 @@ RANKS = (
     ("peers",),
     ("pipeline",),
     ("contest",),
-    ("jobs",),
+    ("jobs", "space"),
     ("verbs",),
     ("verbs_judging",),
     ("cli", "ui"),

@@ -60,6 +60,7 @@ def test_only_the_cpu_file_pins_and_it_fits_the_ranges():
 
 def test_everything_imported_is_required():
     known = {"triton": "torch",  # comes with its CUDA builds
+             "spaces": "gradio",  # is there on a ZeroGPU Space and is not needed elsewhere
              "PIL": "pillow", "annotated_types": "pydantic", "huggingface_hub": "diffusers"}
     required = set(requirements("requirements.txt"))
     for path in SOURCES:

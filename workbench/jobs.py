@@ -8,6 +8,7 @@ for n seconds lets those pass who come up to n seconds later.
 from __future__ import annotations
 
 import bisect
+import contextvars
 import logging
 import secrets
 import threading
@@ -57,6 +58,7 @@ class Job:
         self.state, self.error, self.result = "queued", "", None
         self.events: list[tuple[str, Any]] = []
         self._work, self._on_finish = work, on_finish
+        self._context = contextvars.copy_context()  # of the request: a ZeroGPU Space charges the visitor it finds there
         self._cancel = threading.Event()
         self._finished = threading.Event()
         self._last = Progress(stage="", done=0, total=0)
@@ -94,7 +96,7 @@ class Job:
         self._started_s = self._stage_started_s = time.monotonic()
         self.state, self._version = "running", self._version + 1
         try:
-            self.result = self._work(self.report)
+            self.result = self._context.run(self._work, self.report)
         except Cancelled:
             self._end("cancelled")
         except BadInput as error:
@@ -111,7 +113,7 @@ class Job:
         if self._on_finish is not None:
             self._on_finish(state, error)
         self.state, self.error = state, error
-        self._work = self._on_finish = None  # what they captured may be large
+        self._work = self._on_finish = self._context = None  # what they captured may be large
         self._version += 1
         self._finished.set()
 

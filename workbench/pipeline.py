@@ -69,6 +69,11 @@ def load(source: str = "emoji-flux", device: str = "auto", *, on_progress: OnPro
         return _LOADED[source, device]
 
 
+def is_loaded(source: str, device: str = "auto") -> bool:
+    """Whether `load` would return at once."""
+    return (source, device) in _LOADED
+
+
 def profile(bundle: Bundle, trace_config: TraceConfig | None = None, config: SensitivityConfig | None = None,
             quant: QuantConfig | None = None, *, target: str = latency.THIS_MACHINE, run: Run | None = None,
             on_progress: OnProgress = ignore_progress) -> Profile:
@@ -248,6 +253,12 @@ def compare(bundle: Bundle, quantized: QuantizedModel, prompts: Sequence[str], s
     """The same prompts and seeds through float and quantized."""
     made = generate.compare(bundle, quantized, prompts, seed, steps, on_progress=on_progress, float_run=float_run)
     return replace(made, alone=benches.alone(bundle, quantized, steps, made.float_seconds_per_image))
+
+
+def draw(bundle: Bundle, prompts: Sequence[str], seed: int, steps: int, *, on_progress: OnProgress = ignore_progress) -> generate.Generated:
+    """Images of the float model, prompt i with seed + i, the same as in a comparison."""
+    prompts, seeds = generate.sample(prompts, seed, steps)
+    return generate.run(bundle, prompts, seeds, bundle.schedule(steps), on_progress=on_progress)
 
 
 def preview(bundle: Bundle, comparison: Comparison, pair: int, step: int):

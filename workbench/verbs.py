@@ -39,6 +39,11 @@ class Limits(Frozen):
     pick: str = setting("best", "of the front: best: least error within the budget; knee: best compromise within it; or a quality floor "
                                 "in dB of the latent, met as cheaply as possible", pattern=r"^(best|knee|\d+(\.\d+)?)$")
 
+    def budget(self) -> Budget:
+        """The same in bytes, milliseconds and bits; raises BadInput where no limit is set."""
+        return Budget.parse({"max_mean_act_bits": self.act_bits, "max_latency_ms": self.budget_ms,
+                             "max_weight_bytes": None if self.budget_mb is None else int(self.budget_mb * MEGABYTE)}, "budget")
+
 
 # The verbs.
 
@@ -69,20 +74,25 @@ def profile(args, listener):
     _, found = _profiled(args, listener, flags.read(args, QuantConfig))
     smap = found.sensitivity
     names = [layer.name for layer in smap.layers]
-    result = {"layers": names, "sigma": smap.schedule.sigma_T1[:-1].tolist(), "fisher": smap.fisher_TL.tolist(),
-              "alpha": smap.alpha_TL.tolist(), "seconds": found.seconds, "stderr": smap.stderr_TL.tolist(),
-              "samples": smap.samples, "estimator": smap.config.estimator, "model_hash": smap.model_hash}
     mean_L, worst_L = smap.fisher_TL.mean(0).tolist(), smap.fisher_TL.argmax(0).tolist()
     rows = [(name, f"{mean:.3e}", worst + 1) for name, mean, worst in zip(names, mean_L, worst_L)]
     title = f"temporal Fisher ({smap.config.estimator}), {smap.schedule.steps} steps, {found.seconds:.1f} s"
-    return result, [terminal.table(title, ("layer", "mean over steps", "most sensitive step"), rows)]
+    return profile_json(found), [terminal.table(title, ("layer", "mean over steps", "most sensitive step"), rows)]
+
+
+def profile_json(found) -> dict:
+    """The map of a profile: rows are steps, columns layers."""
+    smap = found.sensitivity
+    return {"layers": [layer.name for layer in smap.layers], "sigma": smap.schedule.sigma_T1[:-1].tolist(),
+            "fisher": smap.fisher_TL.tolist(), "alpha": smap.alpha_TL.tolist(), "seconds": found.seconds,
+            "stderr": smap.stderr_TL.tolist(), "samples": smap.samples, "estimator": smap.config.estimator,
+            "model_hash": smap.model_hash}
 
 
 def search(args, listener):
     """Find the plans that trade bits for error best, and choose one within a budget."""
     limits = flags.read(args, Limits)
-    budget = Budget.parse({"max_mean_act_bits": limits.act_bits, "max_latency_ms": limits.budget_ms,
-                           "max_weight_bytes": None if limits.budget_mb is None else int(limits.budget_mb * MEGABYTE)}, "budget")
+    budget = limits.budget()
     config, quant = flags.read(args, SearchConfig), flags.read(args, QuantConfig)
     from workbench import costs, latency, pipeline
     from workbench.search import picks
@@ -101,26 +111,33 @@ def search(args, listener):
             path = _written_plan(args, stopped.so_far.chosen.plan)
             print(f"stopped; the best plan so far (error {stopped.so_far.chosen.error:.3g}) is in {path}", file=sys.stderr)
         raise
-    picked = _picked(result, budget, limits.pick)
+    picked = picked_from(result, budget, limits.pick)
     path = _written_plan(args, picked.plan)
-    front = [_point(scored) for scored in sorted(result.front, key=lambda s: (s.plan.weight_bytes, s.plan.act_bits_mean))]
-    interval = {"low": picked.low, "high": picked.high, "samples": picked.samples, "held_out": picked.held_out}
-    chosen = {**_point(picked), **interval, "origin": picked.origin, "act_bits_macs": picked.plan.act_bits_macs, "plan": str(path)}
-    point = {"weight_bytes": picked.plan.weight_bytes, "act_bits_mean": picked.plan.act_bits_mean}
+    written = search_json(result, picked)
+    written["chosen"]["plan"] = str(path)
+    here = {"weight_bytes": picked.plan.weight_bytes, "act_bits_mean": picked.plan.act_bits_mean}
     rows = [(megabytes(p["weight_bytes"]), f"{p['act_bits_mean']:.2f}", f"{p['error']:.3e}",
-             "chosen" if point.items() <= p.items() else "") for p in front]
-    title = f"front of {len(front)} plans, {result.evaluations} evaluations, {result.seconds:.1f} s"
+             "chosen" if here.items() <= p.items() else "") for p in written["front"]]
+    title = f"front of {len(rows)} plans, {result.evaluations} evaluations, {result.seconds:.1f} s"
     others = [(s.origin, megabytes(s.plan.weight_bytes), f"{s.plan.act_bits_mean:.2f}", f"{s.error:.3e}") for s in result.references]
-    ranking = [vars(each) for each in result.ranking]
     shown = [terminal.table(title, ("weights", "mean act bits", "error (NMSE)", ""), rows),
              terminal.table("rivals and references", ("plan", "weights", "mean act bits", "error (NMSE)"), others),
              *(f"rank correlation of {r.prediction} with measured error: {_rho(r.spearman)} over {r.plans} plans, "
                f"{_rho(r.spearman_near)} over {r.plans_near} near the budget" for r in result.ranking), f"plan: {path}"]
-    return ({"front": front, "chosen": chosen, "evaluations": result.evaluations, "seconds": result.seconds, "ranking": ranking,
-             "references": [{**_point(s), "origin": s.origin} for s in result.references]}, shown)
+    return written, shown
 
 
-def _picked(result, budget, pick: str):
+def search_json(result, picked) -> dict:
+    """What a search found and which plan was picked of it, without the plan itself."""
+    front = sorted(result.front, key=lambda scored: (scored.plan.weight_bytes, scored.plan.act_bits_mean))
+    interval = {"low": picked.low, "high": picked.high, "samples": picked.samples, "held_out": picked.held_out}
+    return {"front": [point(scored) for scored in front],
+            "chosen": {**point(picked), **interval, "origin": picked.origin, "act_bits_macs": picked.plan.act_bits_macs},
+            "evaluations": result.evaluations, "seconds": result.seconds, "ranking": [vars(each) for each in result.ranking],
+            "references": [{**point(scored), "origin": scored.origin} for scored in result.references]}
+
+
+def picked_from(result, budget, pick: str):
     """The plan that was asked for: the search's choice, the knee, or the cheapest above a floor in dB."""
     from workbench.search import picks
 
@@ -274,7 +291,8 @@ def _image_folder(path: str | None) -> Path:
     return Path(path)
 
 
-def _point(scored) -> dict:
+def point(scored) -> dict:
+    """What a plan costs and how far it is from float."""
     return {"weight_bytes": scored.plan.weight_bytes, "act_bits_mean": scored.plan.act_bits_mean, "latency_ms": scored.plan.latency_ms,
             "error": scored.error}
 

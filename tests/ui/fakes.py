@@ -126,6 +126,9 @@ class FakePipeline:
             raise BadInput(f"no embedded model, folder or hub id is called {source!r}; embedded: emoji-flux")
         return FakeBundle(layers=make_layers(self.blocks))
 
+    def is_loaded(self, source):
+        return source == "emoji-flux"
+
     def profile(self, bundle, trace_config, config, quant, *, target=None, run=None, on_progress=ignore_progress):
         steps = trace_config.steps
         for t in range(steps):
@@ -172,6 +175,12 @@ class FakePipeline:
                           quantized_seconds_per_image=0.6,
                           float_bytes=bundle.float_bytes, quantized_bytes=quantized.weight_bytes, compute="emulated",
                           reason="dequantized weights, float product", plan=quantized.plan)
+
+    def draw(self, bundle, prompts, seed, steps, *, on_progress=ignore_progress):
+        """The float images of `compare`."""
+        made = self.compare(bundle, SimpleNamespace(plan=None, weight_bytes=0), prompts, seed, steps, on_progress=on_progress)
+        return SimpleNamespace(prompts=tuple(prompts), seeds=tuple(pair.seed for pair in made.pairs),
+                               images=[pair.image_float for pair in made.pairs], seconds_per_image=0.4)
 
     def preview(self, bundle, comparison, pair, step):
         """The final images, darker the earlier the step."""

@@ -22,6 +22,7 @@ class Limits:
     upload_mb: int
     models: tuple[str, ...] | None
     idle_minutes: int
+    waiting: int  # calls over HTTP that may wait in line, all callers together
     keeps_exports: bool
 
     def check(self, *, prompts: int = 0, steps: int = 0) -> None:
@@ -41,8 +42,10 @@ class Limits:
             )
 
 
-OWN_MACHINE = Limits(prompts=MAX_PROMPTS, steps=100, compared=16, upload_mb=10, models=None, idle_minutes=24 * 60, keeps_exports=True)
-ON_A_SPACE = Limits(prompts=24, steps=30, compared=8, upload_mb=2, models=SPACE_MODELS, idle_minutes=45, keeps_exports=False)
+OWN_MACHINE = Limits(prompts=MAX_PROMPTS, steps=100, compared=16, upload_mb=10, models=None, idle_minutes=24 * 60, waiting=256,
+                     keeps_exports=True)
+ON_A_SPACE = Limits(prompts=24, steps=30, compared=8, upload_mb=2, models=SPACE_MODELS, idle_minutes=45, waiting=32,
+                    keeps_exports=False)
 
 
 def on_a_space() -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import gradio as gr
 
 from workbench.jobs import Board
-from workbench.ui import budgets, guide, limits, style, tables, widget
+from workbench.ui import budgets, endpoints, guide, limits, style, tables, widget
 from workbench.ui.actions import export as export_actions
 from workbench.ui.live import Page
 from workbench.ui.session import TICK_S, Store
@@ -48,6 +48,7 @@ def build(store: Store) -> gr.Blocks:
         page.on_open = export_actions.follow_link
         store.on_adopt = _adopted
         page.bind(demo, kept_id)
+        endpoints.add(store)
     return demo
 
 

@@ -6,6 +6,7 @@ is drawn again (see `live.py`); jobs set values from their worker thread, the pa
 
 from __future__ import annotations
 
+import contextvars
 import hashlib
 import logging
 import os
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from workbench import space
 from workbench.jobs import SHARED, Board, Job
 from workbench.options import BadInput, ModelSpec, Progress, TraceConfig
 from workbench.ui import limits
@@ -33,10 +35,12 @@ TICK_S, WAITING_S = 0.25, 1.0  # how often a page asks while its job runs, and w
 
 
 def stages():
-    """The pipeline, imported when first needed: it brings torch, and the port is bound before that."""
+    """The pipeline, imported when first needed: it brings torch, and the port is bound before that. On a ZeroGPU Space its GPU
+    stages are run by workers."""
     import importlib
 
-    return importlib.import_module("workbench.pipeline")
+    pipeline = importlib.import_module("workbench.pipeline")
+    return space.OnWorkers(pipeline) if space.ON_ZERO_GPU else pipeline
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,7 @@ class Session:
 
         with self.lock:
             self.pending += 1
-        self.store.light.submit(run)
+        self.store.light.submit(contextvars.copy_context().run, run)
 
     def set(self, **values) -> None:
         with self.lock:
@@ -250,6 +254,15 @@ class Store:
             self._sessions.move_to_end(session.id)
             session.seen_s = time.monotonic()
             self._forget_oldest()
+        return session
+
+    def find(self, session_id: str) -> Session | None:
+        """The session of that id, if it is still there."""
+        with self._lock:
+            session = self._sessions.get(session_id)
+            if session is not None:
+                self._sessions.move_to_end(session.id)
+                session.seen_s = time.monotonic()
         return session
 
     def _forget_oldest(self) -> None:

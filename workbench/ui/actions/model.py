@@ -14,7 +14,8 @@ from workbench.ui.session import SHOWN_PROMPTS, Session, stages
 SOURCE_LIMIT = 1000
 
 
-def _source(source: str | None) -> str:
+def source_of(source: str | None) -> str:
+    """A model's name, if it is one and may be loaded here; raises BadInput."""
     source = (source or "").strip()
     if not 0 < len(source) <= SOURCE_LIMIT:
         raise BadInput(f"a model is named by 1 to {SOURCE_LIMIT} characters, not {len(source)}: an embedded name, a folder or a hub id")
@@ -23,7 +24,7 @@ def _source(source: str | None) -> str:
 
 
 def load_model(session: Session, source: str | None) -> None:
-    source = _source(source)
+    source = source_of(source)
     outline.require_room(outline.of(source))
 
     def work(on_progress):
@@ -34,7 +35,7 @@ def load_model(session: Session, source: str | None) -> None:
 
 def look_at_model(session: Session, source: str | None) -> None:
     """Another model was named: say how large it is before anything is loaded."""
-    source = _source(source)
+    source = source_of(source)
     session.set(outline=outline.of(source), source=source)
 
 

@@ -1,0 +1,199 @@
+"""GPU work in a forked worker: what crosses the border of the process, and that nothing changes where there is no such worker."""
+
+import importlib.resources
+import os
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from tests.ui import forking_spaces
+from tests.ui.fakes import FakeBundle, FakePipeline
+from tests.ui.test_actions import SEARCH_SETTINGS, profile
+from workbench import space
+from workbench.options import BadInput, Progress
+from workbench.ui.actions import search
+from workbench.ui.session import stages
+
+WAIT_S = 20
+
+
+class Cursor:
+    pass
+
+
+@dataclass
+class LockedBundle(FakeBundle):
+    """A fake with what cannot be pickled, and with a cursor."""
+
+    def __post_init__(self):
+        self.lock, self.cursor = threading.Lock(), Cursor()  # an RLock might take the new thread for its owner
+
+
+class WorkerPipeline(FakePipeline):
+    """Says where it ran, and leaves a file when it is stopped."""
+
+    def __init__(self, folder):
+        super().__init__(pause=0.01)
+        self.folder, self.bundle = folder, LockedBundle()
+
+    def load(self, source="emoji-flux", device="auto", **_):
+        return self.bundle
+
+    def profile(self, bundle, *args, **kwargs):
+        with bundle.lock:
+            try:
+                found = super().profile(bundle, *args, **kwargs)
+            except BaseException as error:
+                (self.folder / "stopped").write_text(f"{type(error).__name__} {os.getpid()}")
+                raise
+        found.seconds = float(os.getpid())
+        return found
+
+    def quantize(self, bundle, found, plan, *, on_progress):
+        return SimpleNamespace(plan=plan, bundle=bundle, cursor=bundle.cursor, pid=os.getpid())
+
+
+@pytest.fixture
+def pipeline(monkeypatch, tmp_path):
+    fake = WorkerPipeline(tmp_path)
+    monkeypatch.setitem(sys.modules, "workbench.pipeline", fake)
+    return fake
+
+
+@pytest.fixture
+def zero_gpu(pipeline, monkeypatch):
+    """`workbench.space` as it is imported on a ZeroGPU Space."""
+    monkeypatch.setitem(sys.modules, "spaces", forking_spaces)
+    monkeypatch.setenv("SPACES_ZERO_GPU", "true")
+    forking_spaces.durations.clear()
+    yield importlib.reload(space)
+    monkeypatch.undo()
+    importlib.reload(space)
+
+
+def ignore(_):
+    pass
+
+
+def test_without_spaces_nothing_changes(pipeline):
+    def function():
+        pass
+
+    assert space.gpu(10)(function) is function
+    assert stages() is pipeline
+
+
+def test_two_functions_ask_for_a_gpu(zero_gpu):
+    assert forking_spaces.durations == [space.PLAN_S, space.DRAW_S]
+    assert set(space.STAGES.values()) == {space.plan_on_gpu, space.draw_on_gpu}
+
+
+def test_every_stage_that_needs_a_gpu_is_one_of_the_pipeline_s():
+    text = (importlib.resources.files("workbench") / "pipeline.py").read_text()
+    assert all(f"\ndef {stage}(bundle: Bundle" in text for stage in space.STAGES)
+
+
+def test_a_profile_of_the_page_runs_in_a_worker_with_its_progress(zero_gpu, session, finish):
+    assert session.bundle is stages().load()
+    profile(session)
+    finish(session)
+    assert session.job.state == "done", session.job.error
+    assert session.profile.seconds not in (0.0, float(os.getpid()))
+    assert [detail["step"] for stage, detail in session.job.events if stage == "sensitivity"] == [3, 2, 1, 0]
+    assert torch.equal(torch.tensor(session.fisher_TL), session.profile.sensitivity.fisher_TL)
+    search.search(session, 1.2, None, 5.0, *SEARCH_SETTINGS)
+    finish(session)
+    assert session.result.chosen.plan.plan_id == session.chosen.plan.plan_id
+
+
+def test_cancelling_stops_the_stage_in_the_worker_at_its_next_report(zero_gpu, pipeline, session, tmp_path):
+    pipeline.pause = 0.3
+    profile(session, steps=50)
+    limit = time.monotonic() + WAIT_S
+    while session.snapshot().done < 2:
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+    session.cancel()
+    assert session.job.wait(5) and session.job.state == "cancelled"
+    name, pid = (tmp_path / "stopped").read_text().split()
+    assert name == "Cancelled" and int(pid) != os.getpid()
+
+
+def test_bad_input_arrives_as_the_line_that_was_said(zero_gpu, pipeline, monkeypatch, session, finish):
+    def refuse(*args, **kwargs):
+        raise BadInput("the budget is 3 MB; the smallest plan takes 5 MB")
+
+    monkeypatch.setattr(pipeline, "profile", refuse)
+    profile(session)
+    finish(session)
+    assert session.notices["sensitivity"] == ("the budget is 3 MB; the smallest plan takes 5 MB", "error")
+
+
+@pytest.mark.parametrize("made, line", [(lambda: 1 / 0, "ZeroDivisionError: division by zero"), (lambda: threading.Lock(), "cannot pickle"),
+                                        (lambda: os._exit(3), "GPU task aborted|did not stop")])
+def test_a_fault_or_a_lost_worker_is_an_error_of_one_line(zero_gpu, pipeline, monkeypatch, made, line):
+    monkeypatch.setattr(pipeline, "compare", lambda *args, on_progress: made())
+    with pytest.raises((RuntimeError, AssertionError), match=line):
+        stages().compare(pipeline.bundle, None, on_progress=ignore)
+
+
+def test_what_comes_back_refers_to_this_process_s_model(zero_gpu, pipeline):
+    back = stages().quantize(pipeline.bundle, None, "plan", on_progress=ignore)
+    assert back.pid != os.getpid()
+    assert back.bundle is pipeline.bundle and back.cursor is pipeline.bundle.cursor
+
+
+def test_a_lock_that_is_held_at_the_fork_does_not_hold_the_worker(zero_gpu, pipeline, session, finish):
+    taken, done = threading.Event(), threading.Event()
+
+    def hold():
+        with pipeline.bundle.lock:
+            taken.set()
+            done.wait(WAIT_S)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    try:
+        assert taken.wait(WAIT_S)
+        profile(session)
+        finish(session)
+        assert session.job.state == "done" and not done.is_set()
+    finally:
+        done.set()
+        holder.join()
+
+
+def test_a_stage_without_progress_and_what_is_no_stage(zero_gpu, pipeline, monkeypatch):
+    monkeypatch.setattr(pipeline, "inspect", lambda bundle, layer: (layer, os.getpid()))
+    layer, pid = stages().inspect(pipeline.bundle, 4)
+    assert layer == 4 and pid != os.getpid()
+    assert stages().default_budget == pipeline.default_budget
+
+
+def test_a_job_runs_in_the_context_of_the_request_it_came_from(store):
+    import contextvars
+
+    visitor = contextvars.ContextVar("visitor", default="nobody")
+    visitor.set("somebody")
+    job = store.board.submit("look", "me", lambda on_progress: on_progress(Progress(stage="", done=1, total=1)) or visitor.get())
+    assert job.wait(WAIT_S) and job.result == "somebody"
+
+
+def test_a_quantized_model_crosses_and_draws_the_same_image(bundle):
+    from workbench import generate
+    from workbench.options import QuantConfig
+    from workbench.pipeline import uniform_plan
+    from workbench.quant.quantize import build, round_bank
+
+    schedule, quant = bundle.schedule(2), QuantConfig()
+    plan = uniform_plan(bundle, quant, schedule.sigma_T1[:-1].tolist(), 4, 4)
+    model = build(bundle, round_bank(bundle, quant, plan.weight_bits_L), plan)
+    copy = space.loads(space.dumps(model, bundle), bundle)
+    first, second = (generate.run(bundle, ["a"], [1], schedule, quantized=each).latent_STMD for each in (model, copy))
+    assert copy is not model and torch.equal(first, second)
+    assert not torch.equal(first, generate.run(bundle, ["a"], [1], schedule).latent_STMD)

@@ -1,0 +1,153 @@
+"""GPU work where the GPU belongs to a worker: `@spaces.GPU` of a ZeroGPU Space, and nothing at all elsewhere.
+
+There a decorated function runs in a forked process: its arguments and what it yields are pickled, nothing else comes back, and no
+event or lock reaches it. So a stage is sent as one message and answers with a stream of messages: every progress report, then its
+result. Cancelling closes the stream, which stops the stage at its next report, as everywhere.
+
+Import this before torch: `spaces` changes it. The pickles are made and read by this program alone; none comes from outside.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import io
+import os
+import pickle
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from workbench.options import BadInput, Cancelled, OnProgress, Progress
+
+try:
+    import spaces
+except ImportError:  # any machine but a ZeroGPU Space
+    spaces = None
+
+PLAN_S, DRAW_S = 120, 60  # seconds of GPU that a visitor's quota is asked for at most
+ON_ZERO_GPU = spaces is not None and os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
+
+
+def gpu(duration: int) -> Callable[[Callable], Callable]:
+    """`spaces.GPU` for `duration` seconds; where there is no `spaces`, the function as it is."""
+    return spaces.GPU(duration=duration) if spaces is not None else lambda function: function
+
+
+@gpu(PLAN_S)
+def plan_on_gpu(message: bytes) -> Iterator[bytes]:
+    """Profiling, searching and quantizing."""
+    yield from answer(message)
+
+
+@gpu(DRAW_S)
+def draw_on_gpu(message: bytes) -> Iterator[bytes]:
+    """Generating, comparing, and looking into a step or a layer."""
+    yield from answer(message)
+
+
+STAGES = {"profile": plan_on_gpu, "search": plan_on_gpu, "quantize": plan_on_gpu,
+          "compare": draw_on_gpu, "draw": draw_on_gpu, "preview": draw_on_gpu, "inspect": draw_on_gpu}
+
+
+class OnWorkers:
+    """The pipeline, its GPU stages run by workers; everything else is the pipeline's own."""
+
+    def __init__(self, pipeline):
+        self._pipeline = pipeline
+
+    def __getattr__(self, name: str):
+        return functools.partial(ask, name) if name in STAGES else getattr(self._pipeline, name)
+
+
+def ask(stage: str, bundle, *args, on_progress: OnProgress | None = None, **kwargs):
+    """Run a stage of the pipeline in a worker. Raises BadInput as the stage does, RuntimeError where the worker failed, and whatever
+    `on_progress` raises, after telling the worker to stop."""
+    stream = STAGES[stage](pickle.dumps((stage, bundle.source, on_progress is not None, dumps((args, kwargs), bundle))))
+    kind, value = "failed", "the GPU worker ended without a result"
+    try:
+        for message in stream:
+            kind, value = loads(message, bundle)
+            if kind == "progress":
+                on_progress(value)
+    finally:
+        stream.close()
+    if kind == "refused":
+        raise BadInput(value)
+    if kind != "result":
+        raise RuntimeError(value if kind == "failed" else "the GPU worker stopped before it had a result")
+    return value
+
+
+def answer(message: bytes) -> Iterator[bytes]:
+    """In the worker: run the stage, yield ("progress", report) while it runs and in the end ("result", value), ("refused", line) for bad
+    input or ("failed", line). The stage has a thread of its own, because it calls back where a generator must yield."""
+    stage, source, reports_progress, arguments = pickle.loads(message)
+    sent: queue.SimpleQueue[tuple[str, bytes]] = queue.SimpleQueue()
+    closed = threading.Event()
+
+    def work() -> None:
+        bundle = None
+
+        def send(kind: str, value: Any) -> None:
+            sent.put((kind, dumps((kind, value), bundle)))
+
+        def report(progress: Progress) -> None:
+            if closed.is_set():
+                raise Cancelled(f"{stage} was cancelled")
+            send("progress", progress)
+
+        try:
+            pipeline = importlib.import_module("workbench.pipeline")
+            bundle = pipeline.load(source)
+            bundle.lock = threading.RLock()  # the old one may have been held, at the fork, by a thread that is not here
+            args, kwargs = loads(arguments, bundle)
+            send("result", getattr(pipeline, stage)(bundle, *args, **kwargs, **({"on_progress": report} if reports_progress else {})))
+        except BadInput as error:
+            send("refused", str(error))
+        except Exception as error:
+            send("failed", f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}")
+
+    thread = threading.Thread(target=work, name=f"gpu-{stage}", daemon=True)
+    thread.start()
+    try:
+        kind = "progress"
+        while kind == "progress":
+            kind, blob = sent.get()
+            yield blob
+    finally:
+        closed.set()
+        thread.join()
+
+
+# A model never travels: both sides have it. What refers to it, or to its step cursor, finds the other side's own.
+
+
+def dumps(value, bundle) -> bytes:
+    """Pickled, with the bundle and its cursor as names."""
+    names = _names(bundle)
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, each):
+            return names.get(id(each))
+
+    buffer = io.BytesIO()
+    Pickler(buffer, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
+    return buffer.getvalue()
+
+
+def loads(blob: bytes, bundle):
+    """The value, referring to this process's bundle and cursor."""
+    parts = {"bundle": bundle, "cursor": getattr(bundle, "cursor", None)}
+
+    class Unpickler(pickle.Unpickler):
+        def persistent_load(self, name):
+            return parts[name]
+
+    return Unpickler(io.BytesIO(blob)).load()
+
+
+def _names(bundle) -> dict[int, str]:
+    parts = {"bundle": bundle, "cursor": getattr(bundle, "cursor", None)}
+    return {id(part): name for name, part in parts.items() if part is not None}
