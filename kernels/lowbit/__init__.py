@@ -6,7 +6,8 @@
     linear_wnan/   linear layer with a packed n-bit weight and n-bit activations
     linear_wna16/  linear layer with a packed n-bit weight and float activations
     modulate/      adaptive layer norm in one pass
-    rotary/        RMS norm and rotary embedding of queries and keys in one pass
+    attention/     attention of streams of tokens, with its RMS norms and rotary embedding in one pass
+    quant_linears/ several layers of one input, quantized once
     ops            the names callers use; says which backend runs and why
     build, cpu     compile the C kernels; call them with tensors
 

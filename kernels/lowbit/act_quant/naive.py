@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lowbit.hadamard.naive import block_hadamard
 
-ACT_BITS = (3, 4, 6, 8)
+ACT_BITS = (3, 4, 5, 6, 7, 8)
 
 
 def largest_code(bits: int) -> int:
