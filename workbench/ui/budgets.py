@@ -99,6 +99,11 @@ def within(values: dict[str, float | None], limits: dict[str, float]) -> bool:
     return all(values.get(field) is None or values[field] <= limit + 1e-9 for field, limit in limits.items())
 
 
+def round_up(value: float, step: float) -> float:
+    """The least multiple of a slider's step that is not below a value."""
+    return round(math.ceil(value / step - 1e-6) * step, 6)
+
+
 def values_of(plan) -> dict[str, float | None]:
     """A plan on every axis, in slider units."""
     return {axis.field: axis.shown(plan) for axis in AXES}

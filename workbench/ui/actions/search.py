@@ -88,14 +88,12 @@ def _choose_freely(session: Session, scored) -> None:
     """Choose a plan whatever the sliders say, and let them follow to where it just fits."""
     values = budgets.values_of(scored.plan)
     fitting = {
-        axis.field: _ceil(values[axis.field], axis.step) for axis in budgets.offered(session.profile) if values[axis.field] is not None
+        axis.field: budgets.round_up(values[axis.field], axis.step)
+        for axis in budgets.offered(session.profile)
+        if values[axis.field] is not None
     }
     session.set(budget={**session.budget, **fitting}, sliders_moved=object())
     choose(session, scored)
-
-
-def _ceil(value: float, step: float) -> float:
-    return round(math.ceil(value / step - 1e-6) * step, 6)
 
 
 def click_point(session: Session, payload) -> None:

@@ -83,9 +83,9 @@ def _show_sliders(page: Page, sliders) -> None:
             low, high = span
             edge = 0 if axis.column == 1 else 0.02 * (high - low)
             return gr.Slider(
-                minimum=round(low - edge, 2),
-                maximum=round(high + edge, 2),
-                value=session.budget.get(axis.field, high),
+                minimum=max(0.0, round(low - edge, 2)),
+                maximum=budgets.round_up(high + edge, axis.step),
+                value=budgets.round_up(session.budget.get(axis.field, high), axis.step),
                 interactive=True,
                 visible=True,
             )
