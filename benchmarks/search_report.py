@@ -45,7 +45,7 @@ def beaten(ours: str, sections: Mapping[str, Mapping[str, object]]) -> list[str]
 
 NOTES = ("PSNR and latent NMSE are against the float image of the same prompt and seed; ± is half of the 95 % interval over prompts. "
          "Seconds are of the search alone (profile and judgement apart), on a machine that may have been shared.",
-         "The finalists of each search were chosen on 8 of the held-out prompts with other seeds; weights and tables on none.")
+         "The finalists of each search were chosen on 16 of the held-out prompts with other seeds; weights and tables on none.")
 
 
 def plot(lines: Mapping[str, Sequence[tuple[float, Interval]]], title: str) -> str:

@@ -152,6 +152,9 @@ class QuantConfig(Frozen):
         return bits
 
 
+MOST_FINALISTS = 16
+
+
 class SearchConfig(Frozen):
     """The beam search of AdaTSQ (arXiv 2602.09883) and the refinement of what it finds, section 4 of the design."""
 
@@ -166,7 +169,7 @@ class SearchConfig(Frozen):
                          pattern="^(signed|additive)$")
     refine: int = setting(12, "swaps of bits proposed and judged by measured error after the beam; 0: none", ge=0, le=200, step=1)
     rivals: str = setting("all", "allocations of other methods measured beside the search", pattern="^(all|uniform)$")
-    finalists: int = setting(3, "plans judged by full generations on held-out prompts", ge=1, le=16, step=1)
+    finalists: int = setting(4, "plans judged by full generations on held-out prompts", ge=1, le=MOST_FINALISTS, step=1)
     seed: int = setting(0, "seed", ge=0, le=2**31 - 1, step=1)
 
 

@@ -36,12 +36,11 @@ from workbench.quant.activations import format_of
 from workbench.quant.quantize import QuantizedModel, WeightBank, build, round_bank, solve_bank
 from workbench.rollout import Rollout
 from workbench.runs import Run
-from workbench.search.pareto import fits
 from workbench.search.ranking import predict
 from workbench.search.search import search as run_search
 from workbench.types import Comparison, DistortionTable, SearchResult, SensitivityMap, Trace
 
-JUDGE_PROMPTS, JUDGE_SEED = 8, 10_000  # held-out prompts that choose among the finalists, and their seeds
+JUDGE_PROMPTS, JUDGE_SEED = 16, 10_000  # held-out prompts that choose among the finalists, and their seeds
 SEARCH_PROMPTS, SEARCH_SEED = 8, 5_000  # prompts that a search measures on (at least), and their seeds
 _LOADED: dict[tuple[str, str], Bundle] = {}
 _LOADING = threading.Lock()
@@ -115,7 +114,7 @@ def search(bundle: Bundle, profiled: Profile, budget: Budget, config: SearchConf
             model_hash=bundle.model_hash, budget=budget, config=config, evaluator=rollout,
             ranked=_forms(profiled.sensitivity, profiled), prompts=Run.key(fresh.prompts, fresh.seeds),
             on_progress=on_progress, checkpoint=checkpoints and checkpoints.save, resume=checkpoints and checkpoints.load())
-    return replace(result, chosen=_judge(bundle, profiled, _finalists(result, budget, config), judge_prompts, on_progress))
+    return replace(result, chosen=_judge(bundle, profiled, result.finalists[:config.finalists], judge_prompts, on_progress))
 
 
 def weights_of(bundle: Bundle, profiled: Profile):
@@ -168,13 +167,8 @@ def table_variants(bundle: Bundle, profiled: Profile, *, run: Run | None = None,
     return tables | _forms(smap, profiled)
 
 
-def _finalists(result: SearchResult, budget: Budget, config: SearchConfig) -> list[ScoredPlan]:
-    """The plans of least measured error within budget, the search's choice first."""
-    fitting = [scored for scored in result.front if fits(scored, budget)]
-    return list(dict.fromkeys([result.chosen, *sorted(fitting, key=lambda scored: scored.error)]))[:config.finalists]
-
-
-def _judge(bundle: Bundle, profiled: Profile, finalists: list[ScoredPlan], prompts: Sequence[str], on_progress: OnProgress) -> ScoredPlan:
+def _judge(bundle: Bundle, profiled: Profile, finalists: Sequence[ScoredPlan], prompts: Sequence[str],
+           on_progress: OnProgress) -> ScoredPlan:
     """The finalist of least error on prompts that neither calibration nor search has seen."""
     held_out = _held_out(bundle, profiled, JUDGE_PROMPTS, on_progress, prompts)
     judged = []

@@ -186,7 +186,8 @@ class Ranking:
 @dataclass(frozen=True, kw_only=True)
 class SearchResult:
     """front: non-dominated in (weight bytes, mean act bits, error); references: uniform and other rivals, as points, by `origin`;
-    ranking: how well each table predicted what was measured."""
+    ranking: how well each table predicted what was measured; finalists: plans within budget, the first to be judged on other prompts
+    first: the best of each origin, then by measured error."""
 
     front: tuple[ScoredPlan, ...]
     references: tuple[ScoredPlan, ...]
@@ -195,6 +196,7 @@ class SearchResult:
     seconds: float
     events: tuple[SearchEvent, ...] = field(default=(), repr=False)
     ranking: tuple[Ranking, ...] = ()
+    finalists: tuple[ScoredPlan, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.search.toys import ACT_BITS, EntangledEvaluator, TableEvaluator, answer, make_costs, make_table, run
-from workbench.options import BadInput, Budget, Cancelled
+from workbench.options import MOST_FINALISTS, BadInput, Budget, Cancelled
 from workbench.plans import mean_act_bits
 from workbench.search.ledger import SearchFailed
+from workbench.search.log import OWN
 from workbench.search.pareto import non_dominated, plan_point, select, within
 
 COSTS = make_costs()
@@ -62,6 +63,20 @@ def test_a_wider_beam_never_chooses_worse(kind, rollout, seed):
     errors = [run(make_table(seed), kind(make_table(seed)), beam=beam, rollout=rollout, refine=0).chosen.error
               for beam in (1, 2, 3, 5, 8, 13)]
     assert errors == sorted(errors, reverse=True)
+
+
+def test_finalists_are_within_budget_and_begin_with_the_best_of_each_origin():
+    table, budget = make_table(3), Budget(max_mean_act_bits=4.0)
+    result = run(table, EntangledEvaluator(table), budget=budget, refine=6)
+    fitting = [scored for scored in result.finalists if scored.plan.act_bits_mean <= 4.0]
+    assert fitting == list(result.finalists) and len(fitting) == len({scored.plan.plan_id for scored in fitting}) <= MOST_FINALISTS
+    best = {}
+    for scored in sorted(fitting, key=lambda scored: scored.error):
+        best.setdefault(scored.origin, scored)
+    own = [best[origin] for origin in OWN if origin in best]
+    assert len(own) > 1 and list(result.finalists[:len(own)]) == sorted(own, key=lambda scored: scored.error)
+    rest = [scored.error for scored in result.finalists[len(own):]]
+    assert rest == sorted(rest) and result.chosen.error == min(scored.error for scored in fitting)
 
 
 def test_the_prediction_is_the_sum_of_the_table():

@@ -12,11 +12,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from workbench.options import Budget, Cancelled, OnProgress, QuantConfig, SearchConfig, ignore_progress
+from workbench.options import MOST_FINALISTS, Budget, Cancelled, OnProgress, QuantConfig, SearchConfig, ignore_progress
 from workbench.plans import BitChoice, CostTable, ScoredPlan, make_plan
 from workbench.search import phases
 from workbench.search.ledger import Evaluator, Row, SearchFailed
-from workbench.search.log import Checkpoint, Log, Measured
+from workbench.search.log import OWN, Checkpoint, Log, Measured
 from workbench.search.pareto import within
 from workbench.search.task import Task
 from workbench.types import DistortionTable, LayerInfo, SearchResult
@@ -81,8 +81,21 @@ def _best_weights(task: Task, log: Log, candidates: list[Row]) -> Row:
 
 def _choose(task: Task, log: Log) -> Measured | None:
     """The plan of least measured error within every limit; ties go to fewer bytes, then fewer bits."""
+    return next(iter(_fitting(task, log)), None)
+
+
+def _fitting(task: Task, log: Log) -> list[Measured]:
     fitting = [plan for plan in log.measured.values() if math.isfinite(plan.error) and _fits(task, plan)]
-    return min(fitting, key=lambda plan: (plan.error, plan.weight_bytes, plan.act_bits_mean, plan.act_bits_TL), default=None)
+    return sorted(fitting, key=lambda plan: (plan.error, plan.weight_bytes, plan.act_bits_mean, plan.act_bits_TL))
+
+
+def _finalists(task: Task, log: Log) -> list[Measured]:
+    """Few prompts measure the plans, so the least of many errors is partly luck: who proposed a plan is as good a reason to judge it
+    again. The best of each of the search's own origins, then all others."""
+    fitting = _fitting(task, log)
+    firsts = [next((plan for plan in fitting if plan.origin == origin), None) for origin in OWN]
+    ahead = sorted((plan for plan in firsts if plan is not None), key=fitting.index)
+    return [*ahead, *(plan for plan in fitting if plan not in ahead)][:MOST_FINALISTS]
 
 
 def _fits(task: Task, plan: Measured) -> bool:
@@ -94,7 +107,8 @@ def _result(task: Task, log: Log, samples: int) -> SearchResult:
     rivals = [plan for plan in log.references if plan.error < math.inf]
     return SearchResult(front=front, references=tuple(_scored(task, plan, samples) for plan in rivals),
                         chosen=_scored(task, _choose(task, log), samples), evaluations=log.ledger.evaluations, seconds=log.seconds,
-                        events=tuple(log.events), ranking=phases.ranking(task, log))
+                        events=tuple(log.events), ranking=phases.ranking(task, log),
+                        finalists=tuple(_scored(task, plan, samples) for plan in _finalists(task, log)))
 
 
 def _scored(task: Task, measured: Measured, samples: int) -> ScoredPlan:
