@@ -122,6 +122,7 @@ def measure_beside(runs: Mapping[str, Callable[[], object]], bundle: Bundle, qua
             on_progress(Progress(stage="latency", done=done, total=rounds, message=f"{len(timed)} timings, in turns"))
         own = {name: run for name, run in timed.items() if run is not None}
         us = in_turns({**own, **runs}, rounds, bundle.device, seconds=None if runs else SECONDS, report=report) if own or runs else {}
+        report(rounds)
     for cell in dict.fromkeys(cell for cell, _ in timed):
         cache.cells[cache.key_of(cell)] = [us[cell, "layer"], us.get((cell, "input"), 0.0)]
     cache.save()

@@ -94,10 +94,10 @@ def _double_block(block, text_BSD: Tensor, image_BSD: Tensor, parts: dict, kept:
     text = parts[block.norm1_context].chunk(6, 1)
     attn = block.attn
     normed_image, normed_text = ops.modulate(image_BSD, *image[:2], EPS), ops.modulate(text_BSD, *text[:2], EPS)
-    streams = (_together((attn.add_q_proj, attn.add_k_proj, attn.add_v_proj), normed_text),
-               _together((attn.to_q, attn.to_k, attn.to_v), normed_image))
+    of_image = _together((attn.to_q, attn.to_k, attn.to_v), normed_image)
+    of_text = _together((attn.add_q_proj, attn.add_k_proj, attn.add_v_proj), normed_text)
     norms = (attn.norm_added_q.weight, attn.norm_q.weight), (attn.norm_added_k.weight, attn.norm_k.weight)
-    attended_text, attended_image = ops.attention(*zip(*streams), *norms, kept.cos_SC, kept.sin_SC, EPS)
+    attended_text, attended_image = ops.attention(*zip(of_text, of_image), *norms, kept.cos_SC, kept.sin_SC, EPS)
     image_BSD = _gated(attn.to_out[0], (attended_image,), image_BSD, image[2])
     text_BSD = _gated(attn.to_add_out, (attended_text,), text_BSD, text[2])
     image_BSD = _feed_forward(block.ff, image_BSD, image[3:])
