@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -68,7 +68,7 @@ class Contenders:
         budget = Budget(max_mean_act_bits=mean)
         for name, changes in ({"raw-deviation beam (the paper)": ABLATIONS["raw deviation, additive, no refinement (the paper)"],
                                "AdaTSQ beam, no refinement": ABLATIONS["no refinement"], OURS: {}}).items():
-            found[name] = self._search(budget, changes)
+            found[name] = self._search(budget, changes, self._fixed(weight_bits))
         found["random, as many evaluations"] = self._random(problem, weights, mean, found[OURS].evaluations // self.steps)
         return found
 
@@ -91,7 +91,7 @@ class Contenders:
     def ablations(self, mean: float) -> dict[str, Found]:
         """The search with each part left out, on uniform 4-bit weights."""
         budget, weights = Budget(max_mean_act_bits=mean), (4,) * self.layers
-        found = {name: self._search(budget, changes) for name, changes in ABLATIONS.items()}
+        found = {name: self._search(budget, changes, self._fixed(4)) for name, changes in ABLATIONS.items()}
         local = pipeline.table_variants(self.bundle, self.profiled, run=self.run, on_progress=self.on_progress)["local directional"]
         signed = self._problem(mean, self.signed)
         found["Lagrangian, local table"] = self._lagrangian(local, weights, mean)
@@ -131,12 +131,19 @@ class Contenders:
         plan = pipeline.paint_plan(self.bundle, self.profiled, weights, rows, method=name)
         return Found(plan=plan, evaluations=0, seconds=seconds)
 
-    def _search(self, budget: Budget, changes: dict) -> Found:
-        config = self.config.model_copy(update={**ALONE, **changes})
-        key = Run.key(self.bundle.model_hash, self.profiled.table, self.fresh, budget, config)
+    def _fixed(self, weight_bits: int) -> pipeline.Profile:
+        """The profile with one weight width, so that a search has the same weights as its rivals."""
+        def narrowed(part):
+            column = part.weight_bits_C.index(weight_bits)
+            return replace(part, weight_bits_C=(weight_bits,), weight_error_LC=part.weight_error_LC[:, [column]])
+        return replace(self.profiled, table=narrowed(self.profiled.table), bank=narrowed(self.profiled.bank))
+
+    def _search(self, budget: Budget, changes: dict, profiled: pipeline.Profile | None = None) -> Found:
+        profiled, config = profiled or self.profiled, self.config.model_copy(update={**ALONE, **changes})
+        key = Run.key(self.bundle.model_hash, profiled.table, self.fresh, budget, config)
 
         def make():
-            result = pipeline.search(self.bundle, self.profiled, budget, config, run=self.run, on_progress=self.on_progress)
+            result = pipeline.search(self.bundle, profiled, budget, config, run=self.run, on_progress=self.on_progress)
             return Found(plan=result.chosen.plan, evaluations=result.evaluations, seconds=result.seconds)
         return self.run.resume(Found, "found", key, make)
 
