@@ -104,7 +104,8 @@ def search(bundle: Bundle, profiled: Profile, budget: Budget, config: SearchConf
     fresh = fresh_trace(bundle, profiled, config, run, on_progress)
     signed = projected(bundle, profiled, fresh, config, run, on_progress)
     checkpoints = None if run is None else Checkpoints(
-        run, Run.key(bundle.model_hash, profiled.trace, fresh, profiled.sensitivity.config, profiled.quant, budget, config))
+        run, Run.key(bundle.model_hash, profiled.trace, fresh, profiled.sensitivity.config, profiled.quant, profiled.bank.weight_bits_C,
+                     budget, config))
     guide = projection.with_signs(profiled.table, signed, bundle.layers) if signed and config.guide == "signed" else profiled.table
     weights = weights_of(bundle, profiled)
     with Rollout(bundle, fresh, weights, samples=config.samples, scoring=config.scoring,
