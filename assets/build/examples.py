@@ -8,26 +8,16 @@ from __future__ import annotations
 
 import datetime
 import os
-import platform
 import sys
 import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from workbench import examples, outline, pipeline, tuning
+from workbench import examples, latency, outline, pipeline, tuning
 from workbench.options import SearchConfig, SensitivityConfig, TraceConfig
 
 STEPS, PROMPTS, COMPARED = 20, 16, 6
-
-
-def processor() -> str:
-    """The processor's name as the system gives it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.machine()
 
 
 def make(model: str) -> examples.Example:
@@ -39,7 +29,7 @@ def make(model: str) -> examples.Example:
     quantized = pipeline.quantize(bundle, found, result.chosen.plan)
     comparison = pipeline.compare(bundle, quantized, bundle.prompts("showcase")[:COMPARED], 0, STEPS)
     seconds = time.perf_counter() - started
-    made = (f"Example run, made on {datetime.date.today().isoformat()} in {seconds / 60:.0f} minutes on {processor()}, "
+    made = (f"Example run, made on {datetime.date.today().isoformat()} in {seconds / 60:.0f} minutes on {latency.cpu_name()}, "
             f"{os.cpu_count()} cores: {STEPS} steps, {PROMPTS} prompts. Its seconds are of that machine. "
             "Press a button above to make your own.")
     return examples.Example(made=made, seconds=seconds, sensitivity=found.sensitivity, table=found.table, costs=found.costs,

@@ -156,6 +156,14 @@ typedef struct {
     int64_t gate_stride, tokens;
 } Epilogue;
 
+/* One stream of tokens of attention: q, k, v, y (B, tokens, H C) in the call's format, norm weights (C) float32. */
+typedef struct {
+    const void *q, *k, *v;
+    const float *q_norm, *k_norm;
+    void *y;
+    int64_t tokens;
+} Stream;
+
 /* unpack.c: codes of columns first_n .. first_n + COLUMNS as bytes [k / 4][column][k % 4], zero where there is none. */
 void lowbit_unpack_tile(const Weight *weight, int64_t first_n, uint8_t *restrict to);
 /* scales (and zero points) of the tile's columns: [group][column], zero where there is none. */

@@ -3,7 +3,7 @@
     block_hadamard(x, block, factor_K)                     rotation in blocks, after a factor per channel
     act_quant(x, factor_K, block, bits, group_size)        (q int8, scale): the same, then dynamic quantization
     linear_wnan(q, act_scale, packed_NP, scale_NG, ...)    packed weight x quantized activations
-    quant_linears(x, factor_K, block, act_bits, ...)          both in one pass, for every weight that reads x
+    quant_linears(x, factor_K, block, act_bits, ...)       both in one pass, for every weight that reads x
     linear_wna16(x, packed_NP, scale_NG, ...)              packed weight x float activations
     modulate(x, shift, scale, eps)                         adaptive layer norm
     attention(query, key, value, norms, cos, sin, eps)     of streams of tokens, with RMS norm and rotary embedding

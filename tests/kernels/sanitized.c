@@ -11,12 +11,6 @@ int lowbit_quant_linears(const Weight *const *, const Epilogue *, const Epilogue
                          const void *, int64_t, int64_t, const float *, int64_t, int64_t, int64_t, int64_t);
 int lowbit_linear_wna16(const Weight *, const Epilogue *, const void *, int64_t, int64_t, int64_t);
 int lowbit_modulate(const void *, int64_t, const void *, const void *, int64_t, double, int64_t, int64_t, int64_t, void *, int64_t);
-typedef struct {
-    const void *q, *k, *v;
-    const float *q_norm, *k_norm;
-    void *y;
-    int64_t tokens;
-} Stream;
 int lowbit_attention(const Stream *, int64_t, int64_t, const float *, const float *, double, int64_t, int64_t, int64_t, int64_t);
 
 static uint32_t state = 1;

@@ -9,16 +9,8 @@ enum { QUERIES = 8 }; /* at a time against WIDTH keys or channels: their sums st
 enum { QUERIES = 4 };
 #endif
 
-/* One stream of tokens: q, k, v, y (B, tokens, H C) in the call's format, norm weights (C) float32. */
-typedef struct {
-    const void *q, *k, *v;
-    const float *q_norm, *k_norm;
-    void *y;
-    int64_t tokens;
-} Stream;
-
 INLINE void norm_rotary(float *restrict n, const float *restrict weight, const float *restrict cos, const float *restrict sin, float eps,
-                     int64_t channels) {
+                        int64_t channels) {
     float squares = 0;
 #pragma omp simd reduction(+ : squares)
     for (int64_t c = 0; c < channels; c++) squares += n[c] * n[c];
