@@ -153,8 +153,8 @@ def test_sizes_that_do_not_divide_are_refused():
     for factor_K, block, group_size, message in ((None, 32, 0, "block 32"), (None, 1, 32, "group size 32"), (factors(7), 1, 0, "factors")):
         with pytest.raises(ValueError, match=message):
             act_triton.act_quant(x, factor_K, block, 8, group_size)
-    with pytest.raises(ValueError, match="5-bit activations"):
-        act_triton.act_quant(x, None, 1, 5, 0)
+    with pytest.raises(ValueError, match="9-bit activations"):
+        act_triton.act_quant(x, None, 1, 9, 0)
 
 
 # --- linear layers ---
