@@ -201,7 +201,7 @@ def _layer_runs(bundle: Bundle, quant: QuantConfig, shape: tuple, weight_bits: i
     run = torch.no_grad()(lambda: module(x.view(x.shape)))
     if weight_bits == 16:
         return run, None
-    prepare = module.transform.forward if act_bits == 16 else lambda x: module.transform.quantized(x, act_bits)
+    prepare = module.transform.forward if act_bits == 16 else lambda x: module.transform.quantized(x, act_bits, 0, *module.act.kernel_grid)
     return run, torch.no_grad()(lambda: prepare(x.view(x.shape)))
 
 

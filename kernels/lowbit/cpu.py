@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lowbit import build
-from lowbit.act_quant.naive import largest_code
+from lowbit.act_quant.naive import grid_of
 from lowbit.attention.naive import attention as torch_attention
 from lowbit.formats import PACKED_BITS, packed_bytes
 from lowbit.quant_linears.naive import quant_linears as one_after_another
@@ -40,13 +40,17 @@ class _Epilogue(ctypes.Structure):
                 ("residual", _P), ("gate", _P), ("gate_stride", _I), ("tokens", _I))
 
 
+class _ActGrid(ctypes.Structure):
+    _fields_ = (("bits", _I), ("mid_rise", _I), ("clip", ctypes.c_float))
+
+
 class _Stream(ctypes.Structure):
     _fields_ = (("q", _P), ("k", _P), ("v", _P), ("q_norm", _P), ("k_norm", _P), ("y", _P), ("tokens", _I))
 
 
 _ARGUMENTS = {  # of lowbit.h's entry points; every one ends with the number of threads
     "lowbit_hadamard": (_P, _I, _P, _I, _I, _I, _P, _I),
-    "lowbit_act_quant": (_P, _I, _P, _I, _I, _I, _I, _I, _P, _P, _I),
+    "lowbit_act_quant": (_P, _I, _P, _I, _P, _I, _I, _I, _P, _P, _I),
     "lowbit_linear_wnan": (ctypes.POINTER(_Weight), ctypes.POINTER(_Epilogue), _P, _P, _I, _I, _I),
     "lowbit_quant_linears": (_P, _P, _P, _P, _P, _I, _P, _P, _I, _I, _P, _I, _I, _I),
     "lowbit_linear_wna16": (ctypes.POINTER(_Weight), ctypes.POINTER(_Epilogue), _P, _I, _I, _I),
@@ -112,11 +116,18 @@ def block_hadamard(x: Tensor, block: int, factor_K: Tensor | None) -> Tensor:
     return y
 
 
-def act_quant(x: Tensor, factor_K: Tensor | None, block: int, bits: int, group_size: int) -> tuple[Tensor, Tensor]:
+@functools.lru_cache(maxsize=256)
+def _grids(act_bits: tuple[int, ...], clip: float, mid_rise: bool):
+    """Pointer to the structs; refuses widths that do not exist."""
+    grids = [grid_of(bits, clip, mid_rise) for bits in act_bits]
+    return (_ActGrid * len(grids))(*((bits, grid.mid_rise, grid.share) for bits, grid in zip(act_bits, grids)))
+
+
+def act_quant(x: Tensor, factor_K: Tensor | None, block: int, bits: int, group_size: int, clip: float = 1.0, mid_rise: bool = False
+              ) -> tuple[Tensor, Tensor]:
     """See act_quant/naive.py."""
     k_in = x.shape[-1]
-    width = group_size or k_in
-    largest_code(bits)  # refuses widths that do not exist
+    width, grid = group_size or k_in, _grids((bits,), clip, mid_rise)
     _check_block(block, k_in)
     if width and k_in % width:
         raise ValueError(f"{k_in} features are not a multiple of the group size {width}")
@@ -124,7 +135,7 @@ def act_quant(x: Tensor, factor_K: Tensor | None, block: int, bits: int, group_s
     q = torch.empty(x.shape, dtype=torch.int8)
     scale = torch.empty((*x.shape[:-1], k_in // width if width else 1), dtype=torch.float32)
     if x.numel():
-        _call("lowbit_act_quant", x.data_ptr(), FORMATS[x.dtype], _address(factor_K), block, bits, width, x.numel() // k_in, k_in,
+        _call("lowbit_act_quant", x.data_ptr(), FORMATS[x.dtype], _address(factor_K), block, grid, width, x.numel() // k_in, k_in,
               q.data_ptr(), scale.data_ptr())
     else:
         scale.zero_()
@@ -155,19 +166,18 @@ def linear_wnan(q: Tensor, act_scale: Tensor, packed_NP: Tensor, scale_NG: Tenso
 def quant_linears(x: Sequence[Tensor], factor_K: Tensor | None, block: int, act_bits: Sequence[int], act_group: int,
                   packed: Sequence[Tensor], scale: Sequence[Tensor], zero: Sequence[Tensor | None], weight_bits: Sequence[int],
                   group_size: int, bias: Sequence[Tensor | None], gelu_after: Sequence[bool], residual: Tensor | None,
-                  gate_BN: Tensor | None) -> list[Tensor]:
+                  gate_BN: Tensor | None, clip: float = 1.0, mid_rise: bool = False) -> list[Tensor]:
     """See quant_linears/naive.py."""
     if sum(part.numel() for part in x) > LARGE_INPUT:
         return one_after_another(x, factor_K, block, act_bits, act_group, packed, scale, zero, weight_bits, group_size, bias, gelu_after,
-                                 residual, gate_BN)
+                                 residual, gate_BN, clip, mid_rise)
     if len(x) > 2 or (len(x) == 2 and x[0].shape[-1] % block):
         x = (torch.cat(tuple(x), -1),)
     first, *more = map(_dense, x)
     if any(part.dtype != first.dtype or part.shape[:-1] != first.shape[:-1] for part in more):
         raise ValueError(f"parts of an input are {[(part.dtype, tuple(part.shape)) for part in x]}; they must differ in width alone")
     k_in, groups = sum(part.shape[-1] for part in x), scale[0].shape[-1]
-    for bits in act_bits:
-        largest_code(bits)  # refuses widths that do not exist
+    grids = _grids(tuple(act_bits), clip, mid_rise)
     _check_block(block, k_in)
     if act_group and (act_group != group_size or k_in % act_group):
         raise ValueError(f"{k_in} features in groups of {act_group}; grouped activations need whole groups of the weight's size "
@@ -179,8 +189,8 @@ def quant_linears(x: Sequence[Tensor], factor_K: Tensor | None, block: int, act_
     ys = [torch.empty((*first.shape[:-1], len(each)), dtype=first.dtype) for each in packed]
     gated, _kept = (None, None) if residual is None else _gated(residual, gate_BN, ys)
     if first.numel():
-        outputs, widths = (_P * len(ys))(*(y.data_ptr() for y in ys)), (_I * len(ys))(*act_bits)
-        _call("lowbit_quant_linears", weights, ends, gated, outputs, widths, len(ys), first.data_ptr(), _address(more[0]) if more else None,
+        outputs = (_P * len(ys))(*(y.data_ptr() for y in ys))
+        _call("lowbit_quant_linears", weights, ends, gated, outputs, grids, len(ys), first.data_ptr(), _address(more[0]) if more else None,
               first.shape[-1], FORMATS[first.dtype], _address(factor_K), block, groups if act_group else 1,
               first.numel() // first.shape[-1])
     return ys

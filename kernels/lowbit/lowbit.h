@@ -133,8 +133,15 @@ static inline void *reserve(Scratch *scratch, size_t bytes) {
 void lowbit_load_row(const void *x, int64_t format, int64_t row, const float *restrict factor, int64_t block, int64_t k_in,
                      float *restrict wide);
 
+/* The grid that activations are rounded to, as act_quant/naive.py has it; `clip` is the share of the largest magnitude that it covers. */
+typedef struct {
+    int64_t bits, mid_rise;
+    float clip;
+} ActGrid;
+
 /* act_quant/cpu.c: codes and scales (one per `group`) of a row of float32, whose rounding leaves `wide` as it was. */
-void lowbit_round_row(const float *restrict wide, int64_t bits, int64_t group, int64_t k_in, int8_t *restrict q, float *restrict scale);
+void lowbit_round_row(const float *restrict wide, const ActGrid *grid, int64_t group, int64_t k_in, int8_t *restrict q,
+                      float *restrict scale);
 
 /* A packed weight: codes (N, P), scales (N, G) half, zeros (N, G) or NULL, `group` columns to a scale. */
 typedef struct {

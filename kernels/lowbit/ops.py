@@ -1,7 +1,7 @@
 """The operations by their one name each, registered with torch (`torch.ops.lowbit.*`). Callers import these and never a backend.
 
     block_hadamard(x, block, factor_K)                     rotation in blocks, after a factor per channel
-    act_quant(x, factor_K, block, bits, group_size)        (q int8, scale): the same, then dynamic quantization
+    act_quant(x, factor_K, block, bits, group_size, ...)   (q int8, scale): the same, then dynamic quantization
     linear_wnan(q, act_scale, packed_NP, scale_NG, ...)    packed weight x quantized activations
     quant_linears(x, factor_K, block, act_bits, ...)       both in one pass, for every weight that reads x
     linear_wna16(x, packed_NP, scale_NG, ...)              packed weight x float activations
@@ -64,12 +64,13 @@ def backend(device_type: str = "cpu", dtype: torch.dtype = torch.float32) -> Bac
 
 SCHEMAS = {
     "block_hadamard": "(Tensor x, int block, Tensor factor_K) -> Tensor",
-    "act_quant": "(Tensor x, Tensor? factor_K, int block, int bits, int group_size) -> (Tensor, Tensor)",
+    "act_quant": "(Tensor x, Tensor? factor_K, int block, int bits, int group_size, float clip=1.0, bool mid_rise=False) -> "
+                 "(Tensor, Tensor)",
     "linear_wnan": "(Tensor q, Tensor act_scale, Tensor packed_NP, Tensor scale_NG, Tensor? zero_NG, int bits, int group_size, "
                    "Tensor? bias_N, Tensor? low, Tensor? up_NR, bool gelu_after, ScalarType dtype) -> Tensor",
     "quant_linears": "(Tensor[] x, Tensor? factor_K, int block, int[] act_bits, int act_group, Tensor[] packed, Tensor[] scale, "
                      "Tensor?[] zero, int[] weight_bits, int group_size, Tensor?[] bias, bool[] gelu_after, Tensor? residual, "
-                     "Tensor? gate_BN) -> Tensor[]",
+                     "Tensor? gate_BN, float clip=1.0, bool mid_rise=False) -> Tensor[]",
     "linear_wna16": "(Tensor x, Tensor packed_NP, Tensor scale_NG, Tensor? zero_NG, int bits, int group_size, "
                     "Tensor? bias_N, Tensor? low, Tensor? up_NR, bool gelu_after) -> Tensor",
     "modulate": "(Tensor x_BSD, Tensor shift_BD, Tensor scale_BD, float eps) -> Tensor",
@@ -105,7 +106,7 @@ def _on_gpu(name: str):
     return run
 
 
-def _fake_act_quant(x, factor_K, block, bits, group_size):
+def _fake_act_quant(x, factor_K, block, bits, group_size, clip=1.0, mid_rise=False):
     groups = x.shape[-1] // group_size if group_size else 1
     q = torch.empty_like(x, dtype=torch.int8, memory_format=torch.contiguous_format)
     return q, x.new_empty((*x.shape[:-1], groups), dtype=torch.float32)

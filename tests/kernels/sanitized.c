@@ -5,9 +5,9 @@
 #include <stdio.h>
 
 int lowbit_hadamard(const void *, int64_t, const float *, int64_t, int64_t, int64_t, void *, int64_t);
-int lowbit_act_quant(const void *, int64_t, const float *, int64_t, int64_t, int64_t, int64_t, int64_t, int8_t *, float *, int64_t);
+int lowbit_act_quant(const void *, int64_t, const float *, int64_t, const ActGrid *, int64_t, int64_t, int64_t, int8_t *, float *, int64_t);
 int lowbit_linear_wnan(const Weight *, const Epilogue *, const int8_t *, const float *, int64_t, int64_t, int64_t);
-int lowbit_quant_linears(const Weight *const *, const Epilogue *, const Epilogue *, void *const *, const int64_t *, int64_t, const void *,
+int lowbit_quant_linears(const Weight *const *, const Epilogue *, const Epilogue *, void *const *, const ActGrid *, int64_t, const void *,
                          const void *, int64_t, int64_t, const float *, int64_t, int64_t, int64_t, int64_t);
 int lowbit_linear_wna16(const Weight *, const Epilogue *, const void *, int64_t, int64_t, int64_t);
 int lowbit_modulate(const void *, int64_t, const void *, const void *, int64_t, double, int64_t, int64_t, int64_t, void *, int64_t);
@@ -58,13 +58,13 @@ static void linear(void) {
         void *second = malloc((size_t)(m * n * width_of(y_format)));
         const Weight *const both[] = {&weight, &weight};
         const Epilogue ends[] = {{bias, NULL, NULL, NULL, format, 0, 0, 0}, {bias, NULL, NULL, NULL, format, 0, 1, 0}};
-        const int64_t act_bits[] = {4, draw(2) ? 4 : 8};
-        if (lowbit_quant_linears(both, ends, NULL, (void *[]){y, second}, act_bits, 2, x, NULL, 0, y_format, NULL, 1, act_groups, m,
+        const ActGrid grids[] = {{4, draw(2), 1}, {draw(2) ? 4 : 8, 0, 0.9f}};
+        if (lowbit_quant_linears(both, ends, NULL, (void *[]){y, second}, grids, 2, x, NULL, 0, y_format, NULL, 1, act_groups, m,
                                  1 + draw(2))) exit(2);
         void *gate = floats_of((size_t)n, y_format), *left = floats_of((size_t)m, y_format);
         void *right = floats_of((size_t)(m * (k - 1)), y_format);
         const Epilogue gated = {.residual = second, .gate = gate, .gate_stride = n, .tokens = m};
-        if (lowbit_quant_linears(both, ends, &gated, (void *[]){y}, act_bits, 1, k > 1 ? left : x, k > 1 ? right : NULL, 1, y_format, NULL, 1,
+        if (lowbit_quant_linears(both, ends, &gated, (void *[]){y}, grids, 1, k > 1 ? left : x, k > 1 ? right : NULL, 1, y_format, NULL, 1,
                                  act_groups, m, 1 + draw(2))) exit(2);
         free(second), free(gate), free(left), free(right);
         for (int64_t i = 0; i < m * k; i++) q[i] = q[i] == -128 ? 0 : q[i];
@@ -82,7 +82,9 @@ static void activations(void) {
     float *factor = floats_of((size_t)k, F32), *scale = malloc((size_t)(m * (k / group) * 4));
     int8_t *q = malloc((size_t)(m * k));
     if (lowbit_hadamard(x, format, draw(2) ? factor : NULL, block, m, k, y, 1 + draw(2))) exit(2);
-    if (lowbit_act_quant(x, format, draw(2) ? factor : NULL, block, widths[draw(4)], group, m, k, q, scale, 1 + draw(2))) exit(2);
+    const int64_t bits = widths[draw(4)];
+    const ActGrid grid = {bits, bits < 8 && draw(2), draw(2) ? 1 : 0.9f};
+    if (lowbit_act_quant(x, format, draw(2) ? factor : NULL, block, &grid, group, m, k, q, scale, 1 + draw(2))) exit(2);
     free(x), free(y), free(factor), free(scale), free(q);
 }
 

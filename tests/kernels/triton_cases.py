@@ -128,7 +128,7 @@ def test_tokens_of_any_magnitude_are_the_references(magnitude):
 def test_rotated_codes_are_the_nearest_up_to_the_rotations_rounding(shape, block, group_size):
     """Codes and scale against float64; half a step, plus what the rotation's error makes of a step."""
     for dtype, bits in zip(TYPES, (8, 4, 3)):
-        x, factor_K, top = signed(*shape, dtype=dtype), factors(shape[-1]), act_naive.largest_code(bits)
+        x, factor_K, top = signed(*shape, dtype=dtype), factors(shape[-1]), act_naive.grid_of(bits, 1.0, False).top
         q, scale = act_triton.act_quant(x, factor_K, block, bits, group_size)
         exact, bound = (y.unflatten(-1, (-1, group_size or shape[-1])) for y in rotated_exactly(x, factor_K, block))
         absmax, bound = exact.abs().amax(-1, keepdim=True), bound.amax(-1, keepdim=True)

@@ -7,8 +7,8 @@ from lowbit.act_quant import naive
 from workbench.options import BadInput, QuantConfig
 from workbench.quant.activations import PLAIN, ActFormat, fake_quantize, format_of, quantize
 
-FORMATS = [ActFormat(scale=scale, group_size=32 if scale == "group" else None, symmetric=symmetric, clip=clip)
-           for scale in ("token", "group", "tensor") for symmetric in (True, False) for clip in (1.0, 0.9)]
+FORMATS = [ActFormat(scale=scale, group_size=32 if scale == "group" else None, grid=grid, clip=clip)
+           for scale in ("token", "group", "tensor") for grid in ("symmetric", "mid_rise", "asymmetric") for clip in (1.0, 0.9)]
 
 
 def tokens(rows=6, k_in=70):
@@ -37,7 +37,10 @@ def test_every_value_takes_the_nearest_level_of_the_grid_its_set_shares(form, bi
     y = fake_quantize(x, bits, form, range_2).reshape(-1, x.shape[-1])
     for where, values in pieces(x, form):
         low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
-        if form.symmetric:
+        if form.grid == "mid_rise" and bits < 8:
+            step = form.clip * (0.9 if bits == 3 else 1.0) * max(high, -low) / 2 ** (bits - 1)
+            levels_C = (torch.arange(-(2 ** (bits - 1)), 2 ** (bits - 1)) + 0.5).double() * step
+        elif form.grid != "asymmetric":
             top = 2 ** (bits - 1) - 1
             step = form.clip * max(high, -low) / top
             levels_C = torch.arange(-top, top + 1).double() * step
@@ -57,9 +60,10 @@ def test_codes_never_exceed_their_bits(form):
     for bits in (3, 4, 6, 8):
         codes, scale, zero = quantize(x, bits, form, torch.tensor([-1.0, 2.0]))
         assert len(codes.unique()) <= 2**bits
-        span = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if form.symmetric else (0, 2**bits - 1)
+        top = 2**bits - 1 if form.grid == "mid_rise" and bits < 8 else 2 ** (bits - 1) - 1
+        span = (0, 2**bits - 1) if form.grid == "asymmetric" else (-top, top)
         assert float(codes.min()) >= span[0] and float(codes.max()) <= span[1]
-        assert bool((scale > 0).all()) and bool(torch.isfinite(scale).all()) and torch.equal(zero, zero.round())
+        assert bool((scale >= 0).all()) and bool(torch.isfinite(scale).all()) and torch.equal(zero, zero.round())
 
 
 @pytest.mark.parametrize("form", FORMATS, ids=lambda f: f.describe())
@@ -71,8 +75,23 @@ def test_sixteen_bits_are_the_input_itself_and_zero_stays_zero(form):
 
 def test_the_plain_format_is_the_kernels_own():
     assert PLAIN.is_plain and torch.equal(fake_quantize(tokens(), 4), naive.fake_quantize(tokens(), 4))
-    by_formula = fake_quantize(tokens(), 4, ActFormat(clip=1.0))
-    assert torch.equal(by_formula, naive.fake_quantize(tokens(), 4))
+    for form in (ActFormat(clip=0.9), ActFormat(grid="mid_rise"), ActFormat(grid="mid_rise", clip=0.8)):
+        for bits in naive.ACT_BITS:
+            codes, scale, _ = quantize(tokens(), bits, form)
+            torch.testing.assert_close(fake_quantize(tokens(), bits, form), codes * scale, rtol=1e-6, atol=0)
+
+
+def test_mid_rise_grids_use_every_code_and_err_less_on_rotated_inputs():
+    x = torch.randn(400, 256, generator=torch.Generator().manual_seed(0))  # what a rotation makes of nearly any input
+    def error(bits, grid):
+        return float((fake_quantize(x, bits, ActFormat(grid=grid)) - x).square().mean())
+    assert error(3, "mid_rise") < 0.5 * error(3, "symmetric") and error(4, "mid_rise") < 0.8 * error(4, "symmetric")
+    for bits in (5, 6, 7):
+        assert error(bits, "mid_rise") < error(bits, "symmetric")
+    assert error(8, "mid_rise") == error(8, "symmetric")  # an int8 has no room for 256 odd codes
+    for bits in (3, 4, 6):
+        assert len(quantize(x, bits, ActFormat(grid="mid_rise"))[0].unique()) == 2**bits
+        assert len(quantize(x, bits, ActFormat())[0].unique()) == 2**bits - 1
 
 
 def test_smaller_groups_and_asymmetric_grids_follow_the_numbers_more_closely():
@@ -80,7 +99,7 @@ def test_smaller_groups_and_asymmetric_grids_follow_the_numbers_more_closely():
     def error(**form):
         return float((fake_quantize(x, 4, ActFormat(**form)) - x).square().mean())
     assert error(scale="group", group_size=32) < error(scale="group", group_size=128) < error()
-    assert error(symmetric=False) < 0.5 * error()
+    assert error(grid="asymmetric") < 0.5 * error()
 
 
 def test_a_static_range_clips_what_lies_outside():
@@ -91,9 +110,9 @@ def test_a_static_range_clips_what_lies_outside():
 
 
 def test_layers_that_read_one_tensor_at_one_format_share_the_result():
-    x, form = tokens(), ActFormat(symmetric=False)
+    x, form = tokens(), ActFormat(grid="asymmetric")
     assert fake_quantize(x, 4, form) is fake_quantize(x, 4, form)
-    assert not torch.equal(fake_quantize(x, 4, form), fake_quantize(x, 4, ActFormat(symmetric=False, clip=0.9)))
+    assert not torch.equal(fake_quantize(x, 4, form), fake_quantize(x, 4, ActFormat(grid="asymmetric", clip=0.9)))
 
 
 def test_a_layers_group_size_is_its_weights():

@@ -189,7 +189,7 @@ def rich_layer(**place):
     mix = transforms.make("smooth_hadamard", K_IN, 0, (torch.rand(K_IN, generator=generator) + 0.5).half())
     branch = truncated(mix.weight(w_NK), 3)
     stored = quantize_nearest(mix.weight(w_NK) - branch.value(), BitChoice(weight_bits=4, group_size=64, symmetric=False))
-    extras = Extras(act=ActFormat(scale="group", group_size=64, symmetric=False), branch=branch, input_group="first")
+    extras = Extras(act=ActFormat(scale="group", group_size=64, grid="asymmetric"), branch=branch, input_group="first")
     return QuantLinear(stored, b, mix, extras=extras, **place), w_NK, b
 
 

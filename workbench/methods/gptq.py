@@ -11,7 +11,7 @@ from workbench.options import QuantConfig
 METHOD = Method(
     name="gptq",
     label="GPTQ",
-    quant=QuantConfig(transform="none", solver="gptq", hessian="uniform", group_size=None, damping=0.01),
+    quant=QuantConfig(transform="none", solver="gptq", hessian="uniform", group_size=None, damping=0.01, act_grid="symmetric"),
     allocation="uniform",
     description="error-compensating rounding with searched scales, one per output channel",
     order=40,

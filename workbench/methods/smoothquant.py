@@ -11,7 +11,8 @@ from workbench.options import QuantConfig
 METHOD = Method(
     name="smoothquant",
     label="SmoothQuant",
-    quant=QuantConfig(transform="smooth", smoothing="fixed", smooth_alpha=0.5, solver="nearest", hessian="none", group_size=None),
+    quant=QuantConfig(transform="smooth", smoothing="fixed", smooth_alpha=0.5, solver="nearest", hessian="none", group_size=None,
+                      act_grid="symmetric"),
     allocation="uniform",
     description="outliers moved from activations to weights, nearest rounding",
     order=20,

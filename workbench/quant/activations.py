@@ -2,18 +2,25 @@
 
 Dimension letters: M tokens, K features, J features of one group.
 
-    symmetric    s = c max|x| / (2^(b-1) - 1),        q = clamp(round(x / s)) in [-(2^(b-1) - 1), 2^(b-1) - 1]
+    symmetric    s = c max|x| / (2^(b-1) - 1),        q = clamp(round(x / s)) in [-(2^(b-1) - 1), 2^(b-1) - 1]  (mid-tread)
+    mid_rise     s = c max|x| / 2^b,                  q = clamp(2 floor(x / 2s) + 1), odd, in [-(2^b - 1), 2^b - 1]
     asymmetric   s = c (max - min) / (2^b - 1),       q = clamp(round(x / s) + z) in [0, 2^b - 1],  z = round(-c min / s)
 
+A grid with a level at zero and as many on either side has an odd number of levels: of the 2^b codes one is lost, at 3 bits an
+eighth. Nothing is special about zero once an input is rotated, so this project's own methods round to odd multiples of half a
+step instead: at 3 bits the error falls by 3 dB for the same bits (mid-rise and mid-tread quantizers: Gersho and Gray, "Vector
+Quantization and Signal Compression", 1992, section 5.3). Rivals keep the grids that they were published with.
+
 `max` and `min` (with 0 between them) are taken over a token, over a group of one token's features, both dynamic, or over
-everything the calibration trace held (static, one range for all steps). c is the clip ratio. The plain quantizer (per token,
-symmetric, whole range) is the one that kernels run; it goes through `lowbit.ops`.
+everything the calibration trace held (static, one range for all steps). c is the clip ratio. Grids without a zero point, per
+token, are those that kernels run; they go through `lowbit.ops`.
 """
 
 from __future__ import annotations
 
 import torch
 from lowbit import ops
+from lowbit.act_quant.naive import grid_of
 from lowbit.memo import LastInput
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -28,7 +35,7 @@ class ActFormat(Frozen):
 
     scale: str = Field(default="token", pattern="^(token|group|tensor)$")
     group_size: int | None = None
-    symmetric: bool = True
+    grid: str = Field(default="symmetric", pattern="^(symmetric|mid_rise|asymmetric)$")
     clip: float = Field(default=1.0, gt=0, le=1)
 
     @model_validator(mode="after")
@@ -41,31 +48,36 @@ class ActFormat(Frozen):
 
     @property
     def is_plain(self) -> bool:
-        """Per token, symmetric, unclipped: what every kernel can run."""
-        return self.scale == "token" and self.symmetric and self.clip == 1.0
+        """Per token, without a zero point: what every kernel can run, with the arguments `kernel_grid`."""
+        return self.scale == "token" and self.grid != "asymmetric"
+
+    @property
+    def kernel_grid(self) -> tuple[float, bool]:
+        """(clip ratio, whether mid-rise), the last arguments of `lowbit.ops`."""
+        return self.clip, self.grid == "mid_rise"
 
     def describe(self) -> str:
         """For people, as part of a sentence."""
         shared = {"token": "per-token", "group": f"per-{self.group_size}-group", "tensor": "static per-tensor"}[self.scale]
         clipped = "" if self.clip == 1.0 else f" clipped at {self.clip:g}"
-        return f"{'symmetric' if self.symmetric else 'asymmetric'} {shared} activations{clipped}"
+        return f"{self.grid.replace('_', '-')} {shared} activations{clipped}"
 
 
-PLAIN = ActFormat()
+PLAIN = ActFormat()  # mid-tread, whole range
 
 
 def format_of(quant: QuantConfig, group_size: int | None) -> ActFormat:
     """The quantizer of a layer whose weight has that group size; a whole row as group is a token."""
     grouped = quant.act_scale == "group" and group_size is not None
     scale = "token" if quant.act_scale == "group" and not grouped else quant.act_scale
-    return ActFormat(scale=scale, group_size=group_size if grouped else None, symmetric=quant.act_grid == "symmetric", clip=quant.act_clip)
+    return ActFormat(scale=scale, group_size=group_size if grouped else None, grid=quant.act_grid, clip=quant.act_clip)
 
 
 def fake_quantize(x: Tensor, bits: int, form: ActFormat = PLAIN, range_2: Tensor | None = None) -> Tensor:
     """What the quantized activation stands for, in x's own type; 16 bits return x itself. Never change it in place:
     layers that read one tensor share the result. `range_2`: smallest and largest value of a static quantizer."""
     if bits == 16 or form.is_plain:
-        return ops.fake_quantize(x, bits)
+        return ops.fake_quantize(x, bits, *form.kernel_grid)
     key = (bits, form, None if range_2 is None else tuple(range_2.tolist()))
     return _last.get(x, key, lambda: _values(x, bits, form, range_2))
 
@@ -79,10 +91,12 @@ def quantize(x: Tensor, bits: int, form: ActFormat, range_2: Tensor | None = Non
         low, high = range_2.to(wide).clamp(max=0)[0], range_2.to(wide).clamp(min=0)[1]
     else:
         low, high = wide.amin(-1, keepdim=True).clamp(max=0), wide.amax(-1, keepdim=True).clamp(min=0)
-    if form.symmetric:
-        top = 2 ** (bits - 1) - 1
-        scale = _usable(form.clip * torch.maximum(high, -low) / top)
-        return (wide / scale).round_().clamp_(-top, top), scale, torch.zeros_like(scale)
+    if form.grid != "asymmetric":
+        grid = grid_of(bits, *form.kernel_grid)
+        scale = _usable(grid.share * torch.maximum(high, -low) / grid.divisor)
+        q = (wide / (2 * scale)).floor_().mul_(2).add_(1) if grid.mid_rise else (wide / scale).round_()
+        stored = torch.where((low < 0) | (high > 0), scale, 0.0) if grid.mid_rise else scale  # no odd code is zero
+        return q.clamp_(-grid.top, grid.top), stored, torch.zeros_like(scale)
     scale = _usable(form.clip * (high - low) / (2**bits - 1))
     zero = (-form.clip * low / scale).round()
     return (wide / scale).round_().add_(zero).clamp_(0, 2**bits - 1), scale, zero

@@ -5,7 +5,7 @@ Dimension letters: N out features, K in features, G groups along K, P packed byt
     y = Q_a(T(x)) W^T + T(x) down^T up^T + b
 
 `LayerFormat` declares a layer's arithmetic and `Extras` holds the tensors that go beyond the plain case (one packed weight,
-per-token symmetric activations, a Hadamard transform or none). `LayerFormat.beyond_kernel` says in words what kernels do not
+per-token activations, a Hadamard transform or none). `LayerFormat.beyond_kernel` says in words what kernels do not
 have; such a layer is emulated. Both modules read the activation bits of their layer from the step cursor, which the
 transformer's root hook moves.
 """
@@ -88,9 +88,9 @@ class LayerFormat(Frozen):
 
 
 def runs_on_kernels(act: ActFormat, k_in: int, group_size: int | None) -> bool:
-    """Whether kernels have this activation quantizer: symmetric, unclipped, one scale per token or per group of the weight's own size."""
+    """Whether kernels have this activation quantizer: no zero point, one scale per token or per group of the weight's own size."""
     own_groups = act.scale == "group" and act.group_size == group_size and k_in % group_size == 0
-    return act.symmetric and act.clip == 1.0 and (act.scale == "token" or own_groups)
+    return act.grid != "asymmetric" and (act.scale == "token" or own_groups)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +152,7 @@ class QuantLinear(nn.Module):
         low, up_NR = (None, None) if self.down is None else (self.down.forward(self.transform.forward(x)), self.up_NR)
         if act_bits == 16:
             return ops.linear_wna16(self.transform.forward(x), *weight, self.bias, low, up_NR, gelu_after)
-        q, scale = self.transform.quantized(x, act_bits, self.act.group_size or 0)
+        q, scale = self.transform.quantized(x, act_bits, self.act.group_size or 0, *self.act.kernel_grid)
         return ops.linear_wnan(q, scale, *weight, self.bias, low, up_NR, gelu_after, x.dtype)
 
     @torch.no_grad()
@@ -173,12 +173,13 @@ class QuantLinear(nn.Module):
             return None
         packed, scale, zero, width, bias = zip(*((each.packed_NP, each.scale_NG, each.zero_NG, each.bits, each.bias) for each in layers))
         return ops.quant_linears(x, *self.transform.factor(x[0].device), act_bits, self.act.group_size or 0, packed, scale, zero, width,
-                                 self.group_size or 0, bias, (False,) * len(others) + (gelu_last,), residual, gate_BN)
+                                 self.group_size or 0, bias, (False,) * len(others) + (gelu_last,), residual, gate_BN,
+                                 *self.act.kernel_grid)
 
     def _emulated(self, x: Tensor, bits: int) -> Tensor:
         mixed = self.transform.forward(x)
         rounded = mixed
-        if not self.act.is_plain:  # rounded here, so that the product takes the result as it is
+        if self.act != PLAIN:  # rounded here, so that the product takes the result as it is
             rounded, bits = activations.fake_quantize(mixed, bits, self.act, self._buffers.get("act_range_2")), 16
         y = ops.emulated_linear(rounded, self.packed_NP, self.scale_NG, self.zero_NG, self.bits, self.group_size, bits, self.bias,
                                 self._scratch)

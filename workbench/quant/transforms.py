@@ -37,9 +37,9 @@ class Identity:
         return None, 1
 
     @torch.no_grad()
-    def quantized(self, x: Tensor, bits: int, group_size: int = 0) -> tuple[Tensor, Tensor]:
+    def quantized(self, x: Tensor, bits: int, group_size: int = 0, clip: float = 1.0, mid_rise: bool = False) -> tuple[Tensor, Tensor]:
         """(q int8, scale float32) of x, one scale per token or group. Layers that read one tensor share the result."""
-        return _quantized(self, x, bits, group_size)
+        return _quantized(self, x, bits, group_size, clip, mid_rise)
 
     def forward(self, x: Tensor) -> Tensor:
         return x
@@ -76,9 +76,9 @@ class Hadamard:
         return self._last.get(x, x.dtype, lambda: self._rotated(x, ops.block_hadamard))
 
     @torch.no_grad()
-    def quantized(self, x: Tensor, bits: int, group_size: int = 0) -> tuple[Tensor, Tensor]:
+    def quantized(self, x: Tensor, bits: int, group_size: int = 0, clip: float = 1.0, mid_rise: bool = False) -> tuple[Tensor, Tensor]:
         """(q int8, scale float32) of T(x), rotated and rounded in one pass. Layers that read one tensor share the result."""
-        return _quantized(self, x, bits, group_size)
+        return _quantized(self, x, bits, group_size, clip, mid_rise)
 
     def factor(self, device: torch.device) -> tuple[Tensor, int]:
         """See Identity."""
@@ -130,9 +130,9 @@ class Smooth:
         return self._last.get(x, x.dtype, lambda: self.then.forward(x / self._like(x)))
 
     @torch.no_grad()
-    def quantized(self, x: Tensor, bits: int, group_size: int = 0) -> tuple[Tensor, Tensor]:
+    def quantized(self, x: Tensor, bits: int, group_size: int = 0, clip: float = 1.0, mid_rise: bool = False) -> tuple[Tensor, Tensor]:
         """(q int8, scale float32) of T(x): smoothing, signs and rotation in one pass."""
-        return _quantized(self, x, bits, group_size)
+        return _quantized(self, x, bits, group_size, clip, mid_rise)
 
     def factor(self, device: torch.device) -> tuple[Tensor, int]:
         """See Identity."""
@@ -164,8 +164,8 @@ class Smooth:
 Transform = Identity | Hadamard | Smooth
 
 
-def _quantized(transform: Transform, x: Tensor, bits: int, group_size: int) -> tuple[Tensor, Tensor]:
-    return transform._last.get(x, (bits, group_size), lambda: ops.act_quant(x, *transform.factor(x.device), bits, group_size))
+def _quantized(transform: Transform, x: Tensor, *grid) -> tuple[Tensor, Tensor]:
+    return transform._last.get(x, grid, lambda: ops.act_quant(x, *transform.factor(x.device), *grid))
 
 
 def _signs(block: int, seed: int) -> Tensor:

@@ -11,6 +11,7 @@ INLINE float absmax(const float *restrict x, int64_t count) {
     return bits_to_float(most);
 }
 
+/* Nearest integers within -top ... top. */
 INLINE void round_to_codes(const float *restrict x, int64_t count, float inverse, int top, int8_t *restrict q) {
     int64_t i = 0;
 #if defined(__AVX512F__)
@@ -27,21 +28,44 @@ INLINE void round_to_codes(const float *restrict x, int64_t count, float inverse
     }
 }
 
-void lowbit_round_row(const float *restrict wide, int64_t bits, int64_t group, int64_t k_in, int8_t *restrict q, float *restrict scale) {
-    const int top = (1 << (bits - 1)) - 1;
+/* Odd integers 2 floor + 1 within -top ... top, which is 2^b - 1. */
+INLINE void round_to_odd_codes(const float *restrict x, int64_t count, float inverse, int top, int8_t *restrict q) {
+    const int low = -(top + 1) / 2, high = (top - 1) / 2; /* of the floor */
+    int64_t i = 0;
+#if defined(__AVX512F__)
+    const __m512 by = _mm512_set1_ps(inverse), most = _mm512_set1_ps((float)high), least = _mm512_set1_ps((float)low);
+    const __m512i one = _mm512_set1_epi32(1);
+    for (; i + 16 <= count; i += 16) {
+        const __m512 value = _mm512_min_ps(_mm512_max_ps(_mm512_mul_ps(_mm512_loadu_ps(x + i), by), least), most);
+        const __m512i down = _mm512_cvt_roundps_epi32(value, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+        _mm_storeu_si128((__m128i *)(q + i), _mm512_cvtepi32_epi8(_mm512_or_si512(_mm512_slli_epi32(down, 1), one)));
+    }
+#endif
+    for (; i < count; i++) {
+        const float value = __builtin_floorf(x[i] * inverse);
+        const float least = value > low ? value : low; /* NaN becomes -top; its scale is NaN too */
+        q[i] = (int8_t)(2 * (int32_t)(least < high ? least : high) + 1);
+    }
+}
+
+void lowbit_round_row(const float *restrict wide, const ActGrid *grid, int64_t group, int64_t k_in, int8_t *restrict q,
+                      float *restrict scale) {
+    const int half = 1 << (grid->bits - 1), cells = grid->mid_rise ? half : half - 1; /* from zero to the end of the grid */
+    const int divisor = grid->mid_rise ? 2 * half : cells;
     for (int64_t first = 0; first < k_in; first += group) {
-        const float most = absmax(wide + first, group);
+        const float most = absmax(wide + first, group) * grid->clip;
         /* a subnormal maximum would overflow the reciprocal */
-        const float inverse = most > FLT_MIN * top ? top / most : 0.0f;
-        scale[first / group] = most / top;
-        round_to_codes(wide + first, group, inverse, top, q + first);
+        const float inverse = most > FLT_MIN * cells ? cells / most : 0.0f;
+        scale[first / group] = most / divisor;
+        if (grid->mid_rise) round_to_odd_codes(wide + first, group, inverse, divisor - 1, q + first);
+        else round_to_codes(wide + first, group, inverse, cells, q + first);
     }
 }
 
 static __thread Scratch of_thread;
 
 /* x (M, K) in `format`; factor (K) float32 or NULL; q (M, K) int8; scale (M, K / group) float32. Returns 0, or 1 when memory ran out. */
-EXPORT int lowbit_act_quant(const void *x, int64_t format, const float *factor, int64_t block, int64_t bits, int64_t group,
+EXPORT int lowbit_act_quant(const void *x, int64_t format, const float *factor, int64_t block, const ActGrid *grid, int64_t group,
                             int64_t m, int64_t k_in, int8_t *q, float *scale, int64_t threads) {
     int failed = 0;
 #pragma omp parallel for schedule(static) num_threads((int)threads)
@@ -53,7 +77,7 @@ EXPORT int lowbit_act_quant(const void *x, int64_t format, const float *factor, 
             continue;
         }
         lowbit_load_row(x, format, row, factor, block, k_in, wide);
-        lowbit_round_row(wide, bits, group, k_in, q + row * k_in, scale + row * (k_in / group));
+        lowbit_round_row(wide, grid, group, k_in, q + row * k_in, scale + row * (k_in / group));
     }
     return failed;
 }

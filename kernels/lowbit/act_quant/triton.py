@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from lowbit import gpu
-from lowbit.act_quant.naive import largest_code
+from lowbit.act_quant.naive import grid_of
 from lowbit.hadamard.triton import SEGMENT, why_not_rotated
 
 
-def why_not(x: Tensor, factor_K: Tensor | None, block: int, bits: int, group_size: int) -> str:
+def why_not(x: Tensor, factor_K: Tensor | None, block: int, bits: int, group_size: int, clip: float = 1.0, mid_rise: bool = False) -> str:
     """"" if `act_quant` can run with these arguments, else the reason in a few words."""
     if group_size & (group_size - 1):
         return f"a group of {group_size} is not a power of two"
@@ -21,9 +21,10 @@ def why_not(x: Tensor, factor_K: Tensor | None, block: int, bits: int, group_siz
 
 
 @torch.no_grad()
-def act_quant(x: Tensor, factor_K: Tensor | None, block: int, bits: int, group_size: int) -> tuple[Tensor, Tensor]:
+def act_quant(x: Tensor, factor_K: Tensor | None, block: int, bits: int, group_size: int, clip: float = 1.0, mid_rise: bool = False
+              ) -> tuple[Tensor, Tensor]:
     """Same as `naive.act_quant`: bit for bit without a rotation, else up to its order of summation."""
-    k_in, top = x.shape[-1], largest_code(bits)
+    k_in, grid = x.shape[-1], grid_of(bits, clip, mid_rise)
     if k_in % block:
         raise ValueError(f"{k_in} features are not a multiple of the block {block}")
     if group_size and k_in % group_size:
@@ -43,9 +44,9 @@ def act_quant(x: Tensor, factor_K: Tensor | None, block: int, bits: int, group_s
     group = group_size or width
     with gpu.device_of(x):
         triton_kernel.act_quant[(tokens,)](
-            x_MK, gpu.dense(factor_K), q_MK, scale_MG, float(top), k_in,
-            groups, HAS_FACTOR=factor_K is not None, SEGMENTS=segments, BLOCK=block, GROUPS=width // group, GROUP=group,
-            num_warps=gpu.warps(width, 32 if block > 1 else 16), enable_fp_fusion=False)
+            x_MK, gpu.dense(factor_K), q_MK, scale_MG, grid.share, float(grid.cells), float(grid.divisor), float(grid.top), k_in,
+            groups, MID_RISE=grid.mid_rise, HAS_FACTOR=factor_K is not None, SEGMENTS=segments, BLOCK=block, GROUPS=width // group,
+            GROUP=group, num_warps=gpu.warps(width, 32 if block > 1 else 16), enable_fp_fusion=False)
     return q_MK.view(x.shape), scale_MG.view(*x.shape[:-1], groups)
 
 

@@ -17,10 +17,10 @@ TINY: tl.constexpr = tl.constexpr(2.0**-126)
 
 
 @triton.jit
-def act_quant(x_ptr, factor_ptr, q_ptr, scale_ptr, top, K, G, HAS_FACTOR: tl.constexpr, SEGMENTS: tl.constexpr,
-              BLOCK: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr):
+def act_quant(x_ptr, factor_ptr, q_ptr, scale_ptr, share, cells, divisor, top, K, G, MID_RISE: tl.constexpr, HAS_FACTOR: tl.constexpr,
+              SEGMENTS: tl.constexpr, BLOCK: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr):
     """One token a program: GROUPS * GROUP features, of which K are real. With BLOCK > 1 these are SEGMENTS * 256 as well.
-    `top` is the largest code, as a float."""
+    `share` to `top` are those of `naive.Grid`, as floats."""
     token = tl.program_id(0).to(tl.int64)
     k = tl.arange(0, GROUPS * GROUP)
     if BLOCK > 1:
@@ -30,11 +30,13 @@ def act_quant(x_ptr, factor_ptr, q_ptr, scale_ptr, top, K, G, HAS_FACTOR: tl.con
         if HAS_FACTOR:
             x *= tl.load(factor_ptr + k, mask=k < K, other=0.0).to(tl.float32)
     x_GJ = tl.reshape(x, (GROUPS, GROUP))
-    absmax_G = tl.max(tl.abs(x_GJ), axis=1)
-    # same two roundings as the reference; a subnormal absmax would overflow the reciprocal
-    live_G = absmax_G > TINY * top
-    inverse_G = tl.where(live_G, tl.div_rn(tl.full((GROUPS,), 1.0, tl.float32), tl.where(live_G, absmax_G, 1.0)) * top, 0.0)
-    q_GJ = (x_GJ * inverse_G[:, None] + ROUND) - ROUND
+    span_G = tl.max(tl.abs(x_GJ), axis=1) * share
+    # the reference's roundings; a subnormal span would overflow the reciprocal
+    live_G = span_G > TINY * cells
+    inverse_G = tl.where(live_G, tl.div_rn(tl.zeros((GROUPS,), tl.float32) + cells, tl.where(live_G, span_G, 1.0)), 0.0)
+    x_GJ *= inverse_G[:, None]
+    q_GJ = 2.0 * tl.floor(x_GJ) + 1.0 if MID_RISE else (x_GJ + ROUND) - ROUND
+    q_GJ = tl.minimum(tl.maximum(q_GJ, -top), top)
     g = tl.arange(0, GROUPS)
     tl.store(q_ptr + token * K + k, tl.reshape(q_GJ, (GROUPS * GROUP,)).to(tl.int8), mask=k < K)
-    tl.store(scale_ptr + token * G + g, tl.div_rn(absmax_G, tl.zeros((GROUPS,), tl.float32) + top), mask=g < G)
+    tl.store(scale_ptr + token * G + g, tl.div_rn(span_G, tl.zeros((GROUPS,), tl.float32) + divisor), mask=g < G)

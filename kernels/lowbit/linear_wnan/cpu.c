@@ -62,9 +62,9 @@ typedef struct {
     int64_t act_groups, format, block, k_first;
 } Tokens;
 
-/* The tokens at one activation width, as the products read them. */
+/* The tokens on one grid, as the products read them. */
 typedef struct {
-    int64_t bits;
+    const ActGrid *grid; /* NULL: they are quantized already */
     int32_t *token_sums; /* [row][group] */
     float *act_scale;    /* [row][act_groups] */
     int8_t *panels;      /* [block of rows][k / 4][row][k % 4] */
@@ -87,12 +87,16 @@ static int prepare_block(const Tokens *tokens, const Panels *of_width, int64_t w
         if (wide) load_parts(tokens, row, k_in, wide);
         for (const Panels *to = of_width; to < of_width + widths; to++) {
             int8_t *made = wide ? (int8_t *)(wide + k_in) : NULL;
-            if (made) lowbit_round_row(wide, to->bits, k_in / tokens->act_groups, k_in, made, to->act_scale + row * tokens->act_groups);
+            if (made) lowbit_round_row(wide, to->grid, k_in / tokens->act_groups, k_in, made, to->act_scale + row * tokens->act_groups);
             prepare_row(made ? made : tokens->q + row * k_in, k_in, group, groups, to->token_sums + row * groups,
                         to->panels + first * padded_k + (row - first) * 4, 4 * step);
         }
     }
     return 1;
+}
+
+static int same_grid(const ActGrid *a, const ActGrid *b) {
+    return a->bits == b->bits && a->mid_rise == b->mid_rise && a->clip == b->clip;
 }
 
 /* Among how many threads tokens are shared out, each of which then unpacks every weight: where there are enough of them to pay for that,
@@ -114,9 +118,9 @@ static void run_item(const Weight *const *weights, const Epilogue *ends, const P
     run_tile(weights[w], ends + w, block, panels[w]->act_scale, first, smaller(m, first + share_rows), tile * COLUMNS, codes);
 }
 
-/* All tokens against `count` weights of one K and one group size, weight w at act_bits[w] (NULL: as the tokens are). Returns 0, or 1
+/* All tokens against `count` weights of one K and one group size, weight w on grids[w] (NULL: as the tokens are). Returns 0, or 1
    when memory ran out. */
-static int run(const Weight *const *weights, const Epilogue *ends, const int64_t *act_bits, int64_t count, const Tokens *tokens, int64_t m,
+static int run(const Weight *const *weights, const Epilogue *ends, const ActGrid *grids, int64_t count, const Tokens *tokens, int64_t m,
                int64_t threads) {
     const int64_t k_in = weights[0]->k_in, group = weights[0]->group, groups = ceil_div(k_in, group), padded_k = ceil_div(k_in, 4) * 4;
     const int64_t step = rows_per_block(m, groups), blocks = ceil_div(m, step);
@@ -125,10 +129,10 @@ static int run(const Weight *const *weights, const Epilogue *ends, const int64_t
     const Panels *panels[MOST_WEIGHTS];
     int64_t widths = 0, tiles = 0;
     for (int64_t w = 0; w < count; w++) {
-        const int64_t bits = act_bits ? act_bits[w] : 0;
+        const ActGrid *grid = grids ? grids + w : NULL;
         int64_t i = 0;
-        while (i < widths && of_width[i].bits != bits) i++;
-        if (i == widths) of_width[widths++].bits = bits;
+        while (i < widths && grid && !same_grid(of_width[i].grid, grid)) i++;
+        if (i == widths) of_width[widths++].grid = grid;
         panels[w] = of_width + i;
         tiles += ceil_div(weights[w]->n_out, COLUMNS);
     }
@@ -173,11 +177,11 @@ EXPORT int lowbit_linear_wnan(const Weight *weight, const Epilogue *end, const i
     return run(&weight, end, NULL, 1, &tokens, m, threads);
 }
 
-/* The same from x (M, K) in `format`, quantized as act_quant does at act_bits[i], for `count` weights of one K and group size; ys[i] is
+/* The same from x (M, K) in `format`, quantized as act_quant does on grids[i], for `count` weights of one K and group size; ys[i] is
    the output of weights[i], in `format`. act_groups is 1 or the weights'. x may come as two parts side by side, the first k_first columns
    wide, a multiple of `block`; else more_x is NULL. gated is NULL, or holds the residual of a single weight's output. */
 EXPORT int lowbit_quant_linears(const Weight *const *weights, const Epilogue *ends, const Epilogue *gated, void *const *ys,
-                                const int64_t *act_bits, int64_t count, const void *x, const void *more_x, int64_t k_first, int64_t format,
+                                const ActGrid *grids, int64_t count, const void *x, const void *more_x, int64_t k_first, int64_t format,
                                 const float *factor, int64_t block, int64_t act_groups, int64_t m, int64_t threads) {
     const Tokens tokens = {.x = {x, more_x}, .format = format, .factor = factor, .block = block, .k_first = k_first, .act_groups = act_groups};
     Epilogue own[MOST_WEIGHTS];
@@ -185,5 +189,5 @@ EXPORT int lowbit_quant_linears(const Weight *const *weights, const Epilogue *en
         own[w] = ends[w], own[w].y = ys[w], own[w].y_format = format;
         if (gated) own[w].residual = gated->residual, own[w].gate = gated->gate, own[w].gate_stride = gated->gate_stride, own[w].tokens = gated->tokens;
     }
-    return run(weights, own, act_bits, count, &tokens, m, threads);
+    return run(weights, own, grids, count, &tokens, m, threads);
 }
