@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lowbit import act_quant, ops
-from lowbit.act_quant.naive import ACT_BITS
+from lowbit.act_quant.naive import ACT_BITS, MID_RISE_BITS
 from lowbit.formats import PACKED_BITS, pack
 from lowbit.hadamard.naive import block_hadamard, block_size, inverse, matrix
 from lowbit.linear_wnan import naive
@@ -93,6 +93,21 @@ def test_tokens_are_rounded_to_the_nearest_of_their_own_levels(bits):
     assert bool((q_MK[0] == 0).all()), "the all-zero token stays zero"
 
 
+@pytest.mark.parametrize("bits", MID_RISE_BITS)
+def test_mid_rise_rounds_to_the_odd_multiple_of_half_a_step_in_whose_cell_a_value_lies(bits):
+    x_MK = signed(9, 33)
+    q_MK, scale_M1 = act_quant.quantize_per_token(x_MK, bits, 1.0, True)
+    top = 2**bits - 1
+    assert q_MK.dtype == torch.int8 and int(q_MK.abs().max()) == top and bool((q_MK % 2 != 0).all())
+    share = 0.9 if bits == 3 else 1.0
+    torch.testing.assert_close(scale_M1, share * x_MK.abs().amax(-1, keepdim=True) / 2**bits)
+    inside_MK = x_MK.abs() <= scale_M1 * 2**bits  # all of them, where the grid spans the largest magnitude
+    assert bool(inside_MK.all()) == (share == 1.0)
+    error_MK = (q_MK * scale_M1 - x_MK).abs()
+    assert bool((error_MK <= scale_M1 * (1 + 2**-18))[inside_MK].all()), "half a step is one unit of a code"
+    assert bool((scale_M1[0] == 0).all()), "the all-zero token stays zero"
+
+
 @pytest.mark.parametrize("bits", ACT_BITS)
 def test_values_on_the_grid_are_kept_exactly(bits):
     top = 2 ** (bits - 1) - 1
@@ -105,10 +120,11 @@ def test_values_on_the_grid_are_kept_exactly(bits):
 def test_fast_activations_equal_the_reference_bit_for_bit(bits, seed, exponent):
     x = torch.randn(3, 4, 17, generator=torch.Generator().manual_seed(seed)) * 10.0**exponent
     x[0, 0] = 0
-    fast = ops.fake_quantize(x, bits)
-    assert torch.equal(fast, act_quant.fake_quantize(x, bits))
-    assert bool(torch.isfinite(fast).all())
-    assert torch.equal(ops.fake_quantize(-x, bits), -fast)
+    for grid in ((1.0, False), (0.9, False), (1.0, True), (0.8, True)):
+        fast = ops.fake_quantize(x, bits, *grid)
+        assert torch.equal(fast, act_quant.fake_quantize(x, bits, *grid))
+        assert bool(torch.isfinite(fast).all())
+        assert grid[1] or torch.equal(ops.fake_quantize(-x, bits, *grid), -fast)
 
 
 def test_sixteen_bits_return_the_input_itself():

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lowbit import act_quant as act_quant_reference
 from lowbit import cpu, ops
-from lowbit.act_quant.naive import ACT_BITS
+from lowbit.act_quant.naive import ACT_BITS, MID_RISE_BITS, grid_of
 from lowbit.formats import PACKED_BITS
 from lowbit.hadamard import naive as hadamard_reference
 from lowbit.linear_wna16 import naive as wna16_reference
@@ -29,6 +29,7 @@ UNIT = 2.0**-24  # a float32 rounding changes a number by at most this fraction
 OUT_UNIT = {torch.float32: UNIT, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 OUT_TINY = {torch.float32: 2.0**-149, torch.bfloat16: 2.0**-126, torch.float16: 2.0**-25}  # AVX-512 flushes bfloat16 subnormals
 DTYPES = tuple(OUT_UNIT)
+GRIDS = [(1.0, False), (0.9, False), (1.0, True), (0.8, True)]  # clip ratio, whether mid-rise
 fuzzed = settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -74,8 +75,9 @@ def test_unrotated_codes_and_scales_equal_the_reference_bit_for_bit(draw, m, bit
     x_MK = x_MK.to(dtype).nan_to_num()
     factor_K = draw.draw(st.sampled_from([None, torch.randn(width * groups, generator=torch.Generator().manual_seed(seed))]))
     group_size = draw.draw(st.sampled_from([0, width]))
-    for got, expected in zip(ops.act_quant(x_MK, factor_K, 1, bits, group_size),
-                             act_quant_reference.act_quant(x_MK, factor_K, 1, bits, group_size), strict=True):
+    grid = draw.draw(st.sampled_from(GRIDS))
+    for got, expected in zip(ops.act_quant(x_MK, factor_K, 1, bits, group_size, *grid),
+                             act_quant_reference.act_quant(x_MK, factor_K, 1, bits, group_size, *grid), strict=True):
         assert got.dtype == expected.dtype and torch.equal(got, expected)
 
 
@@ -99,11 +101,30 @@ def test_rotated_codes_are_the_nearest_except_at_ties(draw, m, bits, dtype, seed
     assert bool((q.abs() <= top).all())
 
 
-def test_a_token_of_nan_or_infinity_spoils_no_other():
+@fuzzed
+@given(draw=st.data(), m=st.integers(0, 6), bits=st.sampled_from(MID_RISE_BITS), dtype=st.sampled_from(DTYPES), seed=st.integers(0, 2**31))
+def test_rotated_mid_rise_codes_are_the_odd_ones_around_them_except_at_ties(draw, m, bits, dtype, seed):
+    k_in, clip = draw.draw(st.sampled_from([32, 96, 256, 1280])), draw.draw(st.sampled_from([1.0, 0.8]))
+    block, grid = hadamard_reference.block_size(k_in), grid_of(bits, clip, True)
+    x_MK = signed(m, k_in, seed, dtype)
+    exact_MK, bound_MK = rotation_bound(x_MK, None, block)
+    span_M1, worst_M1 = exact_MK.abs().amax(-1, keepdim=True) * grid.share, bound_MK.amax(-1, keepdim=True)
+    q_MK, scale_M1 = ops.act_quant(x_MK, None, block, bits, 0, clip, True)
+    assert bool((q_MK % 2 != 0).all() and (q_MK.int().abs() <= grid.top).all())
+    assert bool(((scale_M1 - span_M1 / grid.divisor).abs() <= worst_M1 / grid.divisor + 3 * UNIT * span_M1 / grid.divisor).all())
+    # in units of the scale a code is at most 1 from what it stands for, more only where the grid ends
+    inside_MK = (exact_MK.abs() <= span_M1) & (span_M1 > 0)
+    slack = grid.divisor * (2.02 * worst_M1 / span_M1 + 5 * UNIT)
+    assert bool(((q_MK.double() - exact_MK * grid.divisor / span_M1).abs() <= 1 + slack)[inside_MK].all())
+    assert bool((scale_M1[span_M1 == 0] == 0).all())
+
+
+@pytest.mark.parametrize(("bits", "mid_rise"), [(8, False), (4, True)])
+def test_a_token_of_nan_or_infinity_spoils_no_other(bits, mid_rise):
     x_MK = signed(5, 96, 0)
-    clean = ops.act_quant(x_MK, None, 32, 8, 0)
+    clean = ops.act_quant(x_MK, None, 32, bits, 0, 1.0, mid_rise)
     x_MK[3, 7], x_MK[4, 9] = float("nan"), float("inf")
-    q, scale = ops.act_quant(x_MK, None, 32, 8, 0)
+    q, scale = ops.act_quant(x_MK, None, 32, bits, 0, 1.0, mid_rise)
     assert torch.equal(q[:3], clean[0][:3]) and torch.equal(scale[:3], clean[1][:3])
     assert not bool(torch.isfinite(scale[3:]).any()), "what is not finite stays so"
 
@@ -221,9 +242,11 @@ def test_layers_of_one_input_give_what_each_gives_alone(draw, m, dtype, seed):
     bias = [draw.draw(st.sampled_from([None, ends(0, len(each[0]), 1, dtype, seed)[0]])) for each in layers]
     act_bits, last = [draw.draw(st.sampled_from(ACT_BITS)) for _ in layers], [False] * (len(layers) - 1) + [True]
     packed, scale, zero, bits, _ = zip(*layers)
-    made = ops.quant_linears((x_MK,), factor_K, block, act_bits, act_group, packed, scale, zero, bits, group_size, bias, last, None, None)
+    grid = draw.draw(st.sampled_from(GRIDS))
+    made = ops.quant_linears((x_MK,), factor_K, block, act_bits, act_group, packed, scale, zero, bits, group_size, bias, last, None, None,
+                             *grid)
     for y_MN, each, stored, bias_N, gelu_after in zip(made, act_bits, layers, bias, last, strict=True):
-        quantized = ops.act_quant(x_MK, factor_K, block, each, act_group)
+        quantized = ops.act_quant(x_MK, factor_K, block, each, act_group, *grid)
         assert torch.equal(y_MN, ops.linear_wnan(*quantized, *stored, bias_N, None, None, gelu_after, dtype))
 
 

@@ -17,10 +17,10 @@ LOW = (torch.randn(2, 3, 2, generator=GENERATOR), torch.randn(5, 2, generator=GE
 TABLE = torch.rand(5, 8, generator=GENERATOR)
 CALLS = {
     "block_hadamard": (X, 16, torch.ones(64)),
-    "act_quant": (X, torch.ones(64), 16, 3, 32),
+    "act_quant": (X, torch.ones(64), 16, 3, 32, 0.9, True),
     "linear_wnan": (Q, Q_SCALE, *WEIGHT, torch.randn(5).half(), *LOW, True, torch.bfloat16),
     "quant_linears": ([X[..., :48], X[..., 48:]], torch.ones(64), 16, [4, 3], 0, [PACKED_NP] * 2, [SCALE_NG] * 2, [None] * 2, [4, 4], 32,
-                      [None, torch.randn(5)], [False, True], None, None),
+                      [None, torch.randn(5)], [False, True], None, None, 1.0, True),
     "linear_wna16": (X, *WEIGHT, None, *LOW, False),
     "modulate": (X, torch.randn(2, 64), torch.randn(2, 64), 1e-6),
     "attention": ([X, X[:, 1:]], [X, X[:, 1:]], [X, X[:, 1:]], [torch.ones(8)] * 2, [torch.ones(8)] * 2, TABLE, TABLE, 1e-6),

@@ -101,11 +101,12 @@ def test_without_a_rotation_codes_and_scales_are_the_references(bits, shape, gro
     for dtype in TYPES:
         x = signed(*shape, dtype=dtype) if shape[-1] > 1 else torch.tensor([[0.0], [-3], [1e-30]], device=DEVICE).to(dtype)
         for factor_K in (None, factors(shape[-1])):
-            q, scale = act_triton.act_quant(x, factor_K, 1, bits, group_size)
-            expected_q, expected_scale = act_naive.act_quant(x, factor_K, 1, bits, group_size)
-            assert torch.equal(q, expected_q) and q.dtype == torch.int8
-            # on a GPU torch divides by a number as it multiplies by its reciprocal: one more rounding
-            torch.testing.assert_close(scale, expected_scale, rtol=UNIT, atol=0)
+            for grid in ((1.0, False), (0.9, False), (1.0, True), (0.9, True)):
+                q, scale = act_triton.act_quant(x, factor_K, 1, bits, group_size, *grid)
+                expected_q, expected_scale = act_naive.act_quant(x, factor_K, 1, bits, group_size, *grid)
+                assert torch.equal(q, expected_q) and q.dtype == torch.int8
+                # on a GPU torch divides by a number as it multiplies by its reciprocal: one more rounding
+                torch.testing.assert_close(scale, expected_scale, rtol=UNIT, atol=0)
 
 
 def test_halves_are_rounded_to_even():
