@@ -79,8 +79,9 @@ class Contenders:
         uniform = (max(widths),) * self.layers
         nested = allocate_weights(self.profiled.table.weight_error_LC, costs, max_bytes, self.profiled.table.weight_bits_C)
         signed = allocate_weights(self.signed.weight_error_LC, costs, max_bytes, self.signed.weight_bits_C)
-        found = {f"uniform W{max(widths)}, uniform A{mean:g}": self._kept(
-            "uniform", uniform, mean, lambda: np.full((self.steps, self.layers), int(mean)))}
+        bits = min(bits for bits in self.profiled.table.act_bits_C if bits >= mean)
+        found = {f"uniform W{max(widths)}, uniform A{bits}": self._kept(
+            f"uniform {bits}", uniform, mean, lambda: np.full((self.steps, self.layers), bits))}
         found["ILP weights, MILP activations (additive)"] = self._kept("milp", nested, mean, lambda: self._bits(RIVALS["milp"](problem)))
         found["uniform weights, MILP activations (additive)"] = self._kept(
             "milp", uniform, mean, lambda: self._bits(RIVALS["milp"](problem)))

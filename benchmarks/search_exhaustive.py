@@ -1,0 +1,105 @@
+"""Problems so small that every plan can be measured: what the search of `benchmarks/search.py` misses, and what no search could reach.
+
+A few of the model's layers are quantized over a few steps, the others stay float. Every one of the C^(T L) plans is run to its end on
+held-out prompts; plans that begin alike share their first steps. The best of them is an oracle: it is chosen on the prompts that judge.
+Dimension letters as in `workbench/types.py`: T steps, L layers, C choices.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from search_contenders import OURS, Contenders
+
+from workbench import pipeline, trace
+from workbench.options import Progress, SearchConfig, TraceConfig
+from workbench.rollout import Rollout
+from workbench.runs import Run
+
+SHAPES = ((3, 2), (2, 3), (6, 1))  # steps and layers: 5^6 plans each
+PROMPTS, SEED, WEIGHT_BITS, REFERENCE_BITS = 8, 30_000, 4, 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Everything:
+    """error_P: latent NMSE, mean over held-out prompts, of every plan; bits_PX its activation bits, step by step."""
+
+    bits_PX: torch.Tensor
+    error_P: torch.Tensor
+
+
+def exhaustive(bundle, means, run: Run, on_progress) -> list[str]:
+    """Markdown lines: the search and the best rival against all plans, for every shape and mean of activation bits."""
+    lines = ["### Every plan of a small problem, measured", "",
+             "| steps x layers | mean act bits | plans within | best of them, dB under uniform A4 | search, dB above the best | "
+             "plans better than the search | best rival, dB above the best |", "|---|---:|---:|---:|---:|---:|---:|"]
+    every = bundle.layers
+    for steps, count in SHAPES:
+        try:
+            bundle.layers = _most_sensitive(bundle, every, count, steps, on_progress)
+            kept = Run(run.folder.with_name(f"{run.folder.name}-{steps}x{count}"))
+            profiled = pipeline.profile(bundle, TraceConfig(steps=steps), run=kept, on_progress=on_progress)
+            measured = _everything(bundle, profiled, kept, on_progress)
+            contenders = Contenders(bundle, profiled, kept, SearchConfig(), on_progress)
+            for mean in means:
+                lines.append(_row(f"{steps} x {count}", mean, measured, contenders.at_bits(mean, WEIGHT_BITS)))
+                print(lines[-1], flush=True)
+        finally:
+            bundle.layers = every
+    return [*lines, ""]
+
+
+def _most_sensitive(bundle, every, count: int, steps: int, on_progress) -> tuple:
+    """The layers of an input of their own whose activations matter most at REFERENCE_BITS, as a numbering of their own."""
+    table = pipeline.profile(bundle, TraceConfig(steps=steps), on_progress=on_progress).table
+    error_L = table.error_TLC[..., table.act_bits_C.index(REFERENCE_BITS)].sum(0)
+    alone = [layer for layer in every if sum(other.shares_input_with == layer.shares_input_with for other in every) == 1]
+    chosen = sorted(sorted(alone, key=lambda layer: -float(error_L[layer.index]))[:count], key=lambda layer: layer.index)
+    return tuple(replace(layer, index=i, shares_input_with=i) for i, layer in enumerate(chosen))
+
+
+def _everything(bundle, profiled, run: Run, on_progress) -> Everything:
+    config = TraceConfig(prompts=bundle.prompts("held_out")[-PROMPTS:], steps=profiled.trace.schedule.steps, seed=SEED)
+    key = Run.key(bundle.model_hash, profiled.table, config, WEIGHT_BITS)
+    return run.resume(Everything, "everything", key, lambda: _measure(bundle, profiled, trace.record(bundle, config), on_progress))
+
+
+def _measure(bundle, profiled, recorded, on_progress) -> Everything:
+    steps, layers, widths = recorded.schedule.steps, len(bundle.layers), profiled.table.act_bits_C
+    rows = [tuple(int(bits) for bits in row) for row in np.stack(np.meshgrid(*[widths] * layers, indexing="ij"), -1).reshape(-1, layers)]
+    bits, error = [], []
+    with Rollout(bundle, recorded, pipeline.weights_of(bundle, profiled), samples=recorded.samples, scoring="raw") as rollout:
+        rollout.use_weights((WEIGHT_BITS,) * layers)
+        begun = [((), rollout.start())]  # depth first: no more states are alive than steps times rows
+        while begun:
+            taken, state = begun.pop()
+            if len(taken) == steps * layers:
+                bits.append(taken)
+                error.append(rollout.error(state))
+                if len(bits) % 100 == 0:
+                    on_progress(Progress(stage="exhaustive", done=len(bits), total=len(rows) ** steps, message="plans measured"))
+                continue
+            step = len(taken) // layers
+            begun += [((*taken, *row), rollout.extend(state, step, row)) for row in rows]
+    return Everything(bits_PX=torch.tensor(bits, dtype=torch.int8), error_P=torch.tensor(error, dtype=torch.float64))
+
+
+def _row(shape: str, mean: float, measured: Everything, found: dict) -> str:
+    error_of = {tuple(bits): float(error) for bits, error in zip(measured.bits_PX.tolist(), measured.error_P)}
+    within = measured.bits_PX.double().mean(1) <= mean + 1e-9
+    best = float(measured.error_P[within].min())
+    uniform = error_of[(REFERENCE_BITS,) * measured.bits_PX.shape[1]]
+    errors = {name: error_of[tuple(bits for row in each.plan.act_bits_TL for bits in row)] for name, each in found.items()
+              if each.plan.act_bits_mean <= mean + 1e-9}
+    ours = errors.pop(OURS)
+    rival = min((name for name in errors if not name.startswith(("AdaTSQ", "Lagrangian, signed"))), key=errors.get)
+    better = int((measured.error_P[within] < ours).sum())
+    return (f"| {shape} | {mean:g} | {int(within.sum())} | {_decibels(uniform / best):.2f} | {_decibels(ours / best):.2f} | "
+            f"{better} | {rival} {_decibels(errors[rival] / best):.2f} |")
+
+
+def _decibels(ratio: float) -> float:
+    return 10 * math.log10(ratio)
