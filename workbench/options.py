@@ -124,7 +124,8 @@ class QuantConfig(Frozen):
     solver: str = setting("gptq", "gptq, nearest rounding, or nearest with searched scales (clip)", pattern="^(gptq|nearest|clip)$")
     hessian: str = setting("fisher", "calibration weighting of the Hessian (ssc: by Spearman correlation; none: no Hessian)",
                           pattern="^(fisher|ssc|uniform|none)$")
-    weight_grid: str = setting("symmetric", "grid of the weights", pattern="^(symmetric|asymmetric)$")
+    weight_grid: str = setting("signed", "grid of the weights: symmetric, with scales of either sign too (signed), or with a zero point",
+                               pattern="^(symmetric|signed|asymmetric)$")
     group_size: int | None = setting(64, "weights that share a scale; none: one scale per output channel")
     branch_bits: float = setting(0.0, "bits per weight for a low-rank branch in 16 bits; its rank follows", ge=0, le=4, step=0.05)
     act_scale: str = setting("token", "activations that share a scale: a token, a group of one token, or (static) the tensor",

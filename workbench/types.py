@@ -219,8 +219,8 @@ class QuantWeight:
                            f"{-(-self.k_in * self.bits // 8)}")
         if self.scale_NG.shape != (n_out, groups):
             raise BadInput(f"scales are {tuple(self.scale_NG.shape)}; expected {(n_out, groups)}")
-        if not bool((torch.isfinite(self.scale_NG) & (self.scale_NG > 0)).all()):
-            raise BadInput("a weight scale is not finite and positive")
+        if not bool((torch.isfinite(self.scale_NG) & (self.scale_NG != 0)).all()):
+            raise BadInput("a weight scale is zero or not finite")
 
     @property
     def weight_bytes(self) -> int:

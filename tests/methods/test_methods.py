@@ -46,10 +46,10 @@ def test_the_papers_methods_are_here_in_its_order():
     ("viditq", ("smooth_hadamard", "nearest", "none", None, "asymmetric", "token", "asymmetric", 1.0, 0)),
     ("qdit", ("none", "gptq", "uniform", 64, "asymmetric", "group", "asymmetric", 1.0, 0)),
     ("svdquant", ("smooth", "nearest", "none", 64, "symmetric", "group", "symmetric", 1.0, 1 / 3)),
-    ("adatsq", ("hadamard", "gptq", "fisher", 64, "symmetric", "token", "mid_rise", 1.0, 0)),
-    ("adatsq_grouped", ("hadamard", "gptq", "fisher", 64, "symmetric", "group", "asymmetric", 1.0, 0)),
-    ("adatsq_lowrank", ("hadamard", "gptq", "fisher", 64, "symmetric", "group", "mid_rise", 1.0, 1 / 3)),
-    ("adatsq_smooth", ("smooth", "gptq", "fisher", 64, "symmetric", "token", "symmetric", 1.0, 0)),
+    ("adatsq", ("hadamard", "gptq", "fisher", 64, "signed", "token", "mid_rise", 1.0, 0)),
+    ("adatsq_grouped", ("hadamard", "gptq", "fisher", 64, "signed", "group", "asymmetric", 1.0, 0)),
+    ("adatsq_lowrank", ("hadamard", "gptq", "fisher", 64, "signed", "group", "mid_rise", 1.0, 1 / 3)),
+    ("adatsq_smooth", ("smooth", "gptq", "fisher", 64, "signed", "token", "symmetric", 1.0, 0)),
 ])
 def test_methods_are_composed_as_published(name, parts):
     quant = METHODS[name].quant

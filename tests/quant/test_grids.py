@@ -1,5 +1,7 @@
 """Grids: nearest means nearest, scales are used as stored, bytes are what was predicted."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -87,6 +89,21 @@ def test_two_symmetric_bits_use_three_levels_plain_and_all_four_searched():
     widths = Widths(bits_N1=torch.full((200, 1), 2.0), symmetric=True)
     assert set(grids.fit(w_NJ, widths).round(w_NJ).unique().tolist()) == {-1.0, 0.0, 1.0}
     assert set(grids.search(w_NJ, widths, torch.ones(64)).round(w_NJ).unique().tolist()) == {-2.0, -1.0, 0.0, 1.0}
+
+
+def test_a_signed_scale_gives_its_lowest_code_to_the_side_that_reaches_farthest():
+    w_NJ = torch.randn(2000, 64, generator=torch.Generator().manual_seed(2))
+    most_N = w_NJ.gather(1, w_NJ.abs().argmax(1, keepdim=True))[:, 0]
+    for bits, gain in ((2, 0.95), (3, 0.9), (4, 0.9)):
+        plain = Widths(bits_N1=torch.full((2000, 1), float(bits)), symmetric=True)
+        signed = replace(plain, signed=True)
+        whole, same = grids.fit(w_NJ, plain), grids.fit(w_NJ, signed)
+        assert torch.equal(same.value(same.round(w_NJ)), whole.value(whole.round(w_NJ))), "over the whole range both have the same levels"
+        found, best = grids.search(w_NJ, signed, torch.ones(64)), grids.search(w_NJ, plain, torch.ones(64))
+        assert torch.equal(found.scale_N1[:, 0] < 0, most_N > 0)
+        assert float(found.error(w_NJ, torch.ones(64)).sum()) < gain * float(best.error(w_NJ, torch.ones(64)).sum())
+        low_NJ = found.round(w_NJ) == -(2 ** (bits - 1))
+        assert bool((w_NJ[low_NJ].sign() == most_N.sign()[:, None].expand_as(w_NJ)[low_NJ]).all())
 
 
 def test_rows_of_different_widths_are_what_they_would_be_alone():

@@ -11,7 +11,8 @@ from workbench.options import QuantConfig
 METHOD = Method(
     name="gptq",
     label="GPTQ",
-    quant=QuantConfig(transform="none", solver="gptq", hessian="uniform", group_size=None, damping=0.01, act_grid="symmetric"),
+    quant=QuantConfig(transform="none", solver="gptq", hessian="uniform", group_size=None, damping=0.01, weight_grid="symmetric",
+                      act_grid="symmetric"),
     allocation="uniform",
     description="error-compensating rounding with searched scales, one per output channel",
     order=40,

@@ -12,7 +12,7 @@ METHOD = Method(
     name="quarot",
     label="QuaRot",
     quant=QuantConfig(transform="hadamard", solver="gptq", hessian="uniform", group_size=None, damping=0.01, act_clip=0.9,
-                      act_grid="symmetric"),
+                      weight_grid="symmetric", act_grid="symmetric"),
     allocation="uniform",
     description="Hadamard, GPTQ, clipped activations",
     order=30,

@@ -10,7 +10,7 @@ from workbench.options import QuantConfig
 METHOD = Method(
     name="rtn",
     label="RTN",
-    quant=QuantConfig(transform="none", solver="nearest", hessian="none", group_size=None, act_grid="symmetric"),
+    quant=QuantConfig(transform="none", solver="nearest", hessian="none", group_size=None, weight_grid="symmetric", act_grid="symmetric"),
     allocation="uniform",
     description="nearest rounding, one scale per output channel",
     order=10,

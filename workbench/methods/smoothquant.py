@@ -12,7 +12,7 @@ METHOD = Method(
     name="smoothquant",
     label="SmoothQuant",
     quant=QuantConfig(transform="smooth", smoothing="fixed", smooth_alpha=0.5, solver="nearest", hessian="none", group_size=None,
-                      act_grid="symmetric"),
+                      weight_grid="symmetric", act_grid="symmetric"),
     allocation="uniform",
     description="outliers moved from activations to weights, nearest rounding",
     order=20,

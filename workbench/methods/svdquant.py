@@ -12,7 +12,7 @@ METHOD = Method(
     name="svdquant",
     label="SVDQuant",
     quant=QuantConfig(transform="smooth", smoothing="search", solver="nearest", hessian="none", group_size=64, branch_bits=1 / 3,
-                      act_scale="group", act_grid="symmetric"),
+                      act_scale="group", weight_grid="symmetric", act_grid="symmetric"),
     allocation="uniform",
     description="searched smoothing, low-rank branch, grouped residual",
     order=70,

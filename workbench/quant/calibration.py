@@ -145,7 +145,7 @@ def _smooth(bundle: Bundle, group: list[LayerInfo], seen: _Rows, quant: QuantCon
 
     if quant.smoothing == "fixed":
         return transform_of(smoothing.vector(seen.absmax_K, w_NK.abs().amax(0), quant.smooth_alpha, 1 - quant.smooth_alpha))
-    choice = BitChoice(weight_bits=bits, group_size=quant.group_size, symmetric=quant.weight_grid == "symmetric")
+    choice = BitChoice(weight_bits=bits, group_size=quant.group_size, symmetric=quant.weight_grid != "asymmetric")
     # a static range is not known yet; the search judges by what a token's own range would do
     form = activations.format_of(quant.model_copy(update={"act_scale": "token"}) if quant.act_scale == "tensor" else quant,
                                  quant.group_size)

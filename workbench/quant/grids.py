@@ -5,13 +5,15 @@ Dimension letters: N out features, K in features, G groups along K, J features o
 Symmetric: w = s q with q in [-2^(b-1), 2^(b-1) - 1], stored as q + 2^(b-1). s = c max|w| / (2^(b-1) - 1), so plain
 rounding (c = 1) reaches the 2^b - 1 codes around zero and the lowest code serves a clipped scale, c < 1. That
 matters at 2 bits, where plain rounding has the three levels -1, 0, 1 and a searched scale uses all four.
+Signed: the same with a scale of either sign, negative where the largest weight is positive, so that the lowest code serves the
+side that reaches farthest (the idea of llama.cpp's Q4_0). It costs nothing to store or to run.
 Asymmetric: w = s (q - z) with q in [0, 2^b - 1].
 Scales are float16; every computation uses them exactly as stored.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from lowbit import linear_wnan
@@ -33,6 +35,7 @@ class Widths:
 
     bits_N1: Tensor
     symmetric: bool
+    signed: bool = False
 
     @property
     def low_N1(self) -> Tensor:
@@ -45,7 +48,7 @@ class Widths:
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """One scale and zero point (None: 0) per row; scale_N1 float32 that float16 holds exactly, low/high the code range."""
+    """One scale and zero point (None: 0) per row; scale_N1 float32 that float16 holds exactly, never 0; low/high the code range."""
 
     scale_N1: Tensor
     zero_N1: Tensor | None
@@ -83,6 +86,8 @@ def fit(w_NJ: Tensor, widths: Widths, ratio: float | Tensor = 1.0) -> Grid:
     low_N1, high_N1 = widths.low_N1, widths.high_N1
     if widths.symmetric:
         scale_N1 = _as_stored(w_NJ.abs().amax(1, keepdim=True) * ratio / high_N1)
+        if widths.signed:
+            scale_N1 = torch.where(w_NJ.amax(1, keepdim=True) > -w_NJ.amin(1, keepdim=True), -scale_N1, scale_N1)
         return Grid(scale_N1=scale_N1, zero_N1=None, low_N1=low_N1, high_N1=high_N1)
     bottom_N1 = w_NJ.amin(1, keepdim=True).clamp(max=0) * ratio
     top_N1 = w_NJ.amax(1, keepdim=True).clamp(min=0) * ratio
@@ -95,7 +100,7 @@ def search(w_NJ: Tensor, widths: Widths, importance_J: Tensor) -> Grid:
     """The grid of least importance-weighted squared error over CLIP_RATIOS, each row its own; ratio 1 wins ties."""
     whole = fit(w_NJ, widths)
     rows = (widths.bits_N1[:, 0] <= CLIP_BITS).nonzero()[:, 0]
-    narrow_NJ, narrow = w_NJ[rows], Widths(bits_N1=widths.bits_N1[rows], symmetric=widths.symmetric)
+    narrow_NJ, narrow = w_NJ[rows], replace(widths, bits_N1=widths.bits_N1[rows])
     ratio_N1 = torch.ones_like(narrow.bits_N1)
     best_N = fit(narrow_NJ, narrow).error(narrow_NJ, importance_J)
     for ratio in CLIP_RATIOS[1:]:

@@ -204,7 +204,8 @@ class _Solved:
             branches = self._branch(weights, rank)
             self._branches |= branches
             weights = {name: w_NK - branches[name].value() for name, w_NK in weights.items()}
-        solved = solve_stack(weights, hessian_KK, self._choices, solver=self.quant.solver, damping=self.quant.damping)
+        solved = solve_stack(weights, hessian_KK, self._choices, solver=self.quant.solver, damping=self.quant.damping,
+                             signed=self.quant.weight_grid == "signed")
         for name, results in solved.items():
             for choice, (weight, report) in zip(self._choices, results):
                 self._weights[name, choice.weight_bits], self._reports[name, choice.weight_bits] = weight, report

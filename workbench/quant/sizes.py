@@ -22,7 +22,7 @@ MODULATION_GROUP = 64
 
 def choice_of(bits: int, quant: QuantConfig) -> BitChoice:
     """How a layer is stored at a width."""
-    return BitChoice(weight_bits=bits, group_size=quant.group_size, symmetric=quant.weight_grid == "symmetric")
+    return BitChoice(weight_bits=bits, group_size=quant.group_size, symmetric=quant.weight_grid != "asymmetric")
 
 
 def modulation_choice(quant: QuantConfig) -> BitChoice:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -162,7 +162,7 @@ def _solve_rows(w_NK: Tensor, widths: Widths, factor: Factor, group_size: int | 
     solved, rtn_loss = [], []
     for rows in range(0, len(w_NK), _ROWS):
         chunk_NK = w_NK[rows : rows + _ROWS]
-        part = Widths(bits_N1=widths.bits_N1[rows : rows + _ROWS], symmetric=widths.symmetric)
+        part = replace(widths, bits_N1=widths.bits_N1[rows : rows + _ROWS])
         best = rounded = _nearest(chunk_NK, factor, part, group_size)
         if solver != "nearest":
             walked = (_gptq(chunk_NK, factor, part, group_size, clip) if solver == "gptq"
@@ -175,12 +175,12 @@ def _solve_rows(w_NK: Tensor, widths: Widths, factor: Factor, group_size: int | 
 
 @torch.no_grad()
 def solve_stack(weights: Mapping[str, Tensor], hessian_KK: Tensor | None, choices: Sequence[BitChoice], *,
-                solver: str = "gptq", damping: float = 0.01, clip: bool = True) -> dict[str, list[Solved]]:
+                solver: str = "gptq", damping: float = 0.01, clip: bool = True, signed: bool = False) -> dict[str, list[Solved]]:
     """Solve layers that read one input, at every choice: for each layer's w_NK, one (weight, report) per choice.
 
     Without a Hessian the loss is the plain squared error. `clip` lets gptq search each group's scale for the least
     error weighted by the Hessian's diagonal; solver "clip" is nearest rounding with such scales; plain rounding always uses
-    the largest magnitude."""
+    the largest magnitude. `signed`: scales of symmetric grids may be negative."""
     if solver not in ("gptq", "nearest", "clip"):
         raise BadInput(f"unknown solver {solver!r}; use gptq, nearest or clip")
     if any(choice.is_float for choice in choices):
@@ -194,7 +194,7 @@ def solve_stack(weights: Mapping[str, Tensor], hessian_KK: Tensor | None, choice
     for group_size, symmetric in sorted(kinds, key=str):
         members = [c for c, choice in enumerate(choices) if (choice.group_size, choice.symmetric) == (group_size, symmetric)]
         bits_N1 = torch.tensor([float(choices[c].weight_bits) for c in members], device=w_NK.device)
-        widths = Widths(bits_N1=bits_N1.repeat_interleave(len(w_NK))[:, None], symmetric=symmetric)
+        widths = Widths(bits_N1=bits_N1.repeat_interleave(len(w_NK))[:, None], symmetric=symmetric, signed=signed)
         codes, rtn_N = _solve_rows(w_NK.repeat(len(members), 1), widths, factor, group_size, solver, clip)
         row = 0
         for c in members:
