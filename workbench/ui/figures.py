@@ -79,9 +79,9 @@ def log_colours(value_YX, *, rows, x, unit: str, hover: str) -> dict | None:
     return {"type": "heatmap", "z": log_YX, "x": list(x), "y": list(rows), "customdata": value_YX, "name": "map",
             "colorscale": CONTINUOUS, "zmin": low, "zmax": high if high > low else low + 1, "hovertemplate": hover + "<extra></extra>",
             "xgap": 1, "ygap": 1, "hoverongaps": False,
-            "colorbar": {"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom", "len": 0.66, "thickness": 8,
-                         "tickvals": ticks, "ticktext": [f"{10 ** t:.1e}" for t in ticks], "tickfont": {"size": 10}, "ypad": 4,
-                         "title": {"text": unit + " ", "side": "top", "font": {"size": 11}}}}
+            "colorbar": {"orientation": "h", "tickangle": 0, "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom", "len": 0.66,
+                         "thickness": 8, "tickvals": ticks, "ticktext": [f"{10 ** t:.1e}" for t in ticks], "tickfont": {"size": 10},
+                         "ypad": 4, "title": {"text": unit + " ", "side": "top", "font": {"size": 11}}}}
 
 
 def frame(cell) -> list[dict]:
@@ -108,7 +108,7 @@ def _two_parts(left_L, right_LT, *, rows, x, revision: str, shared: dict, bar: d
     weights = part([[cell] for cell in left_L], x=["W"], xaxis="x2", showscale=False, name="weights",
                    hovertemplate=f"%{{y}}<br>{words[0]}<extra></extra>")
     steps = part(right_LT, x=list(x), name="steps", hovertemplate=f"%{{y}}<br>step %{{x}}: {words[1]}<extra></extra>",
-                 colorbar={"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom",
+                 colorbar={"orientation": "h", "tickangle": 0, "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom",
                            "len": 0.6, "thickness": 10, "ypad": 4} | bar)
     return figure([weights, steps], revision, xaxis=step_axis(len(x)) | {"domain": [0.07, 1], "showgrid": False, "zeroline": False},
                   xaxis2={"domain": [0, 0.05], "anchor": "y", "showgrid": False, "tickangle": 0, "fixedrange": True},
@@ -152,13 +152,13 @@ def band(x, low, high, name: str, colour: str) -> dict:
             "showlegend": False}
 
 
-def limit(x: float, text: str, x_axis: str = "x") -> tuple[list[dict], dict]:
-    """A budget: a dashed vertical line, the infeasible side of it shaded, and its label."""
+def limit(x: float, x_axis: str = "x") -> tuple[list[dict], dict]:
+    """A budget: a dashed vertical line, the infeasible side of it shaded, and its label, in the unit of the axis."""
     place = {"xref": x_axis, "yref": "paper", "y0": 0, "y1": 1}
     line_ = {"type": "line", "name": "limit", "x0": x, "x1": x, "line": {"color": RED, "width": 2, "dash": "dash"}} | place
     beyond = {"type": "rect", "name": "infeasible", "x0": x, "x1": x + 1e6, "line": {"width": 0}, "fillcolor": RED,
               "opacity": 0.07, "layer": "below"} | place
-    label = {"xref": x_axis, "yref": "paper", "x": x, "y": 1, "text": f"≤ {x:g} {text}", "showarrow": False,
+    label = {"xref": x_axis, "yref": "paper", "x": x, "y": 1, "text": f"≤ {x:.4g}", "showarrow": False,
              "font": {"color": RED, "size": 11}, "xanchor": "left", "yanchor": "top", "xshift": 3}
     return [line_, beyond], label
 

@@ -71,9 +71,10 @@ def front(shown: list[Point], chosen: Point | None, pinned: Point | None, limits
         name, left, limit = f"x{number + 1}" if number else "x", number * (width + gap), limits.get(panel.field)
         traces += _panel(shown, panel, name, limits) + _rings(chosen, pinned, panel, name)
         span = _range([p.values.get(panel.field) for p in shown], limit)
-        layout["xaxis" + name[1:]] = axis(panel.brief, domain=[left, left + width], range=span, **({"anchor": "y"} if number else {}))
+        layout["xaxis" + name[1:]] = axis(
+            panel.brief, domain=[left, left + width], range=span, tickangle=0, nticks=4, **({"anchor": "y"} if number else {}))
         if limit is not None:
-            marks, label = figures.limit(limit, panel.short, name)
+            marks, label = figures.limit(limit, name)
             shapes += marks
             labels.append(label)
     if floor is not None:
