@@ -94,7 +94,7 @@ def main() -> None:
     backend = ops.backend()
     machine = ", ".join((latency.cpu_name(), f"{os.cpu_count()} cores, {torch.get_num_threads()} threads", f"torch {torch.__version__}",
                          backend.reason))
-    print(f"{machine}; microseconds, medians of {options.rounds} turns; ratios include rotation and quantization\n")
+    print(f"Microseconds, medians of {options.rounds} turns; ratios include rotation and quantization.\n")
     print("| M x K x N | " + " | ".join(COLUMNS) + " | W8A8 : int_mm | W4A8 : int_mm | W8A8 : bf16 | W4A8 : bf16 |")
     print("|---" * (len(COLUMNS) + 5) + "|")
     rows = []
