@@ -1,8 +1,9 @@
 """Problems so small that every plan can be measured: what the search of `benchmarks/search.py` misses, and what no search could reach.
 
-A few of the model's layers are quantized over a few steps, the others stay float. Every one of the C^(T L) plans is run to its end on
-held-out prompts; plans that begin alike share their first steps. The best of them is an oracle: it is chosen on the prompts that judge.
-Dimension letters as in `workbench/types.py`: T steps, L layers, C choices.
+A few of the model's layers are quantized over a few steps; of the others only the adaLN weights are stored in 8 bits. Every one of
+the C^(T L) plans is run to its end on held-out prompts; plans that begin alike share their first steps. The best of them is an oracle:
+it is chosen on the prompts that judge.
+Dimension letters as in `workbench/types.py`: T steps, L layers, C choices; P plans, X cells (T L) of a plan.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ def exhaustive(bundle, means, run: Run, on_progress) -> list[str]:
     for steps, count in SHAPES:
         try:
             bundle.layers = _most_sensitive(bundle, every, count, steps, on_progress)
-            kept = Run(run.folder.with_name(f"{run.folder.name}-{steps}x{count}"))
+            chosen = Run.key(*(layer.name for layer in bundle.layers))  # nothing else in a key tells these layers from all
+            kept = Run(run.folder.with_name(f"{run.folder.name}-{steps}x{count}-{chosen}"))
             profiled = pipeline.profile(bundle, TraceConfig(steps=steps), run=kept, on_progress=on_progress)
             measured = _everything(bundle, profiled, kept, on_progress)
             contenders = Contenders(bundle, profiled, kept, SearchConfig(), on_progress)

@@ -144,6 +144,8 @@ def packed_layer(bits, group_size, symmetric, n_out=5, k_in=70, seed=0):
     groups = -(-k_in // (group_size or k_in))
     codes_NK = torch.randint(0, 1 << bits, (n_out, k_in), generator=generator, dtype=torch.uint8)
     scale_NG = (torch.rand(n_out, groups, generator=generator) + 0.01).half()
+    if symmetric:  # signed grids have scales of either sign
+        scale_NG = scale_NG * (1 - 2 * torch.randint(0, 2, scale_NG.shape, generator=generator))
     zero_NG = None if symmetric else torch.randint(0, 1 << bits, (n_out, groups), generator=generator, dtype=torch.uint8)
     return codes_NK, pack(codes_NK, bits), scale_NG, zero_NG
 

@@ -21,9 +21,9 @@ A quantized copy of `{name}` ({parameters:.1f} M transformer parameters). Method
 | this checkpoint | {weight_bytes:,} | {bits:.2f} |
 
 - Weights: {widths}. Adaptive-norm layers {modulation} bits; embedders and the output projection stay float.
-- Activations, per token and dynamic: {act_mean:.2f} bits in the mean over {steps} steps and {layers} layers
+- Activations, {act_grid} grid, {act_scale}: {act_mean:.2f} bits in the mean over {steps} steps and {layers} layers
   ({act_macs:.2f} weighted by multiply-accumulates); the plan gives them by step and layer, keyed by noise level.
-- Grouping {group}, transform {transform}, solver {solver}.
+- Grouping {group}, {weight_grid} grid, transform {transform}, solver {solver}.
 {summary}
 ## Use
 
@@ -52,5 +52,7 @@ def model_card(bundle, quantized, summary: Mapping[str, str]) -> str:
         widths=", ".join(f"{count} layers at {bits} bits" for bits, count in counts), modulation=plan.quant.modulation_bits,
         act_mean=plan.act_bits_mean, act_macs=plan.act_bits_macs, steps=len(plan.sigma_T), layers=len(plan.layer_names),
         group=f"{plan.quant.group_size} weights to a scale" if plan.quant.group_size else "one scale per output channel",
-        transform=plan.quant.transform, solver=plan.quant.solver,
+        transform=plan.quant.transform, solver=plan.quant.solver, weight_grid=plan.quant.weight_grid,
+        act_grid=plan.quant.act_grid.replace("_", "-"),
+        act_scale={"token": "a scale per token", "group": "a scale per group of a token", "tensor": "a static scale"}[plan.quant.act_scale],
         summary="".join(f"- {name}: {value}\n" for name, value in summary.items()))

@@ -130,8 +130,9 @@ class QuantConfig(Frozen):
     branch_bits: float = setting(0.0, "bits per weight for a low-rank branch in 16 bits; its rank follows", ge=0, le=4, step=0.05)
     act_scale: str = setting("token", "activations that share a scale: a token, a group of one token, or (static) the tensor",
                              pattern="^(token|group|tensor)$")
-    act_grid: str = setting("mid_rise", "grid of the activations: 2^b levels around zero (mid_rise), 2^b - 1 with one at zero (symmetric), "
-                                      "or 2^b with a zero point", pattern="^(symmetric|mid_rise|asymmetric)$")
+    act_grid: str = setting("mid_rise", "grid of the activations: 2^b levels around zero (mid_rise), 2^b - 1 with one at zero (symmetric; "
+                                      "better without a rotation; 8 bits always), or 2^b with a zero point",
+                          pattern="^(symmetric|mid_rise|asymmetric)$")
     act_clip: float = setting(1.0, "share of the activations' range that the grid covers", gt=0, le=1, step=0.05)
     damping: float = setting(0.2, "added to the Hessian's diagonal, as a fraction of its mean", gt=0, le=1, step=0.01)
     modulation_bits: int = setting(8, "weight bits of the adaLN linears (activations stay float)")

@@ -201,7 +201,7 @@ class SearchResult:
 
 @dataclass(frozen=True, kw_only=True)
 class QuantWeight:
-    """Packed weight: packed_NP uint8, scale_NG float16 > 0, zero_NG uint8 or None, perm_K int32 or None."""
+    """Packed weight: packed_NP uint8, scale_NG float16, not 0, zero_NG uint8 or None, perm_K int32 or None."""
 
     packed_NP: Tensor
     scale_NG: Tensor

@@ -133,7 +133,7 @@ static inline void *reserve(Scratch *scratch, size_t bytes) {
 void lowbit_load_row(const void *x, int64_t format, int64_t row, const float *restrict factor, int64_t block, int64_t k_in,
                      float *restrict wide);
 
-/* The grid that activations are rounded to, as act_quant/naive.py has it; `clip` is the share of the largest magnitude that it covers. */
+/* The grid that activations are rounded to, as act_quant/naive.py has it; `clip` is its Grid.share. */
 typedef struct {
     int64_t bits, mid_rise;
     float clip;

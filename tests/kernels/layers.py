@@ -30,7 +30,7 @@ def codes_of(m, k_in, act_bits, seed):
 
 
 def layer(bits, group_size, symmetric, n_out, k_in, seed, exact=False):
-    """(packed_NP, scale_NG, zero_NG, bits, group_size): arguments of the products; `exact`: every scale is 1 or 2.
+    """(packed_NP, scale_NG, zero_NG, bits, group_size): arguments of the products; `exact`: every scale is 1 or 2, or with the other sign.
 
     The first row holds the smallest code only, the second the largest: the sums' extremes."""
     generator = torch.Generator().manual_seed(seed)
@@ -41,6 +41,8 @@ def layer(bits, group_size, symmetric, n_out, k_in, seed, exact=False):
     scale_NG = torch.rand(n_out, groups, generator=generator) + 0.01
     if exact:
         scale_NG = 1.0 + (scale_NG > 0.5)
+    if symmetric:  # signed grids have scales of either sign
+        scale_NG = scale_NG * (1 - 2 * torch.randint(0, 2, scale_NG.shape, generator=generator))
     zero_NG = None if symmetric else torch.randint(0, 1 << bits, (n_out, groups), generator=generator, dtype=torch.uint8)
     return pack(codes_NK, bits), scale_NG.half(), zero_NG, bits, group_size
 

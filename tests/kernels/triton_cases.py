@@ -166,7 +166,7 @@ def layer(bits, group_size, symmetric, n_out, k_in, unit_scales=False, seed=0):
     shape = (n_out, -(-k_in // (group_size or k_in)))
     codes_NK = torch.randint(0, 1 << bits, (n_out, k_in), generator=generator, dtype=torch.uint8)
     codes_NK[0], codes_NK[1:2] = (1 << bits) - 1, 0
-    scale_NG = torch.ones(shape).half() if unit_scales else (torch.rand(shape, generator=generator) * 0.01 + 0.001).half()
+    scale_NG = torch.ones(shape).half() if unit_scales else ((torch.rand(shape, generator=generator) - 0.5) * 0.02).half()
     zero_NG = None if symmetric else torch.randint(0, 1 << bits, shape, generator=generator, dtype=torch.uint8).to(DEVICE)
     return pack(codes_NK, bits).to(DEVICE), scale_NG.to(DEVICE), zero_NG, bits, group_size
 

@@ -70,6 +70,7 @@ def compile_everything() -> None:
         block_hadamard(torch.ones(1, 3072, dtype=dtype), 256, torch.ones(3072))
     for k_in, block, group_size, factor in ((12288, 256, 64, True), (96, 32, 0, False), (3072, 1, 0, True), (1, 1, 0, False)):
         act_quant(torch.ones(1, k_in, dtype=torch.bfloat16), torch.ones(k_in) if factor else None, block, 8, group_size)
+        act_quant(torch.ones(1, k_in, dtype=torch.bfloat16), torch.ones(k_in) if factor else None, block, 4, group_size, 0.9, True)
     for tokens, bits, group_size, symmetric, k_in, rank in (
             (1, 8, 0, True, 256, 0), (1, 4, 64, True, 256, 32), (40, 3, 32, False, 256, 0), (40, 6, 128, True, 256, 17),
             (80, 8, 0, True, 256, 32), (80, 4, 128, True, 256, 0), (80, 3, 32, False, 256, 0), (80, 8, 64, False, 250, 0),

@@ -81,6 +81,22 @@ def test_the_plain_format_is_the_kernels_own():
             torch.testing.assert_close(fake_quantize(tokens(), bits, form), codes * scale, rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("form", FORMATS, ids=lambda f: f.describe())
+def test_what_is_next_to_nothing_stays_so(form):
+    x = tokens()
+    x[0, 0, :40] = 1e-40
+    y = fake_quantize(x[:1, :1], 4, form, torch.stack([x[0, 0].min(), x[0, 0].max()]))
+    assert float(y.abs().max()) < 1e-37
+
+
+def test_a_format_exported_before_grids_had_names_is_read():
+    old = {"scale": "token", "group_size": None, "clip": 0.9}
+    assert ActFormat.parse({**old, "symmetric": True}) == ActFormat(clip=0.9)
+    assert ActFormat.parse({**old, "symmetric": False}) == ActFormat(clip=0.9, grid="asymmetric")
+    with pytest.raises(BadInput):
+        ActFormat.parse({**old, "symmetric": "x"})
+
+
 def test_mid_rise_grids_use_every_code_and_err_less_on_rotated_inputs():
     x = torch.randn(400, 256, generator=torch.Generator().manual_seed(0))  # what a rotation makes of nearly any input
     def error(bits, grid):

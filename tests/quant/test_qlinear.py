@@ -160,10 +160,16 @@ def test_three_layers_on_one_input_transform_and_quantize_it_once_per_width(monk
     assert all(torch.equal(module(x.clone()), y) for module, y in zip(modules, shared)) and len(calls) == 5
 
 
-def test_without_a_kernel_the_same_numbers_come_from_a_float_product(monkeypatch):
-    module, x = layer(cursor=StepCursor(), layer_index=0), tokens()
-    module.cursor.row = (4,)
+@pytest.mark.parametrize("act", [ActFormat(), ActFormat(clip=0.9), ActFormat(grid="mid_rise"), ActFormat(grid="mid_rise", clip=0.8),
+                                 ActFormat(scale="group", group_size=32, grid="mid_rise")], ids=lambda act: act.describe())
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_without_a_kernel_the_same_numbers_come_from_a_float_product(monkeypatch, act, bits):
+    module, x = layer(group_size=32, cursor=StepCursor(), layer_index=0, extras=Extras(act=act)), tokens()
+    module.cursor.row = (bits,)
+    assert module.format.beyond_kernel() == ()
     with_kernel = module(x)
+    if ops.backend().is_kernel:
+        assert torch.equal(module.together([], [x])[0], with_kernel)
     monkeypatch.setattr("workbench.quant.qlinear.ops.backend", lambda *_: ops.Backend("emulated", "asked for"))
     emulated = module(x)
     assert module._scratch, "the emulated product keeps its weight"

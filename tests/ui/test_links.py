@@ -48,12 +48,30 @@ def test_what_comes_back_decides_the_same(weights, acts):
     assert (recipe.prompts, recipe.seed, recipe.model) == (("noto anchor", "fluent pizza"), 7, "emoji-flux")
 
 
+def test_a_link_of_the_first_version_keeps_the_grids_of_its_day(bundle, costs):
+    plan = plan_of(bundle, costs, (4,), (4,))
+    values = json.loads(zlib.decompress(base64.urlsafe_b64decode(links.encode(plan, "emoji-flux", (), 0) + "==")))
+    assert values["version"] == 2 and values["quant"] == QuantConfig().model_dump(mode="json")
+    first = {name: value for name, value in values.items() if name != "version"} | {"quant": {"damping": 0.3}}
+    quant = links.decode(coded(first)).quant
+    assert (quant.weight_grid, quant.act_grid, quant.damping) == ("symmetric", "symmetric", 0.3)
+    del first["quant"]
+    assert links.decode(coded(first)).quant == QuantConfig(weight_grid="symmetric", act_grid="symmetric")
+
+
+def test_a_link_stores_weights_on_the_grid_that_its_plan_names(bundle, costs):
+    plan = plan_of(bundle, costs, (4,), (4,))
+    recipe = links.decode(links.encode(plan, "emoji-flux", (), 0))
+    recipe = recipe.model_copy(update={"quant": QuantConfig(weight_grid="asymmetric")})
+    assert not any(choice.symmetric for choice in links.plan_of(recipe, bundle, costs).weight_choice_L)
+
+
 def coded(values) -> str:
     return base64.urlsafe_b64encode(zlib.compress(json.dumps(values).encode())).decode().rstrip("=")
 
 
 @pytest.mark.parametrize("code", [
-    "", "x" * 50, "!!!", "A" * 100_000, coded([1]), coded("text"), coded({"version": 2}), coded("[" * 50_000),
+    "", "x" * 50, "!!!", "A" * 100_000, coded([1]), coded("text"), coded({"version": 3}), coded("[" * 50_000),
     base64.urlsafe_b64encode(zlib.compress(b" " * 5_000_000)).decode(),
 ])
 def test_what_is_no_link_is_refused_in_one_line(code):

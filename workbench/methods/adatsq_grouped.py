@@ -1,4 +1,4 @@
-"""AdaTSQ with Q-DiT's activation quantizer, 64 activations of one token to a scale, asymmetric, instead of one symmetric scale per
+"""AdaTSQ with Q-DiT's activation quantizer, 64 activations of one token to a scale, asymmetric, instead of a mid-rise grid per
 token: weights, calibration and the search of bits are AdaTSQ's."""
 
 from workbench.methods import adatsq

@@ -158,7 +158,7 @@ def limit(x: float, x_axis: str = "x") -> tuple[list[dict], dict]:
     line_ = {"type": "line", "name": "limit", "x0": x, "x1": x, "line": {"color": RED, "width": 2, "dash": "dash"}} | place
     beyond = {"type": "rect", "name": "infeasible", "x0": x, "x1": x + 1e6, "line": {"width": 0}, "fillcolor": RED,
               "opacity": 0.07, "layer": "below"} | place
-    label = {"xref": x_axis, "yref": "paper", "x": x, "y": 1, "text": f"≤ {x:.4g}", "showarrow": False,
+    label = {"xref": x_axis, "yref": "paper", "x": x, "y": 1, "text": f"≤ {x:,.0f}" if x >= 1000 else f"≤ {x:.4g}", "showarrow": False,
              "font": {"color": RED, "size": 11}, "xanchor": "left", "yanchor": "top", "xshift": 3}
     return [line_, beyond], label
 

@@ -1,6 +1,7 @@
 """A link that restores model, prompts and plan: `?plan=` and a short text that holds nothing but what the plan decides.
 
 The text is JSON, deflated, in the alphabet of URLs. Costs are not in it: they are computed anew, so a link cannot lie about them.
+Version 1 left out settings that had the default of its day, when both grids were symmetric; today every setting of the solving is written.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ if TYPE_CHECKING:  # plans bring torch, and the page is built before that
 CODE_LIMIT = 60_000  # characters; browsers and servers take much less gladly
 TEXT_LIMIT_BYTES = 2_000_000  # a link may not unfold into more than this
 PROMPTS_LIMIT_BYTES = 4_000  # more prompts than this are left out of a link
+VERSION, DEFAULTS_OF_1 = 2, {"weight_grid": "symmetric", "act_grid": "symmetric"}
 
 
 class Recipe(Frozen):
     """What a link holds. weights: one character per layer, steps: one text per step with one character per layer; a character is the
     place of the width in WEIGHT_BITS or ACT_BITS."""
 
-    version: int = Field(default=1, ge=1, le=1)
+    version: int = Field(default=VERSION, ge=1, le=VERSION)
     model: str = Field(min_length=1, max_length=300)
     model_hash: str = Field(min_length=8, max_length=64)
     prompts: tuple[str, ...] = Field(default=(), max_length=MAX_PROMPTS)
@@ -60,7 +62,8 @@ def encode(plan: BitPlan, source: str, prompts, seed: int) -> str:
         weights="".join(str(WEIGHT_BITS.index(bits)) for bits in plan.weight_bits_L),
         steps=tuple("".join(str(ACT_BITS.index(bits)) for bits in row) for row in plan.act_bits_TL),
     )
-    text = recipe.model_dump_json(exclude_defaults=True).encode()
+    values = recipe.model_dump(mode="json", exclude_defaults=True) | {"version": VERSION, "quant": plan.quant.model_dump(mode="json")}
+    text = json.dumps(values, separators=(",", ":"), ensure_ascii=False).encode()
     return base64.urlsafe_b64encode(zlib.compress(text, 9)).decode().rstrip("=")
 
 
@@ -77,12 +80,16 @@ def decode(code: str) -> Recipe:
         values = json.loads(text)
     except (binascii.Error, zlib.error, ValueError, RecursionError):
         raise BadInput("the link's plan cannot be read; copy the whole link from the Export screen") from None
-    return Recipe.parse(values if isinstance(values, dict) else {}, "the link's plan")
+    values = values if isinstance(values, dict) else {}
+    if values.get("version", 1) == 1 and isinstance(values.get("quant", {}), dict):
+        values = {**values, "quant": DEFAULTS_OF_1 | values.get("quant", {})}
+    return Recipe.parse(values, "the link's plan")
 
 
 def plan_of(recipe: Recipe, bundle, costs) -> BitPlan:
     """The plan for a loaded model, its costs from `costs`; raises BadInput when it was made for another model."""
-    from workbench.plans import BitChoice, make_plan
+    from workbench.plans import make_plan
+    from workbench.quant.sizes import choice_of
 
     if recipe.model_hash != bundle.model_hash:
         raise BadInput(f"the link's plan was made for {recipe.model} {recipe.model_hash}; the model loaded here is {bundle.model_hash}")
@@ -90,7 +97,7 @@ def plan_of(recipe: Recipe, bundle, costs) -> BitPlan:
     if len(recipe.weights) != layers or any(len(row) != layers for row in recipe.steps) or len(recipe.steps) != len(recipe.sigmas):
         raise BadInput(f"the link's plan does not fit the {layers} layers of {bundle.name}")
     try:
-        weights = [BitChoice(weight_bits=WEIGHT_BITS[int(c)], group_size=recipe.quant.group_size) for c in recipe.weights]
+        weights = [choice_of(WEIGHT_BITS[int(c)], recipe.quant) for c in recipe.weights]
         rows = [[ACT_BITS[int(c)] for c in row] for row in recipe.steps]
         sigmas = [float(np.float32(sigma)) for sigma in recipe.sigmas]
         return make_plan(

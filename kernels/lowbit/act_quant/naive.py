@@ -7,8 +7,9 @@ Dimension letters: M tokens, K features, G groups along K.
     mid-rise    scale = span / 2^b,                q = clamp(2 floor(x / 2 scale) + 1)  2^b levels at odd multiples of half a step
 
 and x ~ q * scale in both. Mid-rise codes are the odd integers up to 2^b - 1, so they are as much an int8 to a product as any others
-(through 7 bits; 8 bits have no room for them and stay mid-tread), and 3 bits have eight levels instead of seven. A token that is all
-zero has scale 0 and stays zero.
+(through 7 bits; 8 bits have no room for them and stay mid-tread), and 3 bits have eight levels instead of seven. At 3 bits a mid-rise
+grid spans 0.9 c max|x|: that is part of the format, as what is stored was solved and measured with it. A token that is all zero has
+scale 0 and stays zero.
 Before that the input may be multiplied by a vector (smoothing, random signs, or both in one) and rotated by a block Hadamard.
 """
 
@@ -50,8 +51,8 @@ def quantize_per_token(x_MK: Tensor, bits: int, clip: float = 1.0, mid_rise: boo
     """(q_MK int8, scale_M1 float32)."""
     grid = grid_of(bits, clip, mid_rise)
     span_M1 = x_MK.float().abs().amax(-1, keepdim=True) * grid.share
-    # a subnormal span would overflow the quotient; such a token is zero to every later operation. Python's `cells / tensor` would
-    # round twice: it multiplies with a reciprocal
+    # a subnormal span would overflow the quotient; such a token is next to nothing to every later operation. Python's `cells / tensor`
+    # would round twice: it multiplies with a reciprocal
     inverse_M1 = torch.where(span_M1 > torch.finfo(torch.float32).tiny * grid.cells, torch.full_like(span_M1, grid.cells) / span_M1, 0.0)
     x_MK = x_MK.float() * inverse_M1
     q_MK = 2 * x_MK.floor() + 1 if grid.mid_rise else x_MK.round()

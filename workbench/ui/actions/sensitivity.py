@@ -13,7 +13,7 @@ from workbench.ui.views import quantities
 from workbench.ui.views.layers import blocks_of
 
 SENSITIVITY_FORM = ("estimator", "probes", "weighting", "tau", "distortion")
-QUANT_FORM = ("transform", "solver", "hessian", "group_size", "modulation_bits")
+QUANT_FORM = ("transform", "solver", "hessian", "group_size", "act_grid")
 
 
 def profile(session: Session, steps, seed, prompts_given, *settings) -> None:
