@@ -20,8 +20,8 @@ from workbench.options import Progress, SearchConfig, TraceConfig
 from workbench.rollout import Rollout
 from workbench.runs import Run
 
-SHAPES = ((3, 2), (2, 3), (6, 1))  # steps and layers: 5^6 plans each
-PROMPTS, SEED, WEIGHT_BITS, REFERENCE_BITS = 8, 30_000, 4, 4
+SHAPES = ((5, 1), (3, 2))  # steps and layers: 5^5 and 5^6 plans
+PROMPTS, SEED, WEIGHT_BITS, REFERENCE_BITS = 4, 30_000, 4, 4
 
 
 @dataclass(frozen=True, kw_only=True)
