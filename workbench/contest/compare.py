@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from lowbit import ops
 
 from workbench import costs, generate, judge, lpips
 from workbench.contest.make import Maker, Settings, check, quant_of
@@ -124,12 +125,14 @@ def chosen(methods: Sequence[str]) -> tuple[str, ...]:
 
 
 def decided_by(method: Method, settings: Settings, bundle: Bundle) -> tuple:
-    """Everything a method's result depends on beside the float run: its parts, the terms, and only the search it has."""
+    """Everything a method's result depends on beside the float run: its parts, the terms, only the search it has, and what ran it."""
     calibration = settings.trace.prompts or bundle.prompts("calibration")
     search = settings.search if method.allocation == "plan" else None
     evolution = settings.evolution if method.groups == "evolved" else None
     terms = settings.terms if search else settings.terms.model_copy(update={"effective_bits": None})
-    return method.name, quant_of(method, terms), method.allocation, method.groups, terms, settings.trace, calibration, search, evolution
+    backend = ops.backend(bundle.device.type, bundle.dtype)
+    return (method.name, quant_of(method, terms), method.allocation, method.groups, terms, settings.trace, calibration, search, evolution,
+            backend.name, backend.reason)
 
 
 def terms_of(settings: Settings) -> dict:
