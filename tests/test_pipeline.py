@@ -98,7 +98,7 @@ def test_search_stays_within_budget_and_judges_on_unseen_prompts(bundle, profile
     assert result.chosen.held_out and result.chosen.samples == pipeline.JUDGE_PROMPTS
     assert result.chosen.plan.weight_bytes <= budget.max_weight_bytes
     assert result.chosen.plan.act_bits_mean <= budget.max_mean_act_bits
-    assert any(scored.plan == result.chosen.plan for scored in result.front)
+    assert any(scored.plan == result.chosen.plan for scored in result.finalists)  # not always the best on the prompts of the search
     sizes = [scored.plan.weight_bytes for scored in result.front]
     assert min(sizes) < budget.max_weight_bytes < max(sizes)
     built = pipeline.quantize(bundle, profiled, result.chosen.plan)

@@ -66,7 +66,8 @@ def _quantization_error(bundle, recorded, step, layer, bits):
     hook.remove()
     transform = make(QUANT.transform, layer.k_in, QUANT.seed)
     rotated = transform.forward(seen[0])
-    return (sensitivity.fake_quantize(rotated, bits) - rotated) @ transform.weight(bundle.linear(layer.name).weight).T
+    rounded = sensitivity.fake_quantize(rotated, bits, sensitivity.format_of(QUANT, QUANT.group_size))
+    return (rounded - rotated) @ transform.weight(bundle.linear(layer.name).weight).T
 
 
 @pytest.mark.parametrize("estimator", ["adjoint", "local"])
