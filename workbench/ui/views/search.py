@@ -72,7 +72,7 @@ def front(shown: list[Point], chosen: Point | None, pinned: Point | None, limits
         traces += _panel(shown, panel, name, limits) + _rings(chosen, pinned, panel, name)
         span = _range([p.values.get(panel.field) for p in shown], limit)
         layout["xaxis" + name[1:]] = axis(
-            panel.brief, domain=[left, left + width], range=span, tickangle=0, nticks=4, **({"anchor": "y"} if number else {}))
+            panel.brief, domain=[left, left + width], range=span, tickangle=0, nticks=3, **({"anchor": "y"} if number else {}))
         if limit is not None:
             marks, label = figures.limit(limit, name)
             shapes += marks
