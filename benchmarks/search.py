@@ -3,7 +3,7 @@
     python benchmarks/search.py                          # five means of activation bits, three memory budgets, ablation: an hour on 2 cores
     python benchmarks/search.py --prompts 8 --steps 6    # a quick look
     python benchmarks/search.py --cost                   # how cost grows with steps and beam width, measured
-    python benchmarks/search.py --exhaustive             # small problems, every plan of which is measured: a quarter of an hour
+    python benchmarks/search.py --exhaustive             # small problems, every plan of which is measured: minutes
 
 Everything is kept in --run by its content: an interrupted benchmark goes on where it was, a changed one repeats only what changed.
 Writes OUT.md and OUT.svg, and prints the tables. Asserts nothing.

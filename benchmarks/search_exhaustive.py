@@ -20,7 +20,7 @@ from workbench.options import Progress, SearchConfig, TraceConfig
 from workbench.rollout import Rollout
 from workbench.runs import Run
 
-SHAPES = ((5, 1), (3, 2))  # steps and layers: 5^5 and 5^6 plans
+SHAPES = ((5, 1), (2, 2))  # steps and layers: 5^5 and 5^4 plans
 PROMPTS, SEED, WEIGHT_BITS, REFERENCE_BITS = 4, 30_000, 4, 4
 
 
