@@ -102,7 +102,10 @@ def compare(args, bundle, run: Run, on_progress) -> tuple[list[str], str]:
         sections[f"{mean:g} bits"] = within_cost(found, judged, mean)
         for name, each in found.items():
             series.setdefault(name, []).append((each.plan.act_bits_mean, metrics.interval(judged[name].psnr_db_S)))
-    for width, mean in [(width, MEMORY_ACT_BITS) for width in args.memory] + [(WEIGHT_BITS, FEWER_ACT_BITS)] * (WEIGHT_BITS in args.memory):
+    budgets = [(width, MEMORY_ACT_BITS) for width in args.memory]
+    if WEIGHT_BITS in args.memory:
+        budgets.append((WEIGHT_BITS, FEWER_ACT_BITS))
+    for width, mean in budgets:
         max_bytes = profiled.costs.total_bytes([width] * len(bundle.layers))
         judged = section(f"{max_bytes / 1e6:.2f} MB (uniform W{width}), {mean:g} mean activation bits",
                          found := contenders.at_bytes(max_bytes, mean))

@@ -8,10 +8,9 @@ Dimension letters as in `workbench/types.py`: T steps, L layers, C choices; P pl
 
 from __future__ import annotations
 
-import math
+import itertools
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from search_contenders import OURS, Contenders
 
@@ -19,6 +18,7 @@ from workbench import pipeline, trace
 from workbench.options import Progress, SearchConfig, TraceConfig
 from workbench.rollout import Rollout
 from workbench.runs import Run
+from workbench.search.picks import quality_db
 
 SHAPES = ((5, 1), (2, 2))  # steps and layers: 5^5 and 5^4 plans
 PROMPTS, SEED, WEIGHT_BITS, REFERENCE_BITS = 4, 30_000, 4, 4
@@ -40,7 +40,7 @@ def exhaustive(bundle, means, run: Run, on_progress) -> list[str]:
     every = bundle.layers
     for steps, count in SHAPES:
         try:
-            bundle.layers = _most_sensitive(bundle, every, count, steps, on_progress)
+            bundle.layers = _most_sensitive(bundle, every, count, steps, run, on_progress)
             chosen = Run.key(*(layer.name for layer in bundle.layers))  # nothing else in a key tells these layers from all
             kept = Run(run.folder.with_name(f"{run.folder.name}-{steps}x{count}-{chosen}"))
             profiled = pipeline.profile(bundle, TraceConfig(steps=steps), run=kept, on_progress=on_progress)
@@ -54,9 +54,9 @@ def exhaustive(bundle, means, run: Run, on_progress) -> list[str]:
     return [*lines, ""]
 
 
-def _most_sensitive(bundle, every, count: int, steps: int, on_progress) -> tuple:
+def _most_sensitive(bundle, every, count: int, steps: int, run: Run, on_progress) -> tuple:
     """The layers of an input of their own whose activations matter most at REFERENCE_BITS, as a numbering of their own."""
-    table = pipeline.profile(bundle, TraceConfig(steps=steps), on_progress=on_progress).table
+    table = pipeline.profile(bundle, TraceConfig(steps=steps), run=run, on_progress=on_progress).table
     error_L = table.error_TLC[..., table.act_bits_C.index(REFERENCE_BITS)].sum(0)
     alone = [layer for layer in every if sum(other.shares_input_with == layer.shares_input_with for other in every) == 1]
     chosen = sorted(sorted(alone, key=lambda layer: -float(error_L[layer.index]))[:count], key=lambda layer: layer.index)
@@ -71,7 +71,7 @@ def _everything(bundle, profiled, run: Run, on_progress) -> Everything:
 
 def _measure(bundle, profiled, recorded, on_progress) -> Everything:
     steps, layers, widths = recorded.schedule.steps, len(bundle.layers), profiled.table.act_bits_C
-    rows = [tuple(int(bits) for bits in row) for row in np.stack(np.meshgrid(*[widths] * layers, indexing="ij"), -1).reshape(-1, layers)]
+    rows = list(itertools.product(widths, repeat=layers))
     bits, error = [], []
     with Rollout(bundle, recorded, pipeline.weights_of(bundle, profiled), samples=recorded.samples, scoring="raw") as rollout:
         rollout.use_weights((WEIGHT_BITS,) * layers)
@@ -99,9 +99,5 @@ def _row(shape: str, mean: float, measured: Everything, found: dict) -> str:
     ours = errors.pop(OURS)
     rival = min((name for name in errors if not name.startswith(("AdaTSQ", "Lagrangian, signed"))), key=errors.get)
     better = int((measured.error_P[within] < ours).sum())
-    return (f"| {shape} | {mean:g} | {int(within.sum())} | {_decibels(uniform / best):.2f} | {_decibels(ours / best):.2f} | "
-            f"{better} | {rival} {_decibels(errors[rival] / best):.2f} |")
-
-
-def _decibels(ratio: float) -> float:
-    return 10 * math.log10(ratio)
+    to_uniform, to_ours, to_rival = (quality_db(best) - quality_db(error) for error in (uniform, ours, errors[rival]))
+    return (f"| {shape} | {mean:g} | {int(within.sum())} | {to_uniform:.2f} | {to_ours:.2f} | {better} | {rival} {to_rival:.2f} |")

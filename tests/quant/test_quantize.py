@@ -45,13 +45,13 @@ def test_sixteen_bits_equal_the_float_model_bit_for_bit(toy, toy_trace, transfor
 
 
 def test_fewer_bits_are_worse_and_more_bits_approach_float(toy, toy_trace):
-    quant = QuantConfig(group_size=32)
+    quant = QuantConfig(group_size=32, weight_grid="symmetric")
     bank, expected, errors = solve_bank(toy, toy_trace, None, quant, WIDTHS), velocity(toy, toy_trace), []
     for bits in (8, 6, 4, 3, 2):
         with build(toy, bank, plan_of(toy, toy_trace.schedule, quant, bits, 16)).attached(toy):
             errors.append(float((velocity(toy, toy_trace) - expected).square().sum() / expected.square().sum()))
     assert errors == sorted(errors)
-    assert errors[0] < 1e-4 < 5e-3 < errors[-1] < 1
+    assert errors[0] < 1e-4 < 1e-2 < errors[-1] < 1
 
 
 @pytest.mark.parametrize("quant", [QuantConfig(group_size=32), QuantConfig(group_size=None, modulation_bits=4),
