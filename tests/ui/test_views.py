@@ -283,6 +283,15 @@ def test_the_ring_is_around_the_chosen_plan_s_own_point(result):
     assert search.place_of(Drafted(result.front[0].plan), result) is None, "what was never measured has no place on the front"
 
 
+def test_a_chosen_finalist_off_the_front_keeps_its_own_point_and_its_rivals(result):
+    finalist = result.references[0].model_copy(update={"plan": result.front[1].plan.model_copy(update={"act_bits_mean": 3.5})})
+    off_front = dataclasses.replace(result, front=(result.front[0],), finalists=(finalist,))
+    judged = finalist.model_copy(update={"error": 0.7, "held_out": True})
+    assert search.place_of(judged, off_front).error == finalist.error
+    best = min(result.references, key=lambda s: s.error)
+    assert f"{best.error / finalist.error:.2f} ×" in search.rivals_line(off_front, judged, limits(100, 16))
+
+
 def test_the_beam_leaves_a_trail_that_fades(result):
     traces = search.beam(search.beam_steps(result.events), 4)["data"]
     trail = [t["opacity"] for t in traces if t["legendgroup"] == "trail"]

@@ -50,12 +50,17 @@ def points(events, result) -> list[Point]:
     ]
 
 
+def _as_searched(scored, result):
+    """The same plan with the error that the search measured, on the prompts of all its points; a finalist need not be on the front."""
+    measured = (*result.front, *result.references, *result.finalists) if result is not None else ()
+    return next((other for other in measured if other.plan.plan_id == scored.plan.plan_id), None)
+
+
 def place_of(scored, result) -> Point | None:
     """Where a plan stands on the front; one judged on other prompts would stand beside its own point, so that point is taken."""
     if scored is None or scored.error is None:
         return None
-    measured = (*result.front, *result.references) if result is not None else ()
-    same = next((other for other in measured if other.plan.plan_id == scored.plan.plan_id), scored)
+    same = _as_searched(scored, result) or scored
     return Point("", -1, same.origin, budgets.values_of(same.plan), same.error)
 
 
@@ -241,7 +246,7 @@ def rivals_line(result, chosen, limits: dict) -> str:
     """How the chosen plan stands against the best rival that keeps the same budget, both on the calibration prompts."""
     if result is None or chosen is None:
         return ""
-    mine = next((s for s in result.front if s.plan.plan_id == chosen.plan.plan_id), None)
+    mine = _as_searched(chosen, result)
     keeping = [s for s in result.references if budgets.within(budgets.values_of(s.plan), limits)]
     if mine is None or not mine.error:
         return ""
