@@ -1,8 +1,8 @@
 """Kernels beside torch's own products, in one run: `python benchmarks/kernels.py [--json OUT] [--rounds N] [--small]`.
 
 Per shape, in turns and as medians: torch._int_mm alone, torch BF16 and FP32, activation quantization alone (with and without the
-rotation), and whole quantized layers W8A8 per channel, W4A8 in groups of 64 and W4A16, activation quantization included. Then what
-kept memory and spinning threads bring to a step of the embedded model. Prints Markdown; asserts nothing.
+rotation), and whole quantized layers W8A8 per channel and W4A8 in groups of 64, activation quantization included, with and without the
+rotation, and W4A16. Then what kept memory and spinning threads bring to a step of the embedded model. Prints Markdown; asserts nothing.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ from workbench.latency import in_turns  # noqa: E402
 EMBEDDED = [(m, k, n) for m in (80, 640) for k, n in ((256, 256), (256, 1024), (1024, 256), (1280, 256))]
 FLUX = [(1024, 3072, 3072), (1024, 3072, 12288)]
 PROCESSES = 3
-COLUMNS = ("int_mm", "bf16", "fp32", "quantize", "rotate + quantize", "W8A8", "W4A8 g64", "W4A16 g64")
+LAYERS = ("W8A8", "W4A8 g64", "W8A8 rotated", "W4A8 g64 rotated")
+COLUMNS = ("int_mm", "bf16", "fp32", "quantize", "rotate + quantize", *LAYERS, "W4A16 g64")
+RATIOS = [(of, layer) for of in ("int_mm", "bf16") for layer in LAYERS]
 
 
 def weight(k_in: int, n_out: int, bits: int, group_size: int):
@@ -55,13 +57,16 @@ def runs_of(m: int, k: int, n: int) -> dict:
     signs = torch.sign(torch.randn(k))
     eight, four, epilogue = weight(k, n, 8, 0), weight(k, n, 4, 64), (None, None, None, False)
 
-    def quantized(packed_NP, scale_NG, zero_NG, bits, group_size):
-        return ops.quant_linears((x16,), signs, 256, (8,), 0, (packed_NP,), (scale_NG,), (zero_NG,), (bits,), group_size, (None,), (False,),
+    def quantized(rotation, packed_NP, scale_NG, zero_NG, bits, group_size):
+        return ops.quant_linears((x16,), *rotation, (8,), 0, (packed_NP,), (scale_NG,), (zero_NG,), (bits,), group_size, (None,), (False,),
                                  None, None)
+    plain, rotated = (None, 1), (signs, 256)
     return {"int_mm": lambda: torch._int_mm(left, right.t()), "bf16": lambda: torch.nn.functional.linear(x16, w16),
             "fp32": lambda: torch.nn.functional.linear(x, w), "quantize": lambda: ops.act_quant(x16, None, 1, 8, 0),
-            "rotate + quantize": lambda: ops.act_quant(x16, signs, 256, 8, 0), "W8A8": lambda: quantized(*eight),
-            "W4A8 g64": lambda: quantized(*four), "W4A16 g64": lambda: ops.linear_wna16(x16, *four, *epilogue)}
+            "rotate + quantize": lambda: ops.act_quant(x16, signs, 256, 8, 0),
+            "W8A8": lambda: quantized(plain, *eight), "W4A8 g64": lambda: quantized(plain, *four),
+            "W8A8 rotated": lambda: quantized(rotated, *eight), "W4A8 g64 rotated": lambda: quantized(rotated, *four),
+            "W4A16 g64": lambda: ops.linear_wna16(x16, *four, *epilogue)}
 
 
 def step_ms(samples: int) -> float:
@@ -94,13 +99,15 @@ def main() -> None:
     backend = ops.backend()
     machine = ", ".join((latency.cpu_name(), f"{os.cpu_count()} cores, {torch.get_num_threads()} threads", f"torch {torch.__version__}",
                          backend.reason))
-    print(f"Microseconds, medians of {options.rounds} turns; ratios include rotation and quantization.\n")
-    print("| M x K x N | " + " | ".join(COLUMNS) + " | W8A8 : int_mm | W4A8 : int_mm | W8A8 : bf16 | W4A8 : bf16 |")
-    print("|---" * (len(COLUMNS) + 5) + "|")
+    print("# Kernels beside torch's own products\n")
+    print(f"{machine}; microseconds, medians of {options.rounds} turns; layers quantize their input, ratios say how many "
+          "times as fast they are.\n")
+    print("| M x K x N | " + " | ".join((*COLUMNS, *(f"{layer} : {of}" for of, layer in RATIOS))) + " |")
+    print("|---" * (1 + len(COLUMNS) + len(RATIOS)) + "|")
     rows = []
     for m, k, n in EMBEDDED + ([] if options.small else FLUX):
         us = in_turns(runs_of(m, k, n), options.rounds, torch.device("cpu"), calls=20 if m < 1024 else 1)
-        ratios = [us["int_mm"] / us["W8A8"], us["int_mm"] / us["W4A8 g64"], us["bf16"] / us["W8A8"], us["bf16"] / us["W4A8 g64"]]
+        ratios = [us[of] / us[layer] for of, layer in RATIOS]
         print(f"| {m} x {k} x {n} | " + " | ".join(f"{us[name]:.0f}" for name in COLUMNS) + " | " + " | ".join(f"{r:.2f}" for r in ratios)
               + " |", flush=True)
         rows.append({"m": m, "k": k, "n": n, "us": us})

@@ -186,7 +186,8 @@ def quant_linears(x: Sequence[Tensor], factor_K: Tensor | None, block: int, act_
     weights, ends = _several(packed, scale, zero, tuple(weight_bits), group_size, bias, tuple(gelu_after), k_in)
     if len(act_bits) != len(packed):
         raise ValueError(f"{len(act_bits)} activation widths for {len(packed)} weights")
-    ys = [torch.empty((*first.shape[:-1], len(each)), dtype=first.dtype) for each in packed]
+    rows = first.shape[:-1]
+    ys = [torch.empty((*rows, each.shape[0]), dtype=first.dtype) for each in packed]
     gated, _kept = (None, None) if residual is None else _gated(residual, gate_BN, ys)
     if first.numel():
         outputs = (_P * len(ys))(*(y.data_ptr() for y in ys))

@@ -176,7 +176,7 @@ void lowbit_unpack_tile(const Weight *weight, int64_t first_n, uint8_t *restrict
 /* scales (and zero points) of the tile's columns: [group][column], zero where there is none. */
 void lowbit_tile_scales(const Weight *weight, int64_t first_n, float *restrict scale, int32_t *restrict zero);
 /* epilogue.c: `rows` rows of COLUMNS sums become outputs; row_scale (rows) or NULL multiplies the sums first. */
-void lowbit_finish(const Weight *weight, const Epilogue *end, float *restrict sums, const float *row_scale,
+void lowbit_finish(const Weight *weight, const Epilogue *end, const float *restrict sums, const float *row_scale,
                    int64_t first_m, int64_t rows, int64_t first_n);
 
 #endif

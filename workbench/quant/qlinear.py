@@ -165,16 +165,16 @@ class QuantLinear(nn.Module):
         if not ops.backend(x[0].device.type, x[0].dtype).is_kernel or not runs_on_kernels(self.act, self.k_in, self.group_size):
             return None
         for layer in layers:
-            if (type(layer) is not QuantLinear or layer.transform is not self.transform or layer.act != self.act or layer.down is not None
-                    or layer.group_size != self.group_size):
+            if (type(layer) is not QuantLinear or layer.transform is not self.transform or layer.down is not None
+                    or layer.group_size != self.group_size or (layer.act is not self.act and layer.act != self.act)):
                 return None
             act_bits.append(current_bits(layer.cursor, layer.layer_index))
         if 16 in act_bits:
             return None
-        packed, scale, zero, width, bias = zip(*((each.packed_NP, each.scale_NG, each.zero_NG, each.bits, each.bias) for each in layers))
-        return ops.quant_linears(x, *self.transform.factor(x[0].device), act_bits, self.act.group_size or 0, packed, scale, zero, width,
-                                 self.group_size or 0, bias, (False,) * len(others) + (gelu_last,), residual, gate_BN,
-                                 *self.act.kernel_grid)
+        packed, scale, zero, bias = zip(*(map(layer._buffers.get, ("packed_NP", "scale_NG", "zero_NG", "bias")) for layer in layers))
+        return ops.quant_linears(x, *self.transform.factor(x[0].device), act_bits, self.act.group_size or 0, packed, scale, zero,
+                                 [layer.bits for layer in layers], self.group_size or 0, bias, (False,) * len(others) + (gelu_last,),
+                                 residual, gate_BN, *self.act.kernel_grid)
 
     def _emulated(self, x: Tensor, bits: int) -> Tensor:
         mixed = self.transform.forward(x)

@@ -11,13 +11,14 @@ INLINE float absmax(const float *restrict x, int64_t count) {
     return bits_to_float(most);
 }
 
-/* Nearest integers within -top ... top. */
-INLINE void round_to_codes(const float *restrict x, int64_t count, float inverse, int top, int8_t *restrict q) {
+/* Nearest integers within -top ... top; `inside`: none can be beyond, as after scaling by the largest of finite numbers. */
+INLINE void round_to_codes(const float *restrict x, int64_t count, float inverse, int top, const int inside, int8_t *restrict q) {
     int64_t i = 0;
 #if defined(__AVX512F__)
     const __m512 by = _mm512_set1_ps(inverse), most = _mm512_set1_ps((float)top), least = _mm512_set1_ps((float)-top);
     for (; i + 16 <= count; i += 16) { /* of a NaN and a number, the maximum is the second */
-        const __m512 value = _mm512_min_ps(_mm512_max_ps(_mm512_mul_ps(_mm512_loadu_ps(x + i), by), least), most);
+        __m512 value = _mm512_mul_ps(_mm512_loadu_ps(x + i), by);
+        if (!inside) value = _mm512_min_ps(_mm512_max_ps(value, least), most);
         _mm_storeu_si128((__m128i *)(q + i), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(value)));
     }
 #endif
@@ -58,7 +59,8 @@ void lowbit_round_row(const float *restrict wide, const ActGrid *grid, int64_t g
         const float inverse = most > FLT_MIN * cells ? cells / most : 0.0f;
         scale[first / group] = most / divisor;
         if (grid->mid_rise) round_to_odd_codes(wide + first, group, inverse, divisor - 1, q + first);
-        else round_to_codes(wide + first, group, inverse, cells, q + first);
+        else if (grid->clip == 1.0f && most < INFINITY) round_to_codes(wide + first, group, inverse, cells, 1, q + first);
+        else round_to_codes(wide + first, group, inverse, cells, 0, q + first);
     }
 }
 

@@ -5,7 +5,7 @@
 #include "../lowbit.h"
 
 typedef struct {
-    const int8_t *q; /* panel of the block's tokens: [k / 4][row][k % 4], rows `stride` bytes a quad */
+    const int8_t *q; /* the block's tokens, rows `stride` bytes apart, padded with zeros to whole quads */
     int64_t stride;
     const uint8_t *codes;      /* lowbit_unpack_tile */
     const float *scale;        /* [group][COLUMNS] */
@@ -27,7 +27,9 @@ INLINE void add_dot(__m512i *sum, __m512i codes, __m512i q) { __asm__("vpdpbusd 
 INLINE void sum_group(const Block *b, const int rows, int64_t g, __m512i acc[][2]) {
     const int64_t quads = ceil_div(b->group, 4), first = g * quads, last = smaller(first + quads, ceil_div(b->k_in, 4));
     const uint8_t *codes = b->codes + first * 4 * COLUMNS;
-    const int8_t *q = b->q + first * b->stride;
+    const int8_t *q[ROWS / 3]; /* of every third row */
+#pragma GCC unroll 4
+    for (int r = 0; r < ROWS / 3; r++) q[r] = b->q + 3 * r * b->stride + first * 4;
     if (b->zero) {
         const __m512i z0 = _mm512_load_si512(b->zero + g * COLUMNS), z1 = _mm512_load_si512(b->zero + g * COLUMNS + 16);
 #pragma GCC unroll 12
@@ -40,18 +42,20 @@ INLINE void sum_group(const Block *b, const int rows, int64_t g, __m512i acc[][2
         for (int r = 0; r < rows; r++)
             acc[r][0] = acc[r][1] = _mm512_set1_epi32((int32_t)(-b->centre * b->token_sums[r * b->groups + g]));
     }
-    for (int64_t quad = first; quad < last; quad++, codes += 4 * COLUMNS, q += b->stride) {
+    for (int64_t quad = first; quad < last; quad++, codes += 4 * COLUMNS) {
         const __m512i w0 = _mm512_load_si512(codes), w1 = _mm512_load_si512(codes + 64);
         _mm_prefetch((const char *)codes + AHEAD, _MM_HINT_T0); /* the tile is larger than the first cache */
         _mm_prefetch((const char *)codes + AHEAD + 64, _MM_HINT_T0);
 #pragma GCC unroll 12
         for (int r = 0; r < rows; r++) {
             int32_t four;
-            memcpy(&four, q + 4 * r, 4);
+            memcpy(&four, q[r / 3] + r % 3 * b->stride, 4);
             const __m512i a = _mm512_set1_epi32(four);
             add_dot(&acc[r][0], w0, a);
             add_dot(&acc[r][1], w1, a);
         }
+#pragma GCC unroll 4
+        for (int r = 0; r < ROWS / 3; r++) q[r] += 4;
     }
 }
 
@@ -133,7 +137,7 @@ INLINE void half_block(const Block *b, const int rows, const int column, const i
 #pragma GCC unroll 4
             for (int r = 0; r < rows; r++) {
                 int32_t four;
-                memcpy(&four, b->q + quad * b->stride + 4 * r, 4);
+                memcpy(&four, b->q + r * b->stride + 4 * quad, 4);
                 const __m256i a = _mm256_set1_epi32(four);
                 acc[r][0] = dot(acc[r][0], w0, a, wide);
                 acc[r][1] = dot(acc[r][1], w1, a, wide);
@@ -173,7 +177,7 @@ INLINE void many_groups(const Block *b, const int rows) {
             for (int n = 0; n < COLUMNS; n++) acc[n] = -sum * (b->zero ? b->zero[g * COLUMNS + n] : (int32_t)b->centre);
             for (int64_t quad = first; quad < last; quad++) {
                 const uint8_t *codes = b->codes + quad * 4 * COLUMNS;
-                const int8_t *q = b->q + quad * b->stride + 4 * r;
+                const int8_t *q = b->q + r * b->stride + 4 * quad;
                 for (int n = 0; n < COLUMNS; n++)
                     acc[n] += codes[4 * n] * q[0] + codes[4 * n + 1] * q[1] + codes[4 * n + 2] * q[2] + codes[4 * n + 3] * q[3];
             }

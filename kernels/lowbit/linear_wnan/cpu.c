@@ -10,22 +10,19 @@ static int64_t rows_per_block(int64_t m, int64_t groups) {
     return m ? ceil_div(m, ceil_div(m, most)) : 1;
 }
 
-/* One token: its sums over each group, and its place in the panel of its block, padded to whole quads. */
-static void prepare_row(const int8_t *restrict q, int64_t k_in, int64_t group, int64_t groups, int32_t *restrict sums,
-                        int8_t *restrict panel, int64_t stride) {
-    for (int64_t g = 0; g < groups; g++) {
-        const int64_t last = smaller((g + 1) * group, k_in);
-        int32_t sum = 0;
-        for (int64_t k = g * group; k < last; k++) sum += q[k];
-        sums[g] = sum;
-    }
-    const int64_t whole = k_in / 4;
-    for (int64_t quad = 0; quad < whole; quad++) memcpy(panel + quad * stride, q + 4 * quad, 4);
-    if (k_in % 4) {
-        int8_t rest[4] = {0};
-        memcpy(rest, q + 4 * whole, (size_t)(k_in % 4));
-        memcpy(panel + whole * stride, rest, 4);
-    }
+/* Bytes between rows of quantized tokens: whole cache lines, of an odd number, so that rows of a block do not share places in the cache. */
+static int64_t row_bytes(int64_t k_in) { return (ceil_div(k_in, 64) | 1) * 64; }
+
+static int32_t sum_of(const int8_t *restrict q, int64_t count) {
+    int64_t i = 0;
+    int32_t sum = 0;
+#if defined(__AVX512VNNI__)
+    __m512i sums = _mm512_setzero_si512();
+    for (; i + 64 <= count; i += 64) sums = _mm512_dpbusd_epi32(sums, _mm512_set1_epi8(1), _mm512_loadu_si512(q + i));
+    sum = _mm512_reduce_add_epi32(sums);
+#endif
+    for (; i < count; i++) sum += q[i];
+    return sum;
 }
 
 enum { MOST_WEIGHTS = 8 }; /* of one call */
@@ -33,19 +30,19 @@ static __thread Scratch of_call, of_thread;
 
 /* Tokens first_m ... last_m - 1 against one tile of a weight. `block` holds what the tiles share. */
 static void run_tile(const Weight *weight, const Epilogue *end, Block block, const float *token_scale, int64_t first_m, int64_t last_m,
-                     int64_t first_n, uint8_t *codes) {
-    const int64_t quads = ceil_div(weight->k_in, 4), step = block.stride / 4;
+                     int64_t step, int64_t first_n, uint8_t *codes) {
+    const int64_t quads = ceil_div(weight->k_in, 4);
     float *scale = (float *)(codes + quads * 4 * COLUMNS), *sums = scale + 2 * block.groups * COLUMNS;
     int32_t *zero = (int32_t *)(scale + block.groups * COLUMNS);
     lowbit_unpack_tile(weight, first_n, codes);
     lowbit_tile_scales(weight, first_n, scale, zero);
-    const int8_t *panel = block.q;
+    const int8_t *q = block.q;
     const float *act_scale = block.act_scale;
     const int32_t *token_sums = block.token_sums;
     block.codes = codes, block.scale = scale, block.zero = weight->zero ? zero : NULL, block.sums = sums;
     for (int64_t row = first_m; row < last_m; row += step) {
         const int64_t rows = smaller(step, last_m - row);
-        block.q = panel + row * quads * 4;
+        block.q = q + row * block.stride;
         block.token_sums = token_sums + row * block.groups;
         block.act_scale = act_scale ? act_scale + row * block.groups : NULL;
         run_block(&block, (int)rows);
@@ -67,7 +64,7 @@ typedef struct {
     const ActGrid *grid; /* NULL: they are quantized already */
     int32_t *token_sums; /* [row][group] */
     float *act_scale;    /* [row][act_groups] */
-    int8_t *panels;      /* [block of rows][k / 4][row][k % 4] */
+    int8_t *q;           /* rows of row_bytes(K) */
 } Panels;
 
 static void load_parts(const Tokens *tokens, int64_t row, int64_t k_in, float *wide) {
@@ -77,20 +74,19 @@ static void load_parts(const Tokens *tokens, int64_t row, int64_t k_in, float *w
     if (tokens->x[1]) lowbit_load_row(tokens->x[1], tokens->format, row, factor ? factor + k : NULL, tokens->block, k_in - k, wide + k);
 }
 
-/* Rows first ... last - 1, a block of `step`: quantized where they are not, and put in their panel of each width. 0 when memory ran out. */
-static int prepare_block(const Tokens *tokens, const Panels *of_width, int64_t widths, int64_t first, int64_t last, int64_t step,
-                         int64_t k_in, int64_t group) {
+/* A row on each grid: quantized where it is not, with its sums. 0 when memory ran out. */
+static int prepare_row(const Tokens *tokens, const Panels *of_width, int64_t widths, int64_t row, int64_t k_in, int64_t group) {
     const int64_t groups = ceil_div(k_in, group), padded_k = ceil_div(k_in, 4) * 4;
-    float *wide = tokens->x[0] ? reserve(&of_thread, (size_t)k_in * 5 + 64) : NULL;
+    float *wide = tokens->x[0] ? reserve(&of_thread, (size_t)k_in * 4 + 64) : NULL;
     if (tokens->x[0] && !wide) return 0;
-    for (int64_t row = first; row < last; row++) {
-        if (wide) load_parts(tokens, row, k_in, wide);
-        for (const Panels *to = of_width; to < of_width + widths; to++) {
-            int8_t *made = wide ? (int8_t *)(wide + k_in) : NULL;
-            if (made) lowbit_round_row(wide, to->grid, k_in / tokens->act_groups, k_in, made, to->act_scale + row * tokens->act_groups);
-            prepare_row(made ? made : tokens->q + row * k_in, k_in, group, groups, to->token_sums + row * groups,
-                        to->panels + first * padded_k + (row - first) * 4, 4 * step);
-        }
+    if (wide) load_parts(tokens, row, k_in, wide);
+    for (const Panels *to = of_width; to < of_width + widths; to++) {
+        int8_t *q = to->q + row * row_bytes(k_in);
+        if (wide) lowbit_round_row(wide, to->grid, k_in / tokens->act_groups, k_in, q, to->act_scale + row * tokens->act_groups);
+        else memcpy(q, tokens->q + row * k_in, (size_t)k_in);
+        for (int64_t k = k_in; k < padded_k; k++) q[k] = 0;
+        for (int64_t g = 0; g < groups; g++)
+            to->token_sums[row * groups + g] = sum_of(q + g * group, smaller(group, k_in - g * group));
     }
     return 1;
 }
@@ -109,13 +105,14 @@ static int64_t shares_of(int64_t m, int64_t padded_k, int64_t threads) {
 
 /* Item i of all weights' tiles for each share of the tokens. */
 static void run_item(const Weight *const *weights, const Epilogue *ends, const Panels *const *panels, Block block, const Tokens *tokens,
-                     int64_t i, int64_t tiles, int64_t share_rows, int64_t m, uint8_t *codes) {
+                     int64_t i, int64_t tiles, int64_t share_rows, int64_t step, int64_t m, uint8_t *codes) {
     int64_t w = 0, tile = i % tiles;
     for (; tile >= ceil_div(weights[w]->n_out, COLUMNS); w++) tile -= ceil_div(weights[w]->n_out, COLUMNS);
     const int64_t first = i / tiles * share_rows;
-    block.q = panels[w]->panels, block.token_sums = panels[w]->token_sums, block.centre = (int64_t)1 << (weights[w]->bits - 1);
+    block.q = panels[w]->q, block.token_sums = panels[w]->token_sums, block.centre = (int64_t)1 << (weights[w]->bits - 1);
     block.act_scale = tokens->act_groups > 1 ? panels[w]->act_scale : NULL;
-    run_tile(weights[w], ends + w, block, panels[w]->act_scale, first, smaller(m, first + share_rows), tile * COLUMNS, codes);
+    run_tile(weights[w], ends + w, block, panels[w]->act_scale, first, smaller(m, first + share_rows), step, tile * COLUMNS,
+             codes);
 }
 
 /* All tokens against `count` weights of one K and one group size, weight w on grids[w] (NULL: as the tokens are). Returns 0, or 1
@@ -137,13 +134,13 @@ static int run(const Weight *const *weights, const Epilogue *ends, const ActGrid
         tiles += ceil_div(weights[w]->n_out, COLUMNS);
     }
     const int64_t scales = tokens->x[0] ? m * tokens->act_groups : 0;
-    const int64_t bytes = ceil_div((m * groups + scales) * 4 + blocks * step * padded_k, 64) * 64;
+    const int64_t head = ceil_div((m * groups + scales) * 4, 64) * 64, bytes = head + m * row_bytes(k_in);
     int8_t *at = reserve(&of_call, (size_t)(widths * bytes));
     if (!at) return 1;
     for (int64_t i = 0; i < widths; i++, at += bytes) {
         of_width[i].token_sums = (int32_t *)at;
         of_width[i].act_scale = tokens->x[0] ? (float *)at + m * groups : tokens->act_scale;
-        of_width[i].panels = at + (m * groups + scales) * 4;
+        of_width[i].q = at + head;
     }
     int failed = 0;
 #pragma omp parallel num_threads((int)threads)
@@ -151,20 +148,21 @@ static int run(const Weight *const *weights, const Epilogue *ends, const ActGrid
         int able = 1;
 #pragma omp for schedule(static)
         for (int64_t block = 0; block < blocks; block++)
-            able &= prepare_block(tokens, of_width, widths, block * step, smaller(m, (block + 1) * step), step, k_in, group);
+            for (int64_t row = block * step; row < smaller(m, (block + 1) * step); row++)
+                able &= prepare_row(tokens, of_width, widths, row, k_in, group);
         uint8_t *codes = reserve(&of_thread, (size_t)((padded_k + 8 * groups + 4 * ROWS) * COLUMNS));
         if (!codes || !able)
 #pragma omp atomic write
             failed = 1;
-        const Block block = {.stride = 4 * step, .groups = groups, .group = group, .k_in = k_in};
+        const Block block = {.stride = row_bytes(k_in), .groups = groups, .group = group, .k_in = k_in};
         if (shares > 1) {
 #pragma omp for schedule(static) /* in the order in which rows were prepared */
             for (int64_t i = 0; i < shares * tiles; i++)
-                if (codes) run_item(weights, ends, panels, block, tokens, i, tiles, share_rows, m, codes);
+                if (codes) run_item(weights, ends, panels, block, tokens, i, tiles, share_rows, step, m, codes);
         } else {
 #pragma omp for schedule(dynamic, 1)
             for (int64_t i = 0; i < tiles; i++)
-                if (codes) run_item(weights, ends, panels, block, tokens, i, tiles, share_rows, m, codes);
+                if (codes) run_item(weights, ends, panels, block, tokens, i, tiles, share_rows, step, m, codes);
         }
     }
     return failed;
