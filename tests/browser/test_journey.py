@@ -188,7 +188,7 @@ def test_search_draws_its_front_stops_and_goes_on(page, shoot):
     for name, value in (("beam", 2), ("configs", 3), ("samples", 1), ("finalists", 1)):
         type_number(page, f"#form-SearchConfig-{name}", value)
     page.click("#search")
-    page.wait_for_function("(document.querySelector('#pareto .plot').data || []).some(t => t.name === 'front' && t.x.length > 0)",
+    page.wait_for_function("(document.querySelector('#pareto .plot').data || []).some(t => t.customdata?.[0]?.[0] === 'front')",
                            timeout=120_000)
     shoot(page, "3-search-live")
     page.click("#stop-search")
@@ -228,7 +228,9 @@ def test_a_point_on_the_front_is_a_plan(page):
     page.locator("#pareto").scroll_into_view_if_needed()
     spot = page.evaluate("""() => {
         const node = document.querySelector('#pareto .plot'), full = node._fullLayout, box = node.getBoundingClientRect();
-        const front = node.data.find(t => t.name === 'front' && t.xaxis === 'x');
+        const front = {x: [], y: []};
+        for (const t of node.data.filter(t => t.customdata?.[0]?.[0] === 'front' && t.xaxis === 'x'))
+            front.x.push(...t.x), front.y.push(...t.y);
         const i = front.y.indexOf(Math.max(...front.y));
         return [box.x + full.xaxis._offset + full.xaxis.l2p(front.x[i]),
                 box.y + full.yaxis._offset + full.yaxis.l2p(Math.log10(front.y[i]))];
@@ -294,7 +296,7 @@ def test_a_reload_loses_nothing(page):
     assert page.input_value("#form-TraceConfig-steps input[type=number]") == str(STEPS)
     tab(page, "Search")
     says(page, "#plan-numbers", "exact")
-    page.wait_for_function("document.querySelector('#pareto .plot').data?.some(t => t.name === 'front' && t.x.length > 0)")
+    page.wait_for_function("document.querySelector('#pareto .plot').data?.some(t => t.customdata?.[0]?.[0] === 'front')")
     tab(page, "Sensitivity")
     page.wait_for_function("document.querySelector('#block-map .plot').data?.[0]?.type === 'heatmap'")
 

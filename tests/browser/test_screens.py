@@ -254,7 +254,9 @@ def test_a_point_and_a_row_choose_the_same_plan(visit):
     error = float(page.locator("#plan-table tbody tr").nth(1).locator("td").last.inner_text())
     place = page.evaluate("""error => {
         const node = document.querySelector('#pareto .plot'), full = node._fullLayout, box = node.getBoundingClientRect();
-        const front = node.data.find(t => t.name === 'front' && t.xaxis === 'x');
+        const front = {x: [], y: []};
+        for (const t of node.data.filter(t => t.customdata?.[0]?.[0] === 'front' && t.xaxis === 'x'))
+            front.x.push(...t.x), front.y.push(...t.y);
         const i = front.y.findIndex(y => Math.abs(y / error - 1) < 0.01);
         return [box.x + full.xaxis._offset + full.xaxis.l2p(front.x[i]),
                 box.y + full.yaxis._offset + full.yaxis.l2p(Math.log10(front.y[i]))];

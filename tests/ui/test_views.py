@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.ui.fakes import FakeBundle, FakePipeline, make_scored, make_table
 from workbench.options import Budget, QuantConfig, SearchConfig, SensitivityConfig, TraceConfig
-from workbench.types import Alone, LayerInfo
+from workbench.types import Alone, LayerInfo, Ranking
 from workbench.ui import budgets, figures, tables
 from workbench.ui.session import Drafted
 from workbench.ui.views import compare, plans, quantities, search, sensitivity
@@ -227,7 +227,7 @@ def test_budget_lines_stand_at_the_sliders_the_far_side_is_shaded_and_points_bey
         if shape["name"] == "infeasible":
             panel = figure["layout"]["xaxis" + shape["xref"][1:]]
             assert shape["x0"] == lines[shape["xref"]] and shape["x1"] > panel["range"][1]
-    fronts = [t for t in figure["data"] if t["name"] == "front"]
+    fronts = [t for t in figure["data"] if t["name"] == "beam"]
     assert len(fronts) == 2
     for trace in fronts:
         assert trace["marker"]["opacity"] == [1.0, search.FADED, search.FADED]
@@ -243,7 +243,7 @@ def test_the_envelope_is_the_least_error_up_to_each_cost():
 def test_rivals_of_any_origin_get_marks_and_names_of_their_own():
     shown = [point(1, 4, 1e-2), *(point(1, 4, 1e-2, "references", i, name) for i, name in enumerate(("uniform", "some_new_rival", "dp")))]
     traces = {t["name"]: t for t in search.front(shown, None, None, {})["data"] if t["showlegend"]}
-    assert set(traces) == {"front", "uniform bits", "some new rival", "dynamic programme"}
+    assert set(traces) == {"beam", "uniform bits", "some new rival", "dynamic programme"}
     marks = [(t["marker"]["symbol"], t["marker"]["color"]) for t in traces.values()]
     assert len(set(marks)) == 4
     assert traces["some new rival"]["customdata"][0][:2] == ["references", 1]
@@ -425,3 +425,27 @@ def test_sliders_are_offered_for_what_the_cost_table_knows(found):
     assert [axis.field for axis in budgets.offered(found)] == ["max_weight_bytes", "max_mean_act_bits"]
     low_mb, high_mb = budgets.memory_range(found)
     assert low_mb == pytest.approx((found.costs.fixed_bytes + int(found.costs.weight_bytes_LC[:, 0].sum())) / 1e6) and high_mb > low_mb
+
+
+def test_each_part_of_the_search_says_what_it_added(result):
+    found = {"lagrangian": 4e-2, "beam": 2e-2, "refined": 3e-2}  # refinement found nothing better
+    finalists = tuple(result.front[0].model_copy(update={"origin": origin, "error": error}) for origin, error in found.items())
+    html = search.parts_table(dataclasses.replace(result, finalists=finalists))
+    rows = re.findall(r"<tr><td>(.*?)</td><td>(.*?)</td><td>(.*?)</td><td>(.*?)</td></tr>", html)
+    assert rows == [("Lagrangian sweep", "4.00e-02", "13.98", ""), ("beam search", "2.00e-02", "16.99", "+3.01"),
+                    ("refinement", "3.00e-02", "15.23", "+0.00")]
+    assert search.parts_table(dataclasses.replace(result, finalists=())) == ""
+
+
+def test_rank_correlations_are_shown_with_their_counts(result):
+    ranking = (Ranking(prediction="guide", spearman=0.937, plans=40, spearman_near=None, plans_near=3),)
+    html = search.ranking_table(dataclasses.replace(result, ranking=ranking))
+    assert "what the search plans by" in html and "0.94 (n = 40)" in html and "too few plans (3)" in html
+
+
+def test_the_front_marks_which_part_found_a_plan(result):
+    origins = ("lagrangian", "beam", "refined")
+    shown = [dataclasses.replace(p, kind="front", origin=o) for p, o in zip(search.points((), result), origins)]
+    traces = search.front(shown, None, None, limits(100, 16))["data"]
+    marks = {t["name"]: t["marker"]["symbol"] for t in traces if t["mode"] == "markers"}
+    assert len(set(marks.values())) == len(marks) == 3

@@ -46,7 +46,7 @@ def _facts(page: Page) -> None:
     page.show(numbers, ["chosen"], lambda s: plans.plan_numbers(s.chosen, s.bundle, s.profile and s.profile.costs) or tables.empty(
         "No plan is chosen", "A search chooses one; a click on the front, a link or a file chooses another."))
     page.show(images, ["comparison", "pair", "chosen", "mode", "busy", "profile"], _images)
-    page.show(table, ["result", "chosen"], lambda s: views.plan_table(views.points((), s.result), _is_chosen(s)) if s.result else "")
+    page.show(table, ["result", "chosen"], _tables)
     page.on(table.pick, actions.click_point, tab="search", with_payload=True)
     page.on(images.pick, compare_actions.pick_or_draw, tab="search", with_payload=True)
 
@@ -80,6 +80,13 @@ def _images(session) -> str:
     return compare_views.grid(
         session.comparison, session.pair, lambda image: pictures.address(session, image), hidden=session.mode == "blind"
     )
+
+
+def _tables(session) -> str:
+    if session.result is None:
+        return ""
+    plan_table = views.plan_table(views.points((), session.result), _is_chosen(session))
+    return plan_table + views.parts_table(session.result) + views.ranking_table(session.result)
 
 
 def _difference(session) -> str:

@@ -10,6 +10,7 @@ ERROR = "error: NMSE of the final latent"
 ORIGINS = {
     "beam": "beam search",
     "lagrangian": "Lagrangian sweep",
+    "refined": "refinement",
     "uniform": "uniform bits",
     "imported": "imported",
     "painted": "painted by hand",

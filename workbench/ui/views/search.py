@@ -4,13 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from workbench.search.picks import quality_db
 from workbench.ui import budgets, figures
 from workbench.ui.figures import BLUE, GREEN, GREY, ORANGE, RED, VIOLET, axis, log_axis, rounded
-from workbench.ui.tables import pick_table, seconds
+from workbench.ui.tables import pick_table, seconds, table
 from workbench.ui.views.plans import ERROR, origin_name
 
 FADED = 0.28  # opacity of plans beyond the budget
 TRAIL = 8  # steps of the beam that fade behind the present one
+# The parts of the search: mark, colour and short name of the plans that each brought to the front.
+PARTS = {"lagrangian": ("diamond", "#74aee6", "Lagrangian"), "beam": ("circle", BLUE, "beam"),
+         "refined": ("triangle-up", "#6a5fe0", "refinement")}
+FRONT = ("circle", BLUE, "front")
+PREDICTIONS = {
+    "guide": "what the search plans by",
+    "additive": "additive table",
+    "adjoint directional": "adjoint table, by each linear's own error",
+    "adjoint white": "adjoint table, as if errors were white noise",
+    "local directional": "local table, by each linear's own error",
+    "local white": "local table, as if errors were white noise",
+}
 RIVALS = (
     ("diamond-open", ORANGE),
     ("square-open", VIOLET),
@@ -109,16 +122,15 @@ def _range(values, limit) -> tuple[float, float]:
 
 
 def _panel(shown: list[Point], panel, name: str, limits) -> list[dict]:
-    """One axis's points: the front with its envelope, then every kind of rival with a mark of its own."""
-    groups: dict[str, list[Point]] = {"front": [p for p in shown if p.kind == "front"]}
-    for point in shown:
-        if point.kind != "front":
-            groups.setdefault(point.origin, []).append(point)
-    traces = [_envelope(groups["front"], panel, name)]
-    for number, (origin, members) in enumerate(groups.items()):
+    """One axis's points: the front with its envelope, marked by the part of the search, then every kind of rival with a mark of its own."""
+    groups: dict[tuple[str, str], list[Point]] = {}
+    for point in sorted(shown, key=lambda p: p.kind != "front"):
+        groups.setdefault((point.kind, point.origin), []).append(point)
+    traces = [_envelope([p for p in shown if p.kind == "front"], panel, name)]
+    rivals = iter(RIVALS * len(groups))
+    for (kind, origin), members in groups.items():
         members = [p for p in members if p.values.get(panel.field) is not None]
-        symbol, colour = ("circle", BLUE) if origin == "front" else RIVALS[(number - 1) % len(RIVALS)]
-        label = "front" if origin == "front" else origin_name(origin)
+        symbol, colour, label = PARTS.get(origin, FRONT) if kind == "front" else (*next(rivals), origin_name(origin))
         traces.append(
             {
                 "type": "scatter",
@@ -134,8 +146,8 @@ def _panel(shown: list[Point], panel, name: str, limits) -> list[dict]:
                 "marker": {
                     "symbol": symbol,
                     "color": colour,
-                    "size": 9 if origin == "front" else 12,
-                    "line": {"width": 1.5 if origin != "front" else 0},
+                    "size": 9 if kind == "front" else 12,
+                    "line": {"width": 0 if kind == "front" else 1.5},
                     "opacity": [1.0 if budgets.within(p.values, limits) else FADED for p in members],
                 },
             }
@@ -187,6 +199,32 @@ def plan_table(shown: list[Point], is_chosen) -> str:
     ]
     headers = ["plan", *(a.unit for a in panels), "error"]
     return pick_table(headers, rows, "The same plans as a table", numeric=tuple(range(1, len(headers)))) if rows else ""
+
+
+def parts_table(result) -> str:
+    """What each part of the search added within its budget: its best plan, and what that gains over the parts before it."""
+    rows, best = [], None
+    for origin in PARTS:
+        error = min((s.error for s in result.finalists if s.origin == origin), default=None)
+        if error is None:
+            continue
+        gain = "" if best is None else f"{max(0.0, quality_db(error) - quality_db(best)):+.2f}"
+        best = error if best is None else min(best, error)
+        rows.append((origin_name(origin), f"{error:.2e}", f"{quality_db(error):.2f}", gain))
+    caption = "What each part of the search added within the budget (measured, calibration prompts)"
+    return table(("part", "best error", "dB", "gain, dB"), rows, caption) if rows else ""
+
+
+def ranking_table(result) -> str:
+    """How well what the search plans by, and the tables it could have planned by, order the plans that were measured."""
+    rows = [(PREDICTIONS.get(r.prediction, r.prediction), _rho(r.spearman, r.plans), _rho(r.spearman_near, r.plans_near))
+            for r in result.ranking]
+    caption = "How well predictions order measured plans (Spearman's rank correlation; 1 is perfect)"
+    return table(("prediction", "all plans", "plans near the budget"), rows, caption) if rows else ""
+
+
+def _rho(value: float | None, plans: int) -> str:
+    return f"too few plans ({plans})" if value is None else f"{value:.2f} (n = {plans})"
 
 
 def beam_steps(events) -> list:
