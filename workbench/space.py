@@ -47,24 +47,34 @@ def draw_on_gpu(message: bytes) -> Iterator[bytes]:
     yield from answer(message)
 
 
-STAGES = {"profile": plan_on_gpu, "search": plan_on_gpu, "quantize": plan_on_gpu,
-          "compare": draw_on_gpu, "draw": draw_on_gpu, "preview": draw_on_gpu, "inspect": draw_on_gpu}
+PIPELINE, CONTEST = "workbench.pipeline", "workbench.contest.compare"
+# Every stage: who runs it, and the module whose function stage(bundle, ...) it is.
+STAGES = {"profile": (plan_on_gpu, PIPELINE), "search": (plan_on_gpu, PIPELINE), "quantize": (plan_on_gpu, PIPELINE),
+          "compare": (draw_on_gpu, PIPELINE), "draw": (draw_on_gpu, PIPELINE), "preview": (draw_on_gpu, PIPELINE),
+          "inspect": (draw_on_gpu, PIPELINE), "enter": (plan_on_gpu, CONTEST), "float_run": (draw_on_gpu, CONTEST)}
 
 
 class OnWorkers:
-    """The pipeline, its GPU stages run by workers; everything else is the pipeline's own."""
+    """A module, its GPU stages run by workers; everything else is the module's own."""
 
-    def __init__(self, pipeline):
-        self._pipeline = pipeline
+    def __init__(self, module):
+        self._module = module
 
     def __getattr__(self, name: str):
-        return functools.partial(ask, name) if name in STAGES else getattr(self._pipeline, name)
+        return functools.partial(ask, name) if name in STAGES else getattr(self._module, name)
+
+
+def stages(module: str = PIPELINE):
+    """The module, imported when first needed: it brings torch, and the port is bound before that. On a ZeroGPU Space its GPU stages are
+    run by workers."""
+    found = importlib.import_module(module)
+    return OnWorkers(found) if ON_ZERO_GPU else found
 
 
 def ask(stage: str, bundle, *args, on_progress: OnProgress | None = None, **kwargs):
-    """Run a stage of the pipeline in a worker. Raises BadInput as the stage does, RuntimeError where the worker failed, and whatever
+    """Run a stage in a worker. Raises BadInput as the stage does, RuntimeError where the worker failed, and whatever
     `on_progress` raises, after telling the worker to stop."""
-    stream = STAGES[stage](pickle.dumps((stage, bundle.source, on_progress is not None, dumps((args, kwargs), bundle))))
+    stream = STAGES[stage][0](pickle.dumps((stage, bundle.source, on_progress is not None, dumps((args, kwargs), bundle))))
     kind, value = "failed", "the GPU worker ended without a result"
     try:
         for message in stream:
@@ -99,11 +109,11 @@ def answer(message: bytes) -> Iterator[bytes]:
             send("progress", progress)
 
         try:
-            pipeline = importlib.import_module("workbench.pipeline")
-            bundle = pipeline.load(source)
+            bundle = importlib.import_module(PIPELINE).load(source)
             bundle.lock = threading.RLock()  # the old one may have been held, at the fork, by a thread that is not here
             args, kwargs = loads(arguments, bundle)
-            send("result", getattr(pipeline, stage)(bundle, *args, **kwargs, **({"on_progress": report} if reports_progress else {})))
+            run = getattr(importlib.import_module(STAGES[stage][1]), stage)
+            send("result", run(bundle, *args, **kwargs, **({"on_progress": report} if reports_progress else {})))
         except BadInput as error:
             send("refused", str(error))
         except Exception as error:

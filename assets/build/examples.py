@@ -29,7 +29,7 @@ def make(model: str) -> examples.Example:
     quantized = pipeline.quantize(bundle, found, result.chosen.plan)
     comparison = pipeline.compare(bundle, quantized, bundle.prompts("showcase")[:COMPARED], 0, STEPS)
     seconds = time.perf_counter() - started
-    made = (f"Example run, made on {datetime.date.today().isoformat()} in {seconds / 60:.0f} minutes on {latency.cpu_name()}, "
+    made = (f"Example run, made on {datetime.date.today().isoformat()} in {seconds:.0f} s on {latency.cpu_name()}, "
             f"{os.cpu_count()} cores: {STEPS} steps, {PROMPTS} prompts. Its seconds are of that machine. "
             "Press a button above to make your own.")
     return examples.Example(made=made, seconds=seconds, sensitivity=found.sensitivity, table=found.table, costs=found.costs,

@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import t as student
 
 from tests.contest.conftest import PROMPTS
-from workbench import contest, costs
+from workbench import contest, costs, space
 from workbench.contest import compare, make
 from workbench.methods import METHODS
 from workbench.metrics import PSNR_CEILING_DB
@@ -229,3 +229,24 @@ def test_a_mix_of_widths_must_win_on_unseen_prompts_too(bundle, monkeypatch):
     even = make.pipeline.uniform_plan(bundle, quant, sigma_T, 4, 4)
     assert maker._judged(found, even, PROMPTS[:2], None) is even and maker._judged(found, mixed, (), None) is mixed
     assert len(measured) == 4, "nothing to choose, nothing measured"
+
+
+def test_another_process_gives_the_same_rows(bundle, held, tmp_path):
+    _, float_run, entrants, _ = held
+    asked = []
+
+    class Crossing:
+        """A worker: whatever goes in and comes out is pickled, and no maker is shared."""
+
+        def __getattr__(self, stage):
+            def run(of, *args, on_progress):
+                asked.append(stage)
+                args = space.loads(space.dumps(args, of), of)
+                return space.loads(space.dumps(getattr(compare, stage)(of, *args, on_progress=on_progress), of), of)
+            return run
+
+    found = contest.hold(bundle, ("rtn", "adatsq"), SMALL, prompts=PROMPTS, seed=5, run=Run(tmp_path / "run"), stages=Crossing())
+    assert asked == ["float_run", "enter", "enter"]
+    assert np.array_equal(found[0].made.images, float_run.made.images)
+    for ours, theirs in zip(found[1], (entrants[0], entrants[3])):
+        assert ours.plan == theirs.plan and np.array_equal(ours.images, theirs.images) and ours.values == theirs.values

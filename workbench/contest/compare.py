@@ -6,9 +6,12 @@ Letters: S samples, H height, W width.
 from __future__ import annotations
 
 import contextlib
+import functools
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -81,10 +84,10 @@ def compare_methods(bundle: Bundle, methods: Sequence[str], *, weight_bits: int,
 
 def hold(bundle: Bundle, methods: Sequence[str], settings: Settings, *, prompts: Sequence[str] = (), seed: int = 0,
          run: Run | None = None, reference: str = "", on_progress: OnProgress = ignore_progress,
-         on_entrant: Callable[[dict], None] | None = None) -> tuple[FloatRun, tuple[Entrant, ...], dict]:
+         on_entrant: Callable[[dict], None] | None = None, stages=None) -> tuple[FloatRun, tuple[Entrant, ...], dict]:
     """(float, entrants, JSON object). What `run` holds is read: adding a method runs only that one. `on_entrant` gets the JSON
     object so far after every method. A listener that raises SkipMethod leaves one method out; Cancelled ends it all, and what was
-    finished stays in `run`."""
+    finished stays in `run`. `stages`: who has `float_run` and `enter`, where another process runs them."""
     names = chosen(methods)
     if reference and reference not in names:
         raise BadInput(f"the reference {reference} is not among the compared methods; use one of {', '.join(names)}")
@@ -95,24 +98,27 @@ def hold(bundle: Bundle, methods: Sequence[str], settings: Settings, *, prompts:
     with contextlib.ExitStack() as stack:
         run = run or Run(stack.enter_context(tempfile.TemporaryDirectory()))
         made_for = (RECIPE, bundle.model_hash, str(bundle.device), prompts, seeds, steps, lpips.path() is not None)
-        float_run = run.resume(FloatRun, "float", Run.key(*made_for), lambda: _float(bundle, prompts, seeds, steps, on_progress))
-        maker, entrants, skipped = Maker(bundle, settings, run), [], []
+        stages = stages or SimpleNamespace(float_run=float_run, enter=functools.partial(enter, maker=Maker(bundle, settings, run)))
+        float_side = run.resume(FloatRun, "float", Run.key(*made_for),
+                                lambda: stages.float_run(bundle, prompts, seeds, steps, on_progress=on_progress))
+        entrants, skipped = [], []
 
         def so_far() -> dict:
             return {"model": bundle.name, "steps": steps, "seed": seed, "device": str(bundle.device), "terms": terms_of(settings),
-                    **table(bundle, float_run, tuple(entrants), reference), "skipped": list(skipped)}
+                    **table(bundle, float_side, tuple(entrants), reference), "skipped": list(skipped)}
 
         for number, name in enumerate(names):
             key = Run.key(*made_for, *decided_by(METHODS[name], settings, bundle))
             report = _numbered(on_progress, number, len(names), METHODS[name].label)
             try:
                 entrants.append(run.resume(Entrant, "method", key,
-                                           lambda name=name, report=report: _enter(maker, METHODS[name], float_run, report)))
+                                           lambda name=name, report=report: stages.enter(bundle, name, settings, run.folder, float_side,
+                                                                                         on_progress=report)))
             except SkipMethod:
                 skipped.append(name)
             if on_entrant is not None:
                 on_entrant(so_far())
-        return float_run, tuple(entrants), so_far()
+        return float_side, tuple(entrants), so_far()
 
 
 def chosen(methods: Sequence[str]) -> tuple[str, ...]:
@@ -148,7 +154,9 @@ def _numbered(on_progress: OnProgress, number: int, total: int, label: str) -> O
     return report
 
 
-def _float(bundle: Bundle, prompts, seeds, steps: int, on_progress: OnProgress) -> FloatRun:
+def float_run(bundle: Bundle, prompts: Sequence[str], seeds: Sequence[int], steps: int, *,
+              on_progress: OnProgress = ignore_progress) -> FloatRun:
+    """The float model's side of a comparison."""
     made = generate.run(bundle, prompts, seeds, bundle.schedule(steps), on_progress=on_progress)
     return FloatRun(made=made, retrieved=_retrieved(bundle, made.images, prompts))
 
@@ -158,11 +166,11 @@ def _retrieved(bundle: Bundle, images, prompts) -> tuple[bool, ...]:
     return () if found is None else tuple(hit for hit in found.hits(images, prompts) if hit is not None)
 
 
-def _enter(maker: Maker, method: Method, float_run: FloatRun, on_progress: OnProgress) -> Entrant:
-    """Make the method's model, generate with it, measure."""
-    bundle, reference = maker.bundle, float_run.made
-    made = maker.make(method, on_progress)
-    steps = maker.settings.trace.steps
+def enter(bundle: Bundle, name: str, settings: Settings, folder: str | Path, float_side: FloatRun, *,
+          on_progress: OnProgress = ignore_progress, maker: Maker | None = None) -> Entrant:
+    """Make a method's model, generate with it, measure. `folder`: of the run; `maker`: one that has made other methods' models."""
+    method, reference, steps = METHODS[name], float_side.made, settings.trace.steps
+    made = (maker or Maker(bundle, settings, Run(folder))).make(method, on_progress)
     compared = generate.compare(bundle, made.quantized, reference.prompts, reference.seeds[0], steps, on_progress=on_progress,
                                 float_run=reference)
     images = [pair.image_quantized for pair in compared.pairs]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
+from workbench import space
 from workbench.options import BadInput, ContestConfig, TraceConfig
 from workbench.prompts import parse_lines
 from workbench.ui import forms
@@ -64,7 +65,8 @@ def run(session, chosen, prompts_text, seed, steps, *terms) -> None:
             session.set(contest=(bundle.model_hash, found, image))
 
         float_run, entrants, found = contest.hold(bundle, tuple(chosen), settings, prompts=images.prompts, seed=images.seed,
-                                                  run=runs.Run(session.folder), on_progress=report, on_entrant=show)
+                                                  run=runs.Run(session.folder), on_progress=report, on_entrant=show,
+                                                  stages=space.stages(space.CONTEST) if space.ON_ZERO_GPU else None)
         show(found, contest.image_grid(float_run, entrants) if entrants else None)
 
     session.skip_method = False

@@ -29,10 +29,11 @@ from workbench.options import (
     TraceConfig,
 )
 from workbench.prompts import check
+from workbench.space import stages
 from workbench.ui import limits, pictures
 from workbench.ui.actions.common import run_of
 from workbench.ui.actions.model import source_of
-from workbench.ui.session import EMBEDDED, Session, Store, stages
+from workbench.ui.session import EMBEDDED, Session, Store
 
 log = logging.getLogger("workbench.ui")
 PUBLIC = ("profile", "search", "generate")

@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workbench import space
 from workbench.jobs import SHARED, Board, Job
 from workbench.options import BadInput, ModelSpec, Progress, TraceConfig
+from workbench.space import stages
 from workbench.ui import limits
 
 log = logging.getLogger("workbench.ui")
@@ -32,15 +32,6 @@ KEPT_SESSIONS, KEPT_PROFILES = 256, 8  # a profile holds its trace and every sol
 SHOWN_PROMPTS = 16  # of the model's calibration prompts; the box can be edited
 EMBEDDED = ModelSpec().source
 TICK_S, WAITING_S = 0.25, 1.0  # how often a page asks while its job runs, and while it waits in line
-
-
-def stages():
-    """The pipeline, imported when first needed: it brings torch, and the port is bound before that. On a ZeroGPU Space its GPU
-    stages are run by workers."""
-    import importlib
-
-    pipeline = importlib.import_module("workbench.pipeline")
-    return space.OnWorkers(pipeline) if space.ON_ZERO_GPU else pipeline
 
 
 @dataclass(frozen=True)

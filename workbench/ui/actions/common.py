@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from workbench.options import BadInput
-from workbench.ui.session import Session, stages
+from workbench.space import stages
+from workbench.ui.session import Session
 
 
 def need(value, what: str):

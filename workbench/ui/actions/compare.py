@@ -6,9 +6,10 @@ import random
 from dataclasses import dataclass, replace
 
 from workbench.options import BadInput, TraceConfig
+from workbench.space import stages
 from workbench.ui import forms, limits, pictures, widget
 from workbench.ui.actions.common import bundle_of, chosen_of, profile_of, select_cell
-from workbench.ui.session import Session, stages
+from workbench.ui.session import Session
 from workbench.ui.views import compare as views
 
 GAINS = (1, 64)

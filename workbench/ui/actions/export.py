@@ -7,10 +7,11 @@ import zipfile
 from pathlib import Path
 
 from workbench.options import BadInput
+from workbench.space import stages
 from workbench.ui import limits, links
 from workbench.ui.actions.common import bundle_of, choose, chosen_of, need, profile_of
 from workbench.ui.actions.compare import quantized_model
-from workbench.ui.session import Drafted, Session, stages
+from workbench.ui.session import Drafted, Session
 from workbench.ui.tables import MB
 from workbench.ui.views import export as views
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from workbench import outline
 from workbench.options import BadInput, ModelSpec, TraceConfig
 from workbench.prompts import check, read
+from workbench.space import stages
 from workbench.ui import forms, limits
 from workbench.ui.actions.common import bundle_of, need
-from workbench.ui.session import SHOWN_PROMPTS, Session, stages
+from workbench.ui.session import SHOWN_PROMPTS, Session
 
 SOURCE_LIMIT = 1000
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 
 from workbench.options import ACT_BITS, BadInput, SearchConfig
+from workbench.space import stages
 from workbench.ui import budgets, forms, widget
 from workbench.ui.actions.common import bundle_of, choose, chosen_of, need, profile_of, run_of, select_cell
-from workbench.ui.session import Drafted, Session, stages
+from workbench.ui.session import Drafted, Session
 
 SEARCH_FORM = ("beam", "configs", "samples", "scoring", "rollout", "finalists")
 KEPT_EDITS = 100

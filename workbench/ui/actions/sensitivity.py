@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 
 from workbench.options import LatencyConfig, QuantConfig, SensitivityConfig, TraceConfig
+from workbench.space import stages
 from workbench.ui import forms, limits, widget
 from workbench.ui.actions.common import bundle_of, run_of, select_cell
-from workbench.ui.session import OF_PROFILE, Session, stages
+from workbench.ui.session import OF_PROFILE, Session
 from workbench.ui.tables import MB
 from workbench.ui.views import quantities
 from workbench.ui.views.layers import blocks_of

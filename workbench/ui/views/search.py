@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from workbench.search.picks import quality_db
 from workbench.ui import budgets, figures
 from workbench.ui.figures import BLUE, GREEN, GREY, ORANGE, RED, VIOLET, axis, log_axis, rounded
 from workbench.ui.tables import pick_table, seconds, table
@@ -203,6 +202,8 @@ def plan_table(shown: list[Point], is_chosen) -> str:
 
 def parts_table(result) -> str:
     """What each part of the search added within its budget: its best plan, and what that gains over the parts before it."""
+    from workbench.search.picks import quality_db  # brings torch
+
     rows, best = [], None
     for origin in PARTS:
         error = min((s.error for s in result.finalists if s.origin == origin), default=None)
