@@ -8,6 +8,7 @@ import io
 import json
 import re
 import time
+from pathlib import Path
 from urllib.parse import urljoin
 
 import numpy as np
@@ -309,9 +310,43 @@ def test_an_idle_page_asks_for_nothing(page):
     assert asked == []
 
 
+def compare_methods(page, names, steps):
+    for name in page.locator("#methods-chosen label").all():
+        name.locator("input").set_checked(name.inner_text().strip() in names)
+    type_number(page, "#methods-steps", steps)
+    page.fill("#methods-prompts textarea", PROMPTS)
+    page.click("#methods-run")
+
+
+def test_methods_stand_side_by_side_and_their_table_can_be_taken_away(page, shoot):
+    tab(page, "Methods")
+    compare_methods(page, {"RTN", "SmoothQuant"}, 2)
+    until_done(page, "contest")
+    table = page.inner_text("#methods-table")
+    assert "RTN" in table and "SmoothQuant" in table and "±" in table
+    shown = page.evaluate("document.querySelector('#methods-plot .plot').data.map(t => t.name)")
+    assert {"RTN", "SmoothQuant"} <= set(shown)
+    page.wait_for_selector("#methods-grid img")
+    with page.expect_download() as download:
+        page.click("#methods-csv")
+    text = Path(download.value.path()).read_text()
+    assert text.splitlines()[0].startswith("method,") and len(text.splitlines()) == 3
+    shoot(page, "6-methods")
+
+
+def test_a_method_can_be_skipped_and_a_comparison_cancelled(page):
+    compare_methods(page, {"GPTQ", "QuaRot"}, 8)
+    page.wait_for_function("document.querySelector('#status').innerText.includes('(1 of 2)')")
+    page.click("#methods-skip")
+    page.wait_for_function("document.querySelector('#status').innerText.includes('(2 of 2)')")
+    page.click("#methods-cancel")
+    says(page, "#status", "contest: cancelled", 30)
+    assert "SmoothQuant" in page.inner_text("#methods-table"), "the earlier table stays"
+
+
 def test_a_phone_shows_every_screen_without_sideways_scrolling(page, shoot):
     page.set_viewport_size({"width": 390, "height": 844})
-    for name in ("Model", "Sensitivity", "Search", "Compare", "Export"):
+    for name in ("Model", "Sensitivity", "Search", "Compare", "Export", "Methods"):
         tab(page, name)
         page.wait_for_timeout(300)
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), name

@@ -62,7 +62,8 @@ def run(session, chosen, prompts_text, seed, steps, *terms) -> None:
             on_progress(progress)
 
         def show(found, image=None):
-            session.set(contest=(bundle.model_hash, found, image))
+            if found["results"]:  # what an earlier comparison found stays until there is something new
+                session.set(contest=(bundle.model_hash, found, image))
 
         float_run, entrants, found = contest.hold(bundle, tuple(chosen), settings, prompts=images.prompts, seed=images.seed,
                                                   run=runs.Run(session.folder), on_progress=report, on_entrant=show,

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 from html import escape
 
 from workbench.ui import figures
-from workbench.ui.figures import BLUE, GREEN, ORANGE, axis, log_axis, rounded
+from workbench.ui.figures import BLUE, GREEN, axis, log_axis, rounded
+from workbench.ui.views.search import RIVALS
 
 MB = 1e6
+OURS = tuple((symbol, GREEN) for symbol in ("diamond", "diamond-open", "diamond-tall", "diamond-wide", "diamond-cross"))
+
+
 def _stage():
     """The numbers and their formats; imported when first needed, since the page is built without torch."""
     return importlib.import_module("workbench.contest.table")
@@ -33,7 +38,8 @@ def table(found: dict | None) -> str:
                      row["compute"], f"{row['description']}; {row['reason']}")
     n = next(iter(row["psnr_db"]["n"] for row in found["results"]))
     skipped = f"; left out: {', '.join(found['skipped'])}" if found.get("skipped") else ""
-    caption = f"{found['model']}, {found['steps']} steps, {n} prompts, 95 % intervals; best bold, second best underlined{skipped}"
+    caption = (f"{found['model']}, {found['steps']} steps, {n} prompts, 95 % intervals; best bold, second best underlined; "
+               f"errors and seconds measured, bytes and bits exact{skipped}")
     return (f'<div class="scroll"><table class="numbers"><caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead>'
             f"<tbody>{body}</tbody></table></div>")
 
@@ -69,13 +75,12 @@ def quality_cost(found: dict | None, front=()) -> dict:
     rows = found["results"] if found else []
     if not rows:
         return figures.empty("Methods appear here as they finish")
-    traces = []
+    traces, ours, others = [], itertools.cycle(OURS), itertools.cycle(RIVALS)
     for row in rows:
         error = row["latent_nmse"]
-        ours = row["method"].startswith("adatsq")
-        traces.append({"type": "scatter", "mode": "markers+text", "name": row["label"], "x": [rounded(row["weight_bytes"] / MB, 6)],
-                       "y": [rounded(error["mean"])], "text": [row["label"]], "textposition": "top center",
-                       "marker": {"size": 10, "color": GREEN if ours else ORANGE, "symbol": "diamond" if ours else "circle"},
+        symbol, colour = next(ours if row["method"].startswith("adatsq") else others)
+        traces.append({"type": "scatter", "mode": "markers", "name": row["label"], "x": [rounded(row["weight_bytes"] / MB, 6)],
+                       "y": [rounded(error["mean"])], "marker": {"size": 11, "color": colour, "symbol": symbol, "line": {"width": 2}},
                        "error_y": _bars(error),
                        "hovertemplate": f"{row['label']}<br>%{{x}} MB, {row['act_bits_mean']:.2f} act bits<br>NMSE %{{y}}<extra></extra>"})
     if front:
@@ -87,7 +92,8 @@ def quality_cost(found: dict | None, front=()) -> dict:
     ends = [y + sign * bar for trace in traces for y, name, sign in ((trace["y"][0], "array", 1), (trace["y"][0], "arrayminus", -1))
             for bar in trace.get("error_y", {}).get(name, ())]
     values = [y for trace in traces for y in trace["y"]] + ends
-    return figures.figure(traces, f"methods-{len(rows)}", xaxis=axis("transformer, MB"), yaxis=log_axis("latent NMSE", values))
+    return figures.figure(traces, f"methods-{len(rows)}", xaxis=axis("transformer, MB"), yaxis=log_axis("latent NMSE", values),
+                          showlegend=True)
 
 
 def _bars(error: dict) -> dict:

@@ -22,16 +22,16 @@ def build(page: Page) -> None:
         steps = forms.component(TraceConfig, "steps", elem_id="methods-steps")
         terms = [forms.component(ContestConfig, name, elem_id=f"methods-{name}") for name in actions.TERMS]
     with gr.Row(elem_classes=["tools"]):
-        start = gr.Button("Compare methods", variant="primary", elem_id="methods-run", min_width=130, interactive=False)
-        skip = gr.Button("Skip this method", elem_id="methods-skip", min_width=110, interactive=False)
+        start = gr.Button("Compare methods", variant="primary", elem_id="methods-run", min_width=160, interactive=False)
+        skip = gr.Button("Skip this method", elem_id="methods-skip", min_width=160, interactive=False)
         cancel = gr.Button("Cancel", elem_id="methods-cancel", min_width=90, interactive=False)
-        files = [gr.DownloadButton(f"Table as {label}", elem_id=f"methods-{kind}", interactive=False, min_width=110)
+        files = [gr.DownloadButton(f"Table as {label}", elem_id=f"methods-{kind}", interactive=False, min_width=160)
                  for kind, label in (("csv", "CSV"), ("md", "Markdown"))]
     notice_line(page, actions.TAB)
-    figure = plot(elem_id="methods-plot", height=360, label="Latent error against memory; green: AdaTSQ, blue: the search's front")
+    figure = plot(elem_id="methods-plot", height=360, label="Latent error against memory; diamonds: AdaTSQ, dots: the search's front")
     table = gr.HTML(elem_id="methods-table")
-    grid = gr.Image(format="png", label="rows: methods, float first; columns: prompts", interactive=False, elem_id="methods-grid",
-                    elem_classes=["pixels"], buttons=["download", "fullscreen"])
+    grid = gr.Image(format="png", label="rows: methods, float first; columns: prompts", interactive=False, visible=False,
+                    elem_id="methods-grid", elem_classes=["pixels"], buttons=["download", "fullscreen"])
     page.show(prompts, ["bundle"], lambda s: "\n".join(s.bundle.prompts("held_out")[:4]) if s.bundle else gr.skip())
     page.show(start, ["busy", "bundle"], lambda s: gr.Button(interactive=s.bundle is not None and not s.busy))
     for button in (skip, cancel):
@@ -39,7 +39,7 @@ def build(page: Page) -> None:
     now = ["contest", "bundle"]
     page.show(table, now, lambda s: views.table(actions.current(s)[0]) + views.pairs(actions.current(s)[0]))
     page.show(figure, [*now, "result"], lambda s: views.quality_cost(actions.current(s)[0], s.result.front if s.result else ()))
-    page.show(grid, now, lambda s: actions.current(s)[1])
+    page.show(grid, now, lambda s: gr.Image(value=actions.current(s)[1], visible=actions.current(s)[1] is not None))
     for kind, button in zip(("csv", "md"), files):
         page.show(button, now, lambda s, kind=kind: gr.DownloadButton(value=actions.table_file(s, kind),
                                                                       interactive=actions.current(s)[0] is not None))
