@@ -13,8 +13,9 @@ import torch
 from packed import Choice, PackedLinear, operations
 from torch import Tensor, nn
 
-CHOICES = (Choice(8, 8), Choice(4, 8), Choice(4, 8, 128), Choice(4, 8, 64), Choice(3, 8, 128), Choice(4, 16, 64))
-DRY_CHOICES = (Choice(8, 8), Choice(4, 8, 64), Choice(4, 16, 64))  # the interpreter takes long
+CHOICES = (Choice(8, 8), Choice(4, 8), Choice(4, 8, 128), Choice(4, 8, 64), Choice(3, 8, 128), Choice(4, 16, 64),
+           *(Choice(4, 4, group_size, fp8) for group_size in (0, 128, 64) for fp8 in (False, True)))
+DRY_CHOICES = (Choice(8, 8), Choice(4, 8, 64), Choice(4, 16, 64), Choice(4, 4, 64, True))  # the interpreter takes long
 
 
 @dataclass(frozen=True)

@@ -29,14 +29,17 @@ _last = LastInput()
 
 @dataclass(frozen=True)
 class Choice:
-    """How a layer is stored and run. `group_size` 0: one scale per row; 16 activation bits: float, and no rotation."""
+    """How a layer is stored and run. `group_size` 0: one scale per row; 16 activation bits: float, and no rotation. fp8: what is multiplied
+    is held in FP8, not int8."""
 
     weight_bits: int
     act_bits: int
     group_size: int = 0
+    fp8: bool = False
 
     def __str__(self) -> str:
-        return f"W{self.weight_bits}A{self.act_bits} {f'g{self.group_size}' if self.group_size else 'row'}"
+        held = " FP8" if self.fp8 else ""
+        return f"W{self.weight_bits}A{self.act_bits} {f'g{self.group_size}' if self.group_size else 'row'}{held}"
 
 
 def operations(x: Tensor):
@@ -80,7 +83,7 @@ class PackedLinear(nn.Module):
     def activations(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(q, scale) of the rotated input."""
         run, _ = operations(x)
-        return run.act_quant(x, self.signs_K, self.block, self.choice.act_bits, 0)
+        return run.act_quant(x, self.signs_K, self.block, self.choice.act_bits, 0, 1.0, False, self.choice.fp8)
 
     def forward(self, x: Tensor) -> Tensor:
         run, _ = operations(x)
@@ -88,5 +91,5 @@ class PackedLinear(nn.Module):
         after = (self.bias_N, None, None, self.gelu_after)
         if self.choice.act_bits == 16:
             return run.linear_wna16(x, *stored, *after)
-        q, scale = _last.get(x, (self.choice.act_bits, self.block), lambda: self.activations(x))
+        q, scale = _last.get(x, (self.choice.act_bits, self.block, self.choice.fp8), lambda: self.activations(x))
         return run.linear_wnan(q, scale, *stored, *after, x.dtype)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lowbit import build
-from lowbit.act_quant.naive import grid_of
+from lowbit.act_quant.naive import grid_of, held_as
 from lowbit.attention.naive import attention as torch_attention
 from lowbit.formats import PACKED_BITS, packed_bytes
 from lowbit.quant_linears.naive import quant_linears as one_after_another
@@ -123,11 +123,11 @@ def _grids(act_bits: tuple[int, ...], clip: float, mid_rise: bool):
     return (_ActGrid * len(grids))(*((bits, grid.mid_rise, grid.share) for bits, grid in zip(act_bits, grids)))
 
 
-def act_quant(x: Tensor, factor_K: Tensor | None, block: int, bits: int, group_size: int, clip: float = 1.0, mid_rise: bool = False
-              ) -> tuple[Tensor, Tensor]:
+def act_quant(x: Tensor, factor_K: Tensor | None, block: int, bits: int, group_size: int, clip: float = 1.0, mid_rise: bool = False,
+              fp8: bool = False) -> tuple[Tensor, Tensor]:
     """See act_quant/naive.py."""
     k_in = x.shape[-1]
-    width, grid = group_size or k_in, _grids((bits,), clip, mid_rise)
+    width, grid, held = group_size or k_in, _grids((bits,), clip, mid_rise), held_as(bits, fp8)
     _check_block(block, k_in)
     if width and k_in % width:
         raise ValueError(f"{k_in} features are not a multiple of the group size {width}")
@@ -139,7 +139,7 @@ def act_quant(x: Tensor, factor_K: Tensor | None, block: int, bits: int, group_s
               q.data_ptr(), scale.data_ptr())
     else:
         scale.zero_()
-    return q, scale
+    return (q.to(held) if fp8 else q), scale
 
 
 def linear_wnan(q: Tensor, act_scale: Tensor, packed_NP: Tensor, scale_NG: Tensor, zero_NG: Tensor | None, bits: int, group_size: int,

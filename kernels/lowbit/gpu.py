@@ -14,8 +14,12 @@ import sys
 import torch
 from torch import Tensor
 
+from lowbit.act_quant.naive import FP8_BITS
+
 FLOAT_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 OLDEST_CAPABILITY = (8, 0)  # int8 and bfloat16 matrix instructions
+OLDEST_FP8 = (8, 9)
+FP8_CHOSEN = ((10, 3),)  # Blackwell Ultra gave most of its int8 units up (NVIDIA's data sheet); elsewhere FP8 is equal at best
 
 
 def interpreted() -> bool:
@@ -35,6 +39,25 @@ def why_not(x: Tensor) -> str:
     if capability < OLDEST_CAPABILITY:
         return "compute capability {}.{} is below {}.{}".format(*capability, *OLDEST_CAPABILITY)
     return ""
+
+
+def why_not_fp8(x: Tensor) -> str:
+    """"" if the tensor's device has FP8 matrix units, else the reason in a few words. The interpreter computes with them in float32."""
+    if interpreted():
+        return ""
+    capability = torch.cuda.get_device_capability(x.device)
+    return "" if capability >= OLDEST_FP8 else "compute capability {}.{} has no FP8 units".format(*capability)
+
+
+def chooses_fp8(x: Tensor, act_bits: int) -> bool:
+    """Whether codes of x are to be held in FP8: they are exact in it, and the device's FP8 units are the faster ones by published rates,
+    or asked for (`LOWBIT_GPU=fp8`; `int8` never takes them)."""
+    if not x.is_cuda or act_bits not in FP8_BITS or why_not_fp8(x):
+        return False
+    asked = os.environ.get("LOWBIT_GPU", "")
+    if asked not in ("", "fp8", "int8"):
+        raise ValueError(f"LOWBIT_GPU is {asked!r}; use fp8, int8 or nothing")
+    return asked == "fp8" or (not asked and torch.cuda.get_device_capability(x.device) in FP8_CHOSEN)
 
 
 def why_not_float(x: Tensor) -> str:

@@ -27,6 +27,7 @@ from lowbit import cpu, gpu
 from lowbit import modulate as modulate_folder
 from lowbit import quant_linears as quant_linears_folder
 from lowbit.act_quant.emulated import fake_quantize
+from lowbit.act_quant.naive import FP8_BITS, held_as
 from lowbit.hadamard import emulated as hadamard_emulated
 from lowbit.linear_wna16 import naive as wna16_naive
 from lowbit.linear_wnan import emulated
@@ -48,6 +49,11 @@ class Backend:
         return self.name == "kernel"
 
 
+def _units(device_type: str) -> str:
+    few = " (FP8 ones for activations up to 4 bits)" if gpu.chooses_fp8(torch.empty(0, device=device_type), FP8_BITS[0]) else ""
+    return f"int8 matrix units{few}, by Triton; not yet measured on a GPU"
+
+
 @functools.lru_cache(maxsize=32)
 def backend(device_type: str = "cpu", dtype: torch.dtype = torch.float32) -> Backend:
     """The backend for layers on such a device with inputs of such a type. Waits for the kernels where they are being built."""
@@ -55,7 +61,7 @@ def backend(device_type: str = "cpu", dtype: torch.dtype = torch.float32) -> Bac
         return Backend("emulated", f"{str(dtype).removeprefix('torch.')} is not a format of the kernels")
     if device_type == "cuda":
         reason = gpu.why_not(torch.empty(0, device=device_type))
-        return Backend("emulated", reason) if reason else Backend("kernel", "int8 matrix units (Triton; not yet measured on a GPU)")
+        return Backend("emulated", reason) if reason else Backend("kernel", _units(device_type))
     if device_type != "cpu":
         return Backend("emulated", f"no kernel for {device_type} devices")
     reason = cpu.why_not()
@@ -64,8 +70,8 @@ def backend(device_type: str = "cpu", dtype: torch.dtype = torch.float32) -> Bac
 
 SCHEMAS = {
     "block_hadamard": "(Tensor x, int block, Tensor factor_K) -> Tensor",
-    "act_quant": "(Tensor x, Tensor? factor_K, int block, int bits, int group_size, float clip=1.0, bool mid_rise=False) -> "
-                 "(Tensor, Tensor)",
+    "act_quant": "(Tensor x, Tensor? factor_K, int block, int bits, int group_size, float clip=1.0, bool mid_rise=False, "
+                 "bool fp8=False) -> (Tensor, Tensor)",
     "linear_wnan": "(Tensor q, Tensor act_scale, Tensor packed_NP, Tensor scale_NG, Tensor? zero_NG, int bits, int group_size, "
                    "Tensor? bias_N, Tensor? low, Tensor? up_NR, bool gelu_after, ScalarType dtype) -> Tensor",
     "quant_linears": "(Tensor[] x, Tensor? factor_K, int block, int[] act_bits, int act_group, Tensor[] packed, Tensor[] scale, "
@@ -106,9 +112,9 @@ def _on_gpu(name: str):
     return run
 
 
-def _fake_act_quant(x, factor_K, block, bits, group_size, clip=1.0, mid_rise=False):
+def _fake_act_quant(x, factor_K, block, bits, group_size, clip=1.0, mid_rise=False, fp8=False):
     groups = x.shape[-1] // group_size if group_size else 1
-    q = torch.empty_like(x, dtype=torch.int8, memory_format=torch.contiguous_format)
+    q = torch.empty_like(x, dtype=held_as(bits, fp8), memory_format=torch.contiguous_format)
     return q, x.new_empty((*x.shape[:-1], groups), dtype=torch.float32)
 
 

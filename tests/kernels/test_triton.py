@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import workbench  # noqa: F401  (registers lowbit)
 
@@ -57,16 +58,54 @@ def test_kernels_match_their_references_on_the_gpu(root, tmp_path):
 
 @needs_triton
 @pytest.mark.slow
-def test_kernels_compile_for_hopper_and_use_its_int8_matrix_units(root, tmp_path):
+def test_kernels_compile_for_hopper_and_use_its_int8_and_fp8_matrix_units(root, tmp_path):
     kernels = json.loads(run(root, tmp_path, HERE / "triton_compiled.py", 90))
     assert set(kernels) == {"act_quant", "block_hadamard", "expand", "group_sums", "multiply", "multiply_few"}
-    for kernel in kernels["multiply"]:
-        assert any("wgmma" in name and name.endswith("s32.s8.s8") for name in kernel["instructions"])
+    found = [name for kernel in kernels["multiply"] for name in kernel["instructions"]]
+    units = [name.rpartition("k32.")[2] for name in found if "wgmma" in name and "k32" in name]
+    assert len(units) == len(kernels["multiply"]) and units.count("s32.s8.s8") == 6 and units.count("f32.e4m3.e4m3") == 4
     few = [" ".join(kernel["instructions"]) for kernel in kernels["multiply_few"]]
     assert sum("s32.s8.s8.s32" in names for names in few) == 4, "int8 activations meet the weights as int8"
     assert sum("f32.bf16.bf16.f32" in names and "s8" not in names for names in few) == 4, "16-bit activations meet them in 16 bits"
     for kernel in kernels["block_hadamard"] + kernels["act_quant"] + kernels["expand"]:
         assert kernel["stack_bytes"] == 0, "a row stays in registers"
+
+
+@needs_triton
+@pytest.mark.slow
+def test_blackwell_ultra_multiplies_large_tiles_in_fp8_only(root, tmp_path):
+    """Which is why codes of few bits are held in FP8 there: int8 is left to the instructions of a warp."""
+    kernels = json.loads(run(root, tmp_path, HERE / "triton_compiled.py", 103))["multiply"]
+    products = [" ".join(kernel["instructions"]) for kernel in kernels]
+    in_fp8 = [names for names in products if "tcgen05.mma.cta_group::1.kind::f8f6f4" in names]
+    assert (10, 3) in gpu.FP8_CHOSEN and len(in_fp8) == 4
+    assert all("mma.sync" in names and "s32.s8.s8" in names and "kind::i8" not in names for names in products if names not in in_fp8)
+
+
+def on_gpu(monkeypatch, capability):
+    """A tensor that passes for one on such a GPU."""
+    monkeypatch.delenv("LOWBIT_GPU", raising=False)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    return SimpleNamespace(is_cuda=True, device="cuda")
+
+
+def test_fp8_is_chosen_where_it_is_exact_and_by_published_rates_the_faster(monkeypatch):
+    assert [bits for bits in (3, 4, 5, 8, 16) if gpu.chooses_fp8(on_gpu(monkeypatch, (10, 3)), bits)] == [3, 4]
+    assert not gpu.chooses_fp8(torch.ones(1), 4), "not on a CPU"
+    for capability in ((8, 0), (8, 9), (9, 0), (10, 0), (12, 0)):
+        assert not gpu.chooses_fp8(on_gpu(monkeypatch, capability), 4)
+
+
+def test_fp8_is_taken_or_left_on_request(monkeypatch):
+    for capability, asked, taken in (((8, 0), "fp8", False), ((10, 3), "int8", False), ((9, 0), "fp8", True)):
+        x = on_gpu(monkeypatch, capability)
+        monkeypatch.setenv("LOWBIT_GPU", asked)
+        assert gpu.chooses_fp8(x, 4) == taken
+        assert gpu.why_not_fp8(x) == ("compute capability 8.0 has no FP8 units" if capability == (8, 0) else "")
+    monkeypatch.setenv("LOWBIT_GPU", "fp4")
+    with pytest.raises(ValueError, match="LOWBIT_GPU is 'fp4'; use fp8, int8 or nothing"):
+        gpu.chooses_fp8(x, 4)
 
 
 def arguments(**changed):

@@ -46,6 +46,12 @@ def poisoned(monkeypatch):
     monkeypatch.setattr(torch, "empty_like", lambda *a, **k: fill(like(*a, **k)))
 
 
+def require_fp8():
+    reason = gpu.why_not_fp8(torch.zeros(1, device=DEVICE))
+    if reason:
+        pytest.skip(reason)
+
+
 def signed(*shape, dtype=torch.float32, seed=0):
     """Signed, channels of different size; the first token all zero, the last with one value that saturates every other."""
     generator = torch.Generator().manual_seed(seed)
@@ -107,6 +113,17 @@ def test_without_a_rotation_codes_and_scales_are_the_references(bits, shape, gro
                 assert torch.equal(q, expected_q) and q.dtype == torch.int8
                 # on a GPU torch divides by a number as it multiplies by its reciprocal: one more rounding
                 torch.testing.assert_close(scale, expected_scale, rtol=UNIT, atol=0)
+
+
+@pytest.mark.parametrize("bits", act_naive.FP8_BITS)
+def test_codes_in_fp8_are_the_same_codes(bits):
+    require_fp8()
+    for x, rest in ((signed(3, 96), (None, 1, bits, 32)), (signed(2, 256), (factors(256), 256, bits, 0))):
+        for grid in ((1.0, False), (0.9, True)):
+            (q, scale), (expected_q, expected_scale) = (act_triton.act_quant(x, *rest, *grid, fp8) for fp8 in (True, False))
+            assert q.dtype == torch.float8_e4m3fn and torch.equal(q.float(), expected_q.float()) and torch.equal(scale, expected_scale)
+    with pytest.raises(ValueError, match="FP8 does not hold the codes of 5-bit activations"):
+        act_triton.act_quant(signed(2, 8), None, 1, 5, 0, 1.0, True, True)
 
 
 def test_halves_are_rounded_to_even():
@@ -177,6 +194,40 @@ def codes(tokens, k_in, seed=2):
     q_MK[0], q_MK[-1] = 0, 127
     q_MK[-1, ::2] = -127
     return q_MK.to(DEVICE)
+
+
+def few_codes(tokens, k_in, seed=2):
+    """Mid-rise codes of 4 bits in FP8, the last token all at an end: where code - zero has one sign, the largest sums there are."""
+    q_MK = torch.randint(-8, 8, (tokens, k_in), generator=torch.Generator().manual_seed(seed)) * 2 + 1
+    q_MK[0], q_MK[-1] = 0, 15
+    return q_MK.to(torch.float8_e4m3fn).to(DEVICE)
+
+
+@pytest.mark.parametrize("bits", PACKED_BITS)
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(("group_size", "k_in"), [(0, 1000), (128, 512), (64, 192), (24, 100)])
+def test_integers_held_in_fp8_are_exact(bits, symmetric, group_size, k_in):
+    """As long as a float32 holds their sum; weights that FP8 cannot hold are multiplied in int8."""
+    require_fp8()
+    stored = layer(bits, group_size, symmetric, 37, k_in, unit_scales=True)
+    if not symmetric:
+        stored[2][:2] = 0  # the first row's code - zero is the largest there is
+    for tokens in (FEW, MANY):
+        arguments = (few_codes(tokens, k_in), torch.ones(tokens, 1, device=DEVICE), *stored, None, None, None, False, torch.float32)
+        expected = wnan_naive.linear_wnan(*arguments)
+        assert float(expected.abs().max()) < 2**24
+        assert torch.equal(wnan_triton.linear_wnan(*arguments), expected)
+
+
+def test_scales_and_epilogue_of_codes_in_fp8_are_those_of_int8():
+    require_fp8()
+    for act_grouped in (False, True):
+        stored = layer(4, 64, True, 37, 192)
+        for tokens in (FEW, MANY):
+            q_MK, scale = few_codes(tokens, 192), torch.rand(tokens, 3 if act_grouped else 1, generator=torch.Generator().manual_seed(5))
+            rest = (scale.to(DEVICE), *stored, *branches(tokens, 37, 5, torch.bfloat16), True, torch.bfloat16)
+            y, expected = (wnan_triton.linear_wnan(q, *rest).float() for q in (q_MK, q_MK.to(torch.int8)))
+            torch.testing.assert_close(y, expected, rtol=2 * output_error(torch.bfloat16), atol=1e-3)
 
 
 def branches(tokens, n_out, rank, dtype, seed=3):

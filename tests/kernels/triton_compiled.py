@@ -80,6 +80,10 @@ def compile_everything() -> None:
         low, up_NR = (torch.ones(n, rank, dtype=torch.bfloat16) if rank else None for n in (tokens, 128))
         linear_wnan(torch.ones(tokens, k_in, dtype=torch.int8), scales, *stored, torch.ones(128), low, up_NR, rank > 0, torch.bfloat16)
         linear_wna16(torch.ones(tokens, k_in, dtype=torch.bfloat16), *stored, None, None, None, False)
+        if CAPABILITY >= 89 and bits <= 4 and rank == 0:
+            linear_wnan(torch.ones(tokens, k_in, dtype=torch.float8_e4m3fn), scales, *stored, None, None, None, False, torch.bfloat16)
+    if CAPABILITY >= 89:
+        act_quant(torch.ones(1, 3072, dtype=torch.bfloat16), torch.ones(3072), 256, 4, 64, 1.0, True, True)
     linear_wna16(torch.ones(1, 256), *layer(4, 64, True, 128, 256), None, None, None, False)
 
 
@@ -89,7 +93,7 @@ def resources(kernel) -> dict:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(kernel.asm["cubin"])
         usage = subprocess.run([TOOLS / "cuobjdump", "-res-usage", path], capture_output=True, text=True, check=True).stdout
-    matrix = set(re.findall(r"(?:wgmma\.mma_async|mma\.sync)\S*", kernel.asm["ptx"]))
+    matrix = set(re.findall(r"(?:wgmma\.mma_async|tcgen05\.mma|mma\.sync)\S*", kernel.asm["ptx"]))
     return {"instructions": sorted(matrix), "stack_bytes": int(re.search(r"STACK:(\d+)", usage)[1]),
             "registers": int(re.search(r"REG:(\d+)", usage)[1]), "shared_bytes": kernel.metadata.shared,
             "warps": kernel.metadata.num_warps}

@@ -16,6 +16,7 @@ import hashlib
 
 import torch
 from lowbit import hadamard, ops
+from lowbit.gpu import chooses_fp8
 from lowbit.memo import LastInput
 from torch import Tensor
 
@@ -38,7 +39,7 @@ class Identity:
 
     @torch.no_grad()
     def quantized(self, x: Tensor, bits: int, group_size: int = 0, clip: float = 1.0, mid_rise: bool = False) -> tuple[Tensor, Tensor]:
-        """(q int8, scale float32) of x, one scale per token or group. Layers that read one tensor share the result."""
+        """(q int8 or FP8, scale float32) of x, one scale per token or group. Layers that read one tensor share the result."""
         return _quantized(self, x, bits, group_size, clip, mid_rise)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -77,7 +78,7 @@ class Hadamard:
 
     @torch.no_grad()
     def quantized(self, x: Tensor, bits: int, group_size: int = 0, clip: float = 1.0, mid_rise: bool = False) -> tuple[Tensor, Tensor]:
-        """(q int8, scale float32) of T(x), rotated and rounded in one pass. Layers that read one tensor share the result."""
+        """(q int8 or FP8, scale float32) of T(x), rotated and rounded in one pass. Layers that read one tensor share the result."""
         return _quantized(self, x, bits, group_size, clip, mid_rise)
 
     def factor(self, device: torch.device) -> tuple[Tensor, int]:
@@ -131,7 +132,7 @@ class Smooth:
 
     @torch.no_grad()
     def quantized(self, x: Tensor, bits: int, group_size: int = 0, clip: float = 1.0, mid_rise: bool = False) -> tuple[Tensor, Tensor]:
-        """(q int8, scale float32) of T(x): smoothing, signs and rotation in one pass."""
+        """(q int8 or FP8, scale float32) of T(x): smoothing, signs and rotation in one pass."""
         return _quantized(self, x, bits, group_size, clip, mid_rise)
 
     def factor(self, device: torch.device) -> tuple[Tensor, int]:
@@ -165,7 +166,7 @@ Transform = Identity | Hadamard | Smooth
 
 
 def _quantized(transform: Transform, x: Tensor, *grid) -> tuple[Tensor, Tensor]:
-    return transform._last.get(x, grid, lambda: ops.act_quant(x, *transform.factor(x.device), *grid))
+    return transform._last.get(x, grid, lambda: ops.act_quant(x, *transform.factor(x.device), *grid, chooses_fp8(x, grid[0])))
 
 
 def _signs(block: int, seed: int) -> Tensor:

@@ -11,6 +11,8 @@ and x ~ q * scale in both. Mid-rise codes are the odd integers up to 2^b - 1, so
 grid spans 0.9 c max|x|: that is part of the format, as what is stored was solved and measured with it. A token that is all zero has
 scale 0 and stays zero.
 Before that the input may be multiplied by a vector (smoothing, random signs, or both in one) and rotated by a block Hadamard.
+
+Codes are held as int8 or, where a GPU's FP8 units are to multiply them, as FP8 (e4m3), which has every integer up to 16: the same codes.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from lowbit.hadamard.naive import block_hadamard
 
 ACT_BITS = (3, 4, 5, 6, 7, 8)
 MID_RISE_BITS = tuple(bits for bits in ACT_BITS if bits < 8)  # whose codes an int8 holds
+FP8_BITS = tuple(bits for bits in ACT_BITS if bits <= 4)  # whose codes e4m3 holds exactly
 MID_RISE_SHARE = {3: 0.9}  # of the span: eight levels over all of it leave the outer ones nearly empty; 1 at other widths
 
 
@@ -59,22 +62,29 @@ def quantize_per_token(x_MK: Tensor, bits: int, clip: float = 1.0, mid_rise: boo
     return q_MK.clamp(-grid.top, grid.top).to(torch.int8), span_M1 / grid.divisor
 
 
-def act_quant(x: Tensor, factor_K: Tensor | None, block: int, bits: int, group_size: int, clip: float = 1.0, mid_rise: bool = False
-              ) -> tuple[Tensor, Tensor]:
-    """(q int8 of x's shape, scale float32 with G in place of K): x * factor, rotated in blocks, then quantized.
+def held_as(bits: int, fp8: bool) -> torch.dtype:
+    """The type that codes are held in. Raises ValueError where FP8 would round them."""
+    if fp8 and bits not in FP8_BITS:
+        raise ValueError(f"FP8 does not hold the codes of {bits}-bit activations; it does at {FP8_BITS}")
+    return torch.float8_e4m3fn if fp8 else torch.int8
+
+
+def act_quant(x: Tensor, factor_K: Tensor | None, block: int, bits: int, group_size: int, clip: float = 1.0, mid_rise: bool = False,
+              fp8: bool = False) -> tuple[Tensor, Tensor]:
+    """(q of x's shape, int8 or float8_e4m3fn, scale float32 with G in place of K): x * factor, rotated in blocks, then quantized.
 
     `factor_K` None stands for ones and `block` 1 for no rotation; `group_size` 0 is one scale per token, else it must divide K.
-    The arithmetic before rounding is float32."""
-    wide = x.float()
+    The arithmetic before rounding is float32. Raises ValueError for groups that do not divide K and for codes that FP8 would round."""
+    wide, held = x.float(), held_as(bits, fp8)
     if factor_K is not None or block > 1:
         wide = block_hadamard(wide, block, torch.ones(x.shape[-1], device=x.device) if factor_K is None else factor_K.float())
     width = group_size or x.shape[-1]
     if width and x.shape[-1] % width:
         raise ValueError(f"{x.shape[-1]} features are not a multiple of the group size {width}")
     if not wide.numel():
-        return torch.empty(x.shape, dtype=torch.int8, device=x.device), wide.new_zeros(*x.shape[:-1], x.shape[-1] // width if width else 1)
+        return torch.empty(x.shape, dtype=held, device=x.device), wide.new_zeros(*x.shape[:-1], x.shape[-1] // width if width else 1)
     q, scale = quantize_per_token(wide.unflatten(-1, (-1, width)), bits, clip, mid_rise)
-    return q.flatten(-2), scale[..., 0]
+    return q.flatten(-2).to(held), scale[..., 0]
 
 
 def fake_quantize(x: Tensor, bits: int, clip: float = 1.0, mid_rise: bool = False) -> Tensor:

@@ -1,4 +1,5 @@
-"""Dynamic activation quantization as a Triton kernel, on a GPU: factor, rotation and rounding in one pass. Not yet measured on one.
+"""Dynamic activation quantization as a Triton kernel, on a GPU: factor, rotation and rounding in one pass, to int8 or FP8. Not yet
+measured on one.
 
 Dimension letters: M tokens, K features, G groups along K.
 """
@@ -9,22 +10,23 @@ import torch
 from torch import Tensor
 
 from lowbit import gpu
-from lowbit.act_quant.naive import grid_of
+from lowbit.act_quant.naive import grid_of, held_as
 from lowbit.hadamard.triton import SEGMENT, why_not_rotated
 
 
-def why_not(x: Tensor, factor_K: Tensor | None, block: int, bits: int, group_size: int, clip: float = 1.0, mid_rise: bool = False) -> str:
+def why_not(x: Tensor, factor_K: Tensor | None, block: int, bits: int, group_size: int, clip: float = 1.0, mid_rise: bool = False,
+            fp8: bool = False) -> str:
     """"" if `act_quant` can run with these arguments, else the reason in a few words."""
     if group_size & (group_size - 1):
         return f"a group of {group_size} is not a power of two"
-    return gpu.why_not_float(x) or why_not_rotated(x.shape[-1], block)
+    return gpu.why_not_float(x) or (gpu.why_not_fp8(x) if fp8 else "") or why_not_rotated(x.shape[-1], block)
 
 
 @torch.no_grad()
-def act_quant(x: Tensor, factor_K: Tensor | None, block: int, bits: int, group_size: int, clip: float = 1.0, mid_rise: bool = False
-              ) -> tuple[Tensor, Tensor]:
+def act_quant(x: Tensor, factor_K: Tensor | None, block: int, bits: int, group_size: int, clip: float = 1.0, mid_rise: bool = False,
+              fp8: bool = False) -> tuple[Tensor, Tensor]:
     """Same as `naive.act_quant`: bit for bit without a rotation, else up to its order of summation."""
-    k_in, grid = x.shape[-1], grid_of(bits, clip, mid_rise)
+    k_in, grid, held = x.shape[-1], grid_of(bits, clip, mid_rise), held_as(bits, fp8)
     if k_in % block:
         raise ValueError(f"{k_in} features are not a multiple of the block {block}")
     if group_size and k_in % group_size:
@@ -32,11 +34,11 @@ def act_quant(x: Tensor, factor_K: Tensor | None, block: int, bits: int, group_s
     if factor_K is not None and factor_K.shape != (k_in,):
         raise ValueError(f"{tuple(factor_K.shape)} factors for {k_in} features")
     if not x.numel():
-        return torch.empty(x.shape, dtype=torch.int8, device=x.device), torch.zeros(*x.shape[:-1], 1, device=x.device)
+        return torch.empty(x.shape, dtype=held, device=x.device), torch.zeros(*x.shape[:-1], 1, device=x.device)
     from lowbit.act_quant import triton_kernel
 
     x_MK, groups = gpu.rows(x), k_in // (group_size or k_in)
-    q_MK = torch.empty(x_MK.shape, dtype=torch.int8, device=x.device)
+    q_MK = torch.empty(x_MK.shape, dtype=held, device=x.device)
     tokens = x_MK.shape[0]
     scale_MG = torch.empty(tokens, groups, dtype=torch.float32, device=x.device)
     segments = gpu.ceil_power(-(-k_in // SEGMENT))

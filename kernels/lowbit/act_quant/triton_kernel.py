@@ -38,5 +38,5 @@ def act_quant(x_ptr, factor_ptr, q_ptr, scale_ptr, share, cells, divisor, top, K
     q_GJ = 2.0 * tl.floor(x_GJ) + 1.0 if MID_RISE else (x_GJ + ROUND) - ROUND
     q_GJ = tl.minimum(tl.maximum(q_GJ, -top), top)
     g = tl.arange(0, GROUPS)
-    tl.store(q_ptr + token * K + k, tl.reshape(q_GJ, (GROUPS * GROUP,)).to(tl.int8), mask=k < K)
+    tl.store(q_ptr + token * K + k, tl.reshape(q_GJ, (GROUPS * GROUP,)).to(q_ptr.dtype.element_ty), mask=k < K)
     tl.store(scale_ptr + token * G + g, tl.div_rn(span_G, tl.zeros((GROUPS,), tl.float32) + divisor), mask=g < G)

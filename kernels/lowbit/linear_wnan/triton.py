@@ -13,6 +13,7 @@ from torch import Tensor
 from lowbit import gpu
 from lowbit.formats import PACKED_BITS, packed_bytes
 
+FP8_BITS = (2, 3, 4)  # of a weight, whose code - zero is exact in e4m3
 FEW_TOKENS = 64  # up to here the packed bytes cost more than unpacking them once per tile of tokens
 _LARGEST_BUCKET = 1 << 13
 
@@ -94,7 +95,7 @@ def linear_wnan(q: Tensor, act_scale: Tensor, packed_NP: Tensor, scale_NG: Tenso
                 dtype: torch.dtype) -> Tensor:
     """Same as `naive.linear_wnan`: its integers exactly, its float parts up to the order of summation."""
     stored = layer(packed_NP, scale_NG, zero_NG, bits, group_size, q.shape[-1])
-    q_MK = gpu.rows(q)
+    q_MK = gpu.rows(q if q.dtype == torch.int8 or bits in FP8_BITS else q.to(torch.int8))
     tokens = q_MK.shape[0]
     after = epilogue(tokens, stored.n_out, bias_N, low, up_NR, gelu_after)
     act_scale_MG = gpu.dense(act_scale.reshape(tokens, act_scale.shape[-1]).float())
@@ -116,7 +117,7 @@ def fits_few(tokens: int, stored: Layer) -> bool:
 
 
 def multiply_few(a_MK: Tensor, act_scale_MG: Tensor | None, stored: Layer, after: Epilogue, y_MN: Tensor) -> None:
-    """Fill y_MN from int8 or float rows, unpacking the weights where they are used."""
+    """Fill y_MN from int8, FP8 or float rows, unpacking the weights where they are used."""
     from lowbit.linear_wnan import triton_kernel
 
     tokens, n_out = y_MN.shape
@@ -132,13 +133,13 @@ def multiply_few(a_MK: Tensor, act_scale_MG: Tensor | None, stored: Layer, after
 
 
 def expand(stored: Layer, dtype: torch.dtype) -> Tensor:
-    """The layer's weights (N, K rounded up to 16): code - zero for int8 (code - 128 where that would not fit), else dequantized."""
+    """The layer's weights (N, K rounded up to 16): code - zero for int8 (code - 128 where that would not fit) and FP8, else dequantized."""
     from lowbit.linear_wnan import triton_kernel
 
     stride, codes = -(-stored.k_in // 16) * 16, {2: 4, 3: 8, 4: 2, 6: 4, 8: 1}[stored.bits]
     w_NK = torch.empty(stored.n_out, stride, dtype=dtype, device=stored.packed_NP.device)
     block_n, block_k = 16, min(256, gpu.ceil_power(stride))
-    scaled = dtype != torch.int8
+    scaled = dtype not in (torch.int8, torch.float8_e4m3fn)
     zero_NG = None if stored.bits == 8 and not scaled else stored.zero_NG
     triton_kernel.expand[(-(-stored.n_out // block_n), -(-stride // block_k))](
         stored.packed_NP, stored.scale_NG, zero_NG, w_NK, stored.n_out, stored.k_in, stored.packed_NP.shape[1], stored.groups, stride,
@@ -147,11 +148,11 @@ def expand(stored: Layer, dtype: torch.dtype) -> Tensor:
 
 
 def _multiply_many(q_MK: Tensor, act_scale_MG: Tensor, stored: Layer, after: Epilogue, y_MN: Tensor) -> None:
-    """Fill y_MN by way of the layer unpacked into int8, N x K bytes that live as long as this call."""
+    """Fill y_MN by way of the layer unpacked into the type of q_MK, N x K bytes that live as long as this call."""
     from lowbit.linear_wnan import triton_kernel
 
     (tokens, n_out), one = y_MN.shape, stored.groups == 1
-    w_NK, grouped = expand(stored, torch.int8), act_scale_MG.shape[1] > 1
+    w_NK, grouped = expand(stored, q_MK.dtype), act_scale_MG.shape[1] > 1
     sums_GM = _group_sums(q_MK, stored) if stored.bits == 8 and stored.zero_NG is not None else None
     block_k = min(max(gpu.ceil_power(stored.group_size), 32), 128)
     arguments = (q_MK, w_NK, _by_group(act_scale_MG), _by_group(stored.scale_NG), sums_GM,

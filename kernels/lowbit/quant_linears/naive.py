@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lowbit.gpu import chooses_fp8
+
 
 def quant_linears(x: Sequence[Tensor], factor_K: Tensor | None, block: int, act_bits: Sequence[int], act_group: int,
                   packed: Sequence[Tensor], scale: Sequence[Tensor], zero: Sequence[Tensor | None], weight_bits: Sequence[int],
@@ -22,7 +24,8 @@ def quant_linears(x: Sequence[Tensor], factor_K: Tensor | None, block: int, act_
     weight, which share K and `group_size` (0: one scale per row). `act_group` is 0 (one scale per token) or the weights' group size.
     With a residual (B, S, N) and its gate (B, N), of a single weight: residual + gate y."""
     whole = x[0] if len(x) == 1 else torch.cat(tuple(x), -1)
-    quantized = {bits: torch.ops.lowbit.act_quant(whole, factor_K, block, bits, act_group, clip, mid_rise) for bits in set(act_bits)}
+    quantized = {bits: torch.ops.lowbit.act_quant(whole, factor_K, block, bits, act_group, clip, mid_rise, chooses_fp8(whole, bits))
+                 for bits in set(act_bits)}
     made = [torch.ops.lowbit.linear_wnan(*quantized[act], *stored, group_size, bias_N, None, None, gelu, whole.dtype)
             for act, *stored, bias_N, gelu in zip(act_bits, packed, scale, zero, weight_bits, bias, gelu_after)]
     return made if residual is None else [torch.addcmul(residual, gate_BN[:, None], made[0])]
