@@ -66,12 +66,13 @@ def test_modulation_is_computed_once_for_all_steps_and_anew_for_other_prompts_an
     original = bundle.linear(name)
     doubled = nn.Linear(original.in_features, original.out_features).requires_grad_(False)
     doubled.load_state_dict({key: 2 * value for key, value in original.state_dict().items()})
-    bundle.replace(name, doubled)
+    before = bundle.replace({name: doubled})
+    assert before == {name: original}
     try:
         changed = lean(bundle, latent_SMD, schedule, 0, conditioning)
         torch.testing.assert_close(changed, full(bundle, latent_SMD, schedule, 0, conditioning), rtol=1e-4, atol=1e-4)
     finally:
-        bundle.replace(name, original)
+        bundle.replace(before)
     assert not torch.allclose(changed, first[0])
     assert torch.equal(lean(bundle, latent_SMD, schedule, 0, conditioning), first[0])
 

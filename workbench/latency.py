@@ -2,8 +2,8 @@
 
 A measured table times the real modules, one per distinct layer shape and choice, and a whole image, all in turns; what a
 step of the image takes beyond its layers (attention, norms, its share of modulation and text projection) is the fixed part.
-Layers that read one tensor share its quantization, so only the first of them is charged for it. Measurements are kept in
-the user's cache under the machine, the kernels and the versions they hold for.
+Layers that read one tensor run in one pass, and share its quantization and the call: each after the first is charged what it adds.
+Measurements are kept in the user's cache under the machine, the kernels and the versions they hold for.
 
 Dimension letters: L layers, W weight widths, A activation widths, M tokens, N out features, K in features.
 """
@@ -24,7 +24,7 @@ from pathlib import Path
 
 import torch
 from lowbit import build, ops
-from torch import Tensor, nn
+from torch import nn
 
 from workbench.families import Bundle
 from workbench.options import ACT_BITS, WEIGHT_BITS, LatencyConfig, OnProgress, Progress, QuantConfig, ignore_progress
@@ -38,6 +38,8 @@ from workbench.types import LayerInfo
 THIS_MACHINE = LatencyConfig().target
 STEPS_OF_SCHEDULE, FEW_STEPS, LARGE_MODEL = 20, 4, 1e9  # steps of the image that is timed; few where a model is large, in parameters
 ROUNDS, WARM_UP, SECONDS = 9, 2, 60.0  # turns that medians are taken over, turns before them, and when to stop early
+CELLS = "one layer, two of one input"  # what a cell holds: measurements of another kind are not read
+SMALL_MACS, SMALL_CALLS = 1 << 28, 5  # a layer below that is called so often in a turn: as warm as in a model, whose steps repeat it
 
 
 @dataclass(frozen=True)
@@ -114,17 +116,16 @@ def measure_beside(runs: Mapping[str, Callable[[], object]], bundle: Bundle, qua
     with bundle.lock:
         for asked, cell in layer_cells.items():
             if cell not in cache:
-                timed[cell, "layer"], timed[cell, "input"] = _layer_runs(bundle, quant, *asked)
+                timed[cell, 1], timed[cell, 2] = (_layer_run(bundle, quant, *asked, count=count) for count in (1, 2))
         if image_cell not in cache:
-            timed[image_cell, "layer"], timed[image_cell, "input"] = _image_run(bundle, quant), None
+            timed[image_cell, 1] = _image_run(bundle, quant)
 
         def report(done: int) -> None:
             on_progress(Progress(stage="latency", done=done, total=rounds, message=f"{len(timed)} timings, in turns"))
-        own = {name: run for name, run in timed.items() if run is not None}
-        us = in_turns({**own, **runs}, rounds, bundle.device, seconds=None if runs else SECONDS, report=report) if own or runs else {}
+        us = in_turns({**timed, **runs}, rounds, bundle.device, seconds=None if runs else SECONDS, report=report) if timed or runs else {}
         report(rounds)
     for cell in dict.fromkeys(cell for cell, _ in timed):
-        cache.cells[cache.key_of(cell)] = [us[cell, "layer"], us.get((cell, "input"), 0.0)]
+        cache.cells[cache.key_of(cell)] = [us.get((cell, count), 0.0) / _calls(cell) for count in (1, 2)]
     cache.save()
     found = {asked: cache.cells[cache.key_of(cell)] for asked, cell in layer_cells.items()}
     us_LWA = torch.tensor([[[_charged(layer, found[shape, weight_bits, held[act_bits]]) for act_bits in ACT_BITS]
@@ -180,8 +181,16 @@ def shape_of(layer: LayerInfo) -> tuple[int, int, int, bool]:
 
 
 def _charged(layer: LayerInfo, cost_us: tuple[float, float]) -> float:
-    whole_us, quantization_us = cost_us
-    return whole_us if layer.shares_input_with == layer.index else max(0.0, whole_us - quantization_us)
+    one_us, two_us = cost_us
+    return one_us if layer.shares_input_with == layer.index else max(0.0, two_us - one_us)
+
+
+def _calls(cell: tuple) -> int:
+    """Of a cell's run in one turn."""
+    if cell[0] == "image":
+        return 1
+    tokens, n_out, k_in, *_ = cell
+    return SMALL_CALLS if tokens * n_out * k_in < SMALL_MACS else 1
 
 
 class _Row:
@@ -191,18 +200,26 @@ class _Row:
         self.row = (act_bits,)
 
 
-def _layer_runs(bundle: Bundle, quant: QuantConfig, shape: tuple, weight_bits: int, act_bits: int
-                ) -> tuple[Callable[[], Tensor], Callable[[], object] | None]:
-    """(a layer's run, that of preparing its input alone): with a new input each time, as in a model."""
+def _layer_run(bundle: Bundle, quant: QuantConfig, shape: tuple, weight_bits: int, act_bits: int, count: int) -> Callable[[], None]:
+    """Runs `count` layers of a shape that read one tensor, a new one each time, as a model does."""
     tokens, n_out, k_in, bias, rank = shape
-    linear = nn.Linear(k_in, n_out, bias=bias, device=bundle.device, dtype=bundle.dtype).requires_grad_(False)
-    module = module_of(linear, quant, weight_bits, act_bits, rank)
+    modules = []
+    for _ in range(count):
+        linear = nn.Linear(k_in, n_out, bias=bias, device=bundle.device, dtype=bundle.dtype).requires_grad_(False)
+        modules.append(module_of(linear, quant, weight_bits, act_bits, rank))
+    for module in modules[1:]:  # as layers of one input have it, where smoothing made one for each
+        module.transform = modules[0].transform
+    first, others = modules[0], tuple(modules[1:])
     x = torch.randn(1, tokens, k_in, device=bundle.device, dtype=bundle.dtype)
-    run = torch.no_grad()(lambda: module(x.view(x.shape)))
-    if weight_bits == 16:
-        return run, None
-    prepare = module.transform.forward if act_bits == 16 else lambda x: module.transform.quantized(x, act_bits, 0, *module.act.kernel_grid)
-    return run, torch.no_grad()(lambda: prepare(x.view(x.shape)))
+
+    @torch.no_grad()
+    def run() -> None:
+        for _ in range(_calls(shape)):
+            seen = x.view(x.shape)
+            if weight_bits == 16 or first.together(others, (seen,)) is None:
+                for module in modules:
+                    module(seen)
+    return run
 
 
 def module_of(linear: nn.Linear, quant: QuantConfig, weight_bits: int, act_bits: int, rank: int = 0) -> nn.Module:
@@ -233,15 +250,13 @@ def _image_run(bundle: Bundle, quant: QuantConfig) -> Callable[[], None]:
 
     @torch.no_grad()
     def run() -> None:
+        bundle.replace(modules)
         try:
-            for name, module in modules.items():
-                bundle.replace(name, module)
             latent_SMD, own = noise_SMD, dataclasses.replace(schedule)
             for step in range(own.steps):
                 latent_SMD = bundle.advance(latent_SMD, bundle.velocity(latent_SMD, own, step, conditioning), own, step)
         finally:
-            for name, linear in linears.items():
-                bundle.replace(name, linear)
+            bundle.replace(linears)
     return run
 
 
@@ -258,7 +273,7 @@ class _Cache:
         self.key = {"device": device_name(bundle), "cores": os.cpu_count(), "torch": torch.__version__, "dtype": str(bundle.dtype),
                     "backend": backend.name, "reason": backend.reason, "kernels": Path(built._name).name if built else ""}
         self.provenance = ", ".join(str(value) for value in self.key.values() if value)
-        digest = hashlib.sha256(json.dumps(self.key).encode()).hexdigest()[:16]
+        digest = hashlib.sha256(json.dumps([self.key, CELLS]).encode()).hexdigest()[:16]
         self.path = build.cache_folder() / f"latency-{digest}.json"
         self.cells: dict[str, list[float]] = {} if anew else self._read()
 

@@ -86,6 +86,18 @@ def _dense(x: Tensor) -> Tensor:
     return x if x.is_contiguous() else x.contiguous()
 
 
+def _wide(tensor: Tensor) -> Tensor:
+    """A parameter or table as dense float32, converted once as long as it does not change."""
+    if tensor.dtype == torch.float32:
+        return _dense(tensor)
+    if tensor.is_inference():  # such tensors count no versions
+        return _dense(tensor.float())
+    remembered = getattr(tensor, "_lowbit_wide", None)
+    if remembered is None or remembered[:2] != (tensor.data_ptr(), tensor._version):
+        remembered = tensor._lowbit_wide = tensor.data_ptr(), tensor._version, _dense(tensor.float())
+    return remembered[2]
+
+
 def _address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
@@ -168,33 +180,75 @@ def quant_linears(x: Sequence[Tensor], factor_K: Tensor | None, block: int, act_
                   group_size: int, bias: Sequence[Tensor | None], gelu_after: Sequence[bool], residual: Tensor | None,
                   gate_BN: Tensor | None, clip: float = 1.0, mid_rise: bool = False) -> list[Tensor]:
     """See quant_linears/naive.py."""
-    if sum(part.numel() for part in x) > LARGE_INPUT:
-        return one_after_another(x, factor_K, block, act_bits, act_group, packed, scale, zero, weight_bits, group_size, bias, gelu_after,
-                                 residual, gate_BN, clip, mid_rise)
-    if len(x) > 2 or (len(x) == 2 and x[0].shape[-1] % block):
-        x = (torch.cat(tuple(x), -1),)
-    first, *more = map(_dense, x)
-    if any(part.dtype != first.dtype or part.shape[:-1] != first.shape[:-1] for part in more):
-        raise ValueError(f"parts of an input are {[(part.dtype, tuple(part.shape)) for part in x]}; they must differ in width alone")
-    k_in, groups = sum(part.shape[-1] for part in x), scale[0].shape[-1]
-    grids = _grids(tuple(act_bits), clip, mid_rise)
-    _check_block(block, k_in)
-    if act_group and (act_group != group_size or k_in % act_group):
-        raise ValueError(f"{k_in} features in groups of {act_group}; grouped activations need whole groups of the weight's size "
-                         f"{group_size}")
-    factor_K = _factor(factor_K, k_in)
-    weights, ends = _several(packed, scale, zero, tuple(weight_bits), group_size, bias, tuple(gelu_after), k_in)
-    if len(act_bits) != len(packed):
-        raise ValueError(f"{len(act_bits)} activation widths for {len(packed)} weights")
-    rows = first.shape[:-1]
-    ys = [torch.empty((*rows, each.shape[0]), dtype=first.dtype) for each in packed]
-    gated, _kept = (None, None) if residual is None else _gated(residual, gate_BN, ys)
-    if first.numel():
-        outputs = (_P * len(ys))(*(y.data_ptr() for y in ys))
-        _call("lowbit_quant_linears", weights, ends, gated, outputs, grids, len(ys), first.data_ptr(), _address(more[0]) if more else None,
-              first.shape[-1], FORMATS[first.dtype], _address(factor_K), block, groups if act_group else 1,
-              first.numel() // first.shape[-1])
-    return ys
+    stored = (packed, scale, zero, weight_bits, group_size, bias, gelu_after)
+    ys = _joint(factor_K, block, act_group, *stored, sum(part.shape[-1] for part in x))(x, act_bits, residual, gate_BN, clip, mid_rise)
+    return ys or one_after_another(x, factor_K, block, act_bits, act_group, *stored, residual, gate_BN, clip, mid_rise)
+
+
+class Joint:
+    """`quant_linears` of certain weights, prepared: what does not change from call to call is checked here and kept as a kernel reads it.
+
+    Arguments as there, with the number of input features. It keeps the tensors' memory, not the tensors: whoever replaces one prepares
+    anew. Raises ValueError for what one call cannot hold."""
+
+    def __init__(self, factor_K: Tensor | None, block: int, act_group: int, packed: Sequence[Tensor], scale: Sequence[Tensor],
+                 zero: Sequence[Tensor | None], weight_bits: Sequence[int], group_size: int, bias: Sequence[Tensor | None],
+                 gelu_after: Sequence[bool], k_in: int):
+        if not len(packed) == len(scale) == len(zero) == len(weight_bits) == len(bias) == len(gelu_after) <= MOST_WEIGHTS:
+            raise ValueError(f"one call takes at most {MOST_WEIGHTS} weights, each with its scales, zero points, width, bias and GELU")
+        _check_block(block, k_in)
+        if act_group and (act_group != group_size or k_in % act_group):
+            raise ValueError(f"{k_in} features in groups of {act_group}; grouped activations need whole groups of the weight's size "
+                             f"{group_size}")
+        factor_K = _factor(factor_K, k_in)
+        structs = [_weight(*each, group_size, k_in) for each in zip(packed, scale, zero, weight_bits)]
+        ends, kept = zip(*(_epilogue(y, b, None, None, gelu, 0) for y, b, gelu in zip(map(_no_rows, packed), bias, gelu_after)))
+        self._weights, self._ends = (_P * len(packed))(*map(ctypes.addressof, structs)), (_Epilogue * len(packed))(*ends)
+        self._widths, self._addresses, self._k_in, self._block = [len(each) for each in packed], _P * len(packed), k_in, block
+        self._factor, self._act_scales = _address(factor_K), scale[0].shape[-1] if act_group else 1
+        read = (factor_K, *packed, *scale, *zero, *(bias for bias, *_ in kept))
+        self._kept = structs, [each.untyped_storage() for each in read if each is not None]
+
+    def __call__(self, x: Sequence[Tensor], act_bits: Sequence[int], residual: Tensor | None, gate_BN: Tensor | None, clip: float,
+                 mid_rise: bool) -> list[Tensor] | None:
+        """The outputs; None for inputs that are faster quantized beforehand."""
+        first, second = x[0], None
+        numbers = first.numel()
+        if len(x) > 1:
+            numbers = sum(part.numel() for part in x)
+            if len(x) > 2 or first.shape[-1] % self._block:
+                first = torch.cat(tuple(x), -1)
+            else:
+                second = _dense(x[1])
+                if second.dtype != first.dtype or second.shape[:-1] != first.shape[:-1]:
+                    raise ValueError(f"parts of an input are {[(part.dtype, tuple(part.shape)) for part in x]}; they must differ in width "
+                                     "alone")
+        if numbers > LARGE_INPUT:
+            return None
+        first, grids = _dense(first), _grids(tuple(act_bits), clip, mid_rise)
+        *rows, width = first.shape
+        if len(act_bits) != len(self._widths) or width + (0 if second is None else second.shape[-1]) != self._k_in:
+            raise ValueError(f"{len(act_bits)} activation widths for {len(self._widths)} weights of {self._k_in} input features")
+        ys = [torch.empty((*rows, n_out), dtype=first.dtype) for n_out in self._widths]
+        gated, _kept = (None, None) if residual is None else _gated(residual, gate_BN, ys)
+        if numbers:
+            _call("lowbit_quant_linears", self._weights, self._ends, gated, self._addresses(*[y.data_ptr() for y in ys]), grids, len(ys),
+                  first.data_ptr(), None if second is None else second.data_ptr(), width, FORMATS[first.dtype], self._factor, self._block,
+                  self._act_scales, first.numel() // width)
+        return ys
+
+
+def _joint(factor_K, block: int, act_group: int, packed, scale, zero, weight_bits, group_size: int, bias, gelu_after, k_in: int) -> Joint:
+    """The same, remembered on the first packed tensor with what it was made from."""
+    asked = (block, act_group, tuple(weight_bits), group_size, tuple(gelu_after), k_in,
+             tuple(map(_address, (factor_K, *packed, *scale, *zero, *bias))))
+    remembered = getattr(packed[0], "_lowbit_joint", None)
+    if remembered is not None and remembered[0] == asked:
+        return remembered[1]
+    joint = Joint(factor_K, block, act_group, packed, scale, zero, weight_bits, group_size, bias, gelu_after, k_in)
+    if factor_K is None or joint._factor == factor_K.data_ptr():  # a copy would not see a change
+        packed[0]._lowbit_joint = asked, joint
+    return joint
 
 
 def _gated(residual: Tensor, gate_BN: Tensor | None, ys: list[Tensor]):
@@ -208,22 +262,6 @@ def _gated(residual: Tensor, gate_BN: Tensor | None, ys: list[Tensor]):
     residual, gate_BN = _dense(residual), gate_BN if gate_BN.stride(1) == 1 else gate_BN.contiguous()
     struct = _Epilogue(residual=residual.data_ptr(), gate=gate_BN.data_ptr(), gate_stride=gate_BN.stride(0), tokens=max(1, y.shape[1]))
     return ctypes.byref(struct), (struct, residual, gate_BN)
-
-
-def _several(packed, scale, zero, weight_bits, group_size: int, bias, gelu_after, k_in: int):
-    """(pointers to the weights' structs, their epilogues without outputs), remembered on the first packed tensor. Refuses what one call
-    cannot hold."""
-    asked = (weight_bits, group_size, k_in, gelu_after, tuple(map(_address, (*packed, *scale, *zero, *bias))))
-    remembered = getattr(packed[0], "_lowbit_several", None)
-    if remembered is not None and remembered[0] == asked:
-        return remembered[1]
-    if not len(packed) == len(scale) == len(zero) == len(weight_bits) == len(bias) == len(gelu_after) <= MOST_WEIGHTS:
-        raise ValueError(f"one call takes at most {MOST_WEIGHTS} weights, each with its scales, zero points, width, bias and GELU")
-    structs = [_weight(*each, group_size, k_in) for each in zip(packed, scale, zero, weight_bits)]
-    ends, kept = zip(*(_epilogue(y, b, None, None, gelu, 0) for y, b, gelu in zip(map(_no_rows, packed), bias, gelu_after)))
-    made = (_P * len(packed))(*map(ctypes.addressof, structs)), (_Epilogue * len(packed))(*ends)
-    packed[0]._lowbit_several = (asked, made, structs, kept)
-    return made
 
 
 def _no_rows(packed_NP: Tensor) -> Tensor:
@@ -315,20 +353,20 @@ def attention(query: Sequence[Tensor], key: Sequence[Tensor], value: Sequence[Te
         raise ValueError(f"one call takes at most {MOST_STREAMS} streams, each with queries, keys, values and two norms")
     if channels % 2 or not 0 < channels <= MOST_CHANNELS or width % channels:
         raise ValueError(f"{width} channels do not make heads of {channels}; a head has an even number, at most {MOST_CHANNELS}")
-    ys, structs, kept = [], [], []
-    for parts in zip(query, key, value):
-        if any(part.shape != parts[0].shape or part.dtype != dtype or part.shape[0] != samples or part.shape[2] != width for part in parts):
-            raise ValueError(f"query, key and value are {[(part.dtype, tuple(part.shape)) for part in parts]}; expected {dtype}, "
+    ys, structs, kept, tokens = [], [], [], 0
+    for q, k, v, q_norm, k_norm in zip(query, key, value, query_norm, key_norm):
+        shape = v.shape
+        if not (q.shape == k.shape == shape and q.dtype == k.dtype == v.dtype == dtype and shape[0] == samples and shape[2] == width):
+            raise ValueError(f"query, key and value are {[(part.dtype, tuple(part.shape)) for part in (q, k, v)]}; expected {dtype}, "
                              f"{samples} samples of {width} channels")
-    for q, k, v, *norms in zip(query, key, value, query_norm, key_norm):
-        if any(norm.shape != (channels,) for norm in norms):
-            raise ValueError(f"norm weights are {[tuple(norm.shape) for norm in norms]}; a head has {channels} channels")
-        dense = (*map(_dense, (q, k, v)), *(_dense(norm.float()) for norm in norms), v.new_empty(v.shape))
+        if not q_norm.shape == k_norm.shape == (channels,):
+            raise ValueError(f"norm weights are {[tuple(norm.shape) for norm in (q_norm, k_norm)]}; a head has {channels} channels")
+        dense = _dense(q), _dense(k), _dense(v), _wide(q_norm), _wide(k_norm), torch.empty(shape, dtype=dtype)
         ys.append(dense[-1])
-        structs.append(_Stream(*(part.data_ptr() for part in dense), v.shape[1]))
+        structs.append(_Stream(*[part.data_ptr() for part in dense], shape[1]))
         kept.append(dense)
-    tokens = sum(y.shape[1] for y in ys)
-    cos_SC, sin_SC = _dense(cos_SC.float()), _dense(sin_SC.float())
+        tokens += shape[1]
+    cos_SC, sin_SC = _wide(cos_SC), _wide(sin_SC)
     if not cos_SC.shape == sin_SC.shape == (tokens, channels):
         raise ValueError(f"tables {tuple(cos_SC.shape)} do not fit {tokens} tokens of {channels} channels")
     if samples * tokens:

@@ -150,6 +150,12 @@ def _shortcut(name: str):
     return call
 
 
+def joint(x: Tensor, *weights) -> cpu.Joint | None:
+    """`quant_linears` prepared for calls with inputs like x (see `cpu.Joint` for `weights`); None where no kernel of the CPU takes them."""
+    plain = type(x) is Tensor and x.device.type == "cpu" and x.dtype in cpu.FORMATS
+    return cpu.Joint(*weights) if plain and not cpu.why_not() else None
+
+
 _SHORT = {*cpu.FORMATS, torch.int8}
 block_hadamard, act_quant, linear_wnan, quant_linears, linear_wna16, modulate, attention = map(_shortcut, SCHEMAS)
 

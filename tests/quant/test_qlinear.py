@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from lowbit import ops
+from lowbit import cpu, ops
 from lowbit.act_quant.naive import fake_quantize
 from lowbit.linear_wnan import naive
 from torch import nn
@@ -174,6 +174,33 @@ def test_without_a_kernel_the_same_numbers_come_from_a_float_product(monkeypatch
     emulated = module(x)
     assert module._scratch, "the emulated product keeps its weight"
     torch.testing.assert_close(with_kernel, emulated, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.skipif(not ops.backend().is_kernel, reason="layers run together on kernels only")
+def test_what_is_prepared_for_several_layers_follows_their_steps_their_tensors_and_their_company(monkeypatch):
+    cursor, x = StepCursor(), tokens()
+    first, *others = (layer(cursor=cursor, layer_index=i) for i in range(3))
+    others = tuple(others)
+
+    def agrees(layers, x=x):
+        made = first.together(layers[1:], (x,))
+        return made is not None and all(torch.equal(y, each(x)) for y, each in zip(made, layers, strict=True))
+    for row in ((4, 4, 8), (3, 8, 4)):
+        cursor.row = row
+        assert agrees((first, *others)) and agrees((first, others[1])) and agrees((first,)), "other bits, other layers"
+    cursor.row = (4, 16, 4)
+    assert first.together(others, (x,)) is None
+    cursor.row = (4, 4, 4)
+    for each in (first, *others):  # new tensors, and other values in them
+        each._apply(torch.clone)
+        each.scale_NG *= 2
+        each.packed_NP.bitwise_not_()
+    assert agrees((first, *others)) and agrees((first, *others), x.bfloat16())
+    with pytest.raises(ValueError, match="weights of 160 input features"):
+        first.together(others, (x[..., :96].contiguous(),))
+    monkeypatch.setattr(cpu, "LARGE_INPUT", x.numel() - 1)
+    assert agrees((first, *others)), "quantized beforehand"
+    assert first.together((layer(cursor=cursor, layer_index=1, group_size=32),), (x,)) is None
 
 
 def test_a_float_weight_is_the_original_layer_at_16_bits_and_quantizes_activations_below():

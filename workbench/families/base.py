@@ -11,7 +11,7 @@ import copy
 import json
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -106,10 +106,14 @@ class Bundle(abc.ABC):
         """The module of a layer, float or quantized."""
         return self.transformer.get_submodule(name)
 
-    def replace(self, name: str, module: nn.Module) -> None:
-        """Put another module in a layer's place."""
-        parent, _, leaf = name.rpartition(".")
-        self.transformer.get_submodule(parent)._modules[leaf] = module
+    def replace(self, modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+        """Put other modules in layers' places; returns those that stood there."""
+        split = {name: name.rpartition(".") for name in modules}
+        places = {name: (self.transformer.get_submodule(parent)._modules, leaf) for name, (parent, _, leaf) in split.items()}
+        before = {name: children[leaf] for name, (children, leaf) in places.items()}
+        for name, (children, leaf) in places.items():
+            children[leaf] = modules[name]
+        return before
 
     @contextlib.contextmanager
     def in_arithmetic(self, dtype: torch.dtype) -> Iterator[Bundle]:

@@ -12,8 +12,9 @@ transformer's root hook moves.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from lowbit import ops
@@ -109,11 +110,26 @@ def current_bits(cursor: StepCursor | None, layer_index: int | None) -> int:
     return 16 if layer_index is None or cursor is None or cursor.row is None else cursor.row[layer_index]
 
 
+class _Joined(NamedTuple):
+    """What `QuantLinear.together` found out about layers that read one tensor. weights: arguments of `ops.quant_linears`, None where
+    one pass does not hold them; call: the same prepared for a CPU; places: (cursor, layer index) of each."""
+
+    others: tuple[nn.Module, ...]
+    gelu_last: bool
+    moves: int
+    weights: tuple | None
+    call: Callable | None
+    places: Sequence[tuple[StepCursor | None, int | None]]
+    grid: tuple
+
+
 class QuantLinear(nn.Module):
     """y = Q_a(T(x)) W^T + T(x) down^T up^T + b with W packed. No gradient flows through it: rounding has none.
 
     `scratch` keeps the dequantized weight of the emulated product between calls; a kernel needs none. It may be shared by every module
     made of the same weight, is not part of the state, and does not count as resident: `drop_cache` empties it."""
+
+    _moves = 0  # of any layer's tensors: what was prepared before then reads the old ones
 
     def __init__(self, weight: QuantWeight, bias: Tensor | None, transform: Transform, *, cursor: StepCursor | None = None,
                  layer_index: int | None = None, scratch: dict | None = None, extras: Extras = Extras()):
@@ -134,6 +150,7 @@ class QuantLinear(nn.Module):
         if extras.range_2 is not None:
             self.register_buffer("act_range_2", extras.range_2)
         self._scratch = {} if scratch is None else scratch
+        self._joined: _Joined | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         return self._product(x, gelu_after=False)
@@ -155,26 +172,39 @@ class QuantLinear(nn.Module):
         q, scale = self.transform.quantized(x, act_bits, self.act.group_size or 0, *self.act.kernel_grid)
         return ops.linear_wnan(q, scale, *weight, self.bias, low, up_NR, gelu_after, x.dtype)
 
-    @torch.no_grad()
     def together(self, others: Sequence[nn.Module], x: Sequence[Tensor], *, gelu_last: bool = False, residual: Tensor | None = None,
                  gate_BN: Tensor | None = None) -> list[Tensor] | None:
         """Outputs of this layer and of `others`, which read the same tensor (`x`, or its parts side by side), in one pass that quantizes it
         once per width; the last one's after GELU if asked, a single one's as `residual` + gate y. None where that pass does not hold
         them: another kind of layer, transform or group size, or 16 bits."""
-        layers, act_bits = (self, *others), []
-        if not ops.backend(x[0].device.type, x[0].dtype).is_kernel or not runs_on_kernels(self.act, self.k_in, self.group_size):
+        joined, first = self._joined, x[0]
+        if joined is None or joined.others != others or joined.gelu_last != gelu_last or joined.moves != QuantLinear._moves:
+            joined = self._joined = self._join(tuple(others), gelu_last, first)
+        if joined.weights is None or not ops.backend(first.device.type, first.dtype).is_kernel:
             return None
-        for layer in layers:
-            if (type(layer) is not QuantLinear or layer.transform is not self.transform or layer.down is not None
-                    or layer.group_size != self.group_size or (layer.act is not self.act and layer.act != self.act)):
-                return None
-            act_bits.append(current_bits(layer.cursor, layer.layer_index))
+        act_bits = [current_bits(cursor, layer_index) for cursor, layer_index in joined.places]
         if 16 in act_bits:
             return None
+        made = None
+        if joined.call is not None and not torch.compiler.is_compiling():
+            made = joined.call(x, act_bits, residual, gate_BN, *joined.grid)
+        if made is None:
+            factor_K, block, act_group, *stored = joined.weights
+            with torch.no_grad():
+                made = ops.quant_linears(x, factor_K, block, act_bits, act_group, *stored, residual, gate_BN, *joined.grid)
+        return made
+
+    def _join(self, others: tuple[nn.Module, ...], gelu_last: bool, x: Tensor) -> _Joined:
+        layers = (self, *others)
+        alike = all(type(layer) is QuantLinear and layer.transform is self.transform and layer.down is None
+                    and layer.group_size == self.group_size and layer.act == self.act for layer in layers)
+        if not alike or not runs_on_kernels(self.act, self.k_in, self.group_size):
+            return _Joined(others, gelu_last, QuantLinear._moves, None, None, (), ())
         packed, scale, zero, bias = zip(*(map(layer._buffers.get, ("packed_NP", "scale_NG", "zero_NG", "bias")) for layer in layers))
-        return ops.quant_linears(x, *self.transform.factor(x[0].device), act_bits, self.act.group_size or 0, packed, scale, zero,
-                                 [layer.bits for layer in layers], self.group_size or 0, bias, (False,) * len(others) + (gelu_last,),
-                                 residual, gate_BN, *self.act.kernel_grid)
+        weights = (*self.transform.factor(x.device), self.act.group_size or 0, packed, scale, zero, tuple(layer.bits for layer in layers),
+                   self.group_size or 0, bias, (False,) * len(others) + (gelu_last,))
+        return _Joined(others, gelu_last, QuantLinear._moves, weights, ops.joint(x, *weights, self.k_in),
+                       [(layer.cursor, layer.layer_index) for layer in layers], self.act.kernel_grid)
 
     def _emulated(self, x: Tensor, bits: int) -> Tensor:
         mixed = self.transform.forward(x)
@@ -188,6 +218,7 @@ class QuantLinear(nn.Module):
     def _apply(self, fn, recurse=True):
         # a cached weight would stay behind on the old device; float16 scales and codes never change type with the model
         self.drop_cache()
+        QuantLinear._moves += 1
         moved = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
         super()._apply(fn, recurse)
         for name, before in moved.items():

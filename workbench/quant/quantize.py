@@ -111,16 +111,13 @@ class QuantizedModel:
     def attached(self, bundle: Bundle) -> Iterator[Bundle]:
         """The bundle with these modules in place and the cursor following the plan; as it was before, afterwards."""
         with bundle.lock:
-            before = {name: bundle.linear(name) for name in self.modules}
+            before = bundle.replace(self.modules)
             plan, row = bundle.cursor.plan, bundle.cursor.row
             try:
-                for name, module in self.modules.items():
-                    bundle.replace(name, module)
                 bundle.cursor.plan = self.plan
                 yield bundle
             finally:
-                for name, module in before.items():
-                    bundle.replace(name, module)
+                bundle.replace(before)
                 bundle.cursor.plan, bundle.cursor.row = plan, row
 
 
