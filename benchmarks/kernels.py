@@ -2,7 +2,7 @@
 
 Per shape, in turns and as medians: torch._int_mm alone, torch BF16 and FP32, activation quantization alone (with and without the
 rotation), and whole quantized layers W8A8 per channel and W4A8 in groups of 64, activation quantization included, with and without the
-rotation, and W4A16. Then what kept memory and spinning threads bring to a step of the embedded model. Prints Markdown; asserts nothing.
+rotation, and W4A16. A sum in place of N: layers that read one input, in one call, as the model runs them. Then what kept memory and spinning threads bring to a step of the embedded model. Prints Markdown; asserts nothing.
 """
 
 from __future__ import annotations
@@ -35,8 +35,10 @@ from provenance import provenance  # noqa: E402
 from workbench import latency, pipeline  # noqa: E402
 from workbench.latency import in_turns  # noqa: E402
 
-EMBEDDED = [(m, k, n) for m in (80, 640) for k, n in ((256, 256), (256, 1024), (1024, 256), (1280, 256))]
-FLUX = [(1024, 3072, 3072), (1024, 3072, 12288)]
+SINGLE = (256, 256, 256, 1024)  # q, k, v and the MLP of a single block
+EMBEDDED = [(m, k, widths) for m in (80, 640)
+            for k, widths in ((256, (256,)), (256, (1024,)), (1024, (256,)), (1280, (256,)), (256, SINGLE))]
+FLUX = [(1024, 3072, (3072,)), (1024, 3072, (12288,))]
 PROCESSES = 3
 LAYERS = ("W8A8", "W4A8 g64", "W8A8 rotated", "W4A8 g64 rotated")
 COLUMNS = ("int_mm", "bf16", "fp32", "quantize", "rotate + quantize", *LAYERS, "W4A16 g64")
@@ -49,23 +51,27 @@ def weight(k_in: int, n_out: int, bits: int, group_size: int):
     return pack(codes_NK, bits), torch.rand(n_out, -(-k_in // (group_size or k_in))).add(0.01).half(), None, bits, group_size
 
 
-def runs_of(m: int, k: int, n: int) -> dict:
-    """Everything that is timed at a shape; inputs are made anew as views, so that nothing is remembered between calls."""
+def runs_of(m: int, k: int, widths: tuple[int, ...]) -> dict:
+    """Everything that is timed at a shape: torch's products of all N features, and our layers in one call."""
+    n = sum(widths)
     x, w = torch.randn(m, k), torch.randn(n, k)
     x16, w16 = x.bfloat16(), w.bfloat16()
     left, right = (torch.randint(-127, 128, shape, dtype=torch.int8) for shape in ((m, k), (n, k)))
     signs = torch.sign(torch.randn(k))
-    eight, four, epilogue = weight(k, n, 8, 0), weight(k, n, 4, 64), (None, None, None, False)
+    none, epilogue, four = (None,) * len(widths), (None, None, None, False), weight(k, n, 4, 64)
 
-    def quantized(rotation, packed_NP, scale_NG, zero_NG, bits, group_size):
-        return ops.quant_linears((x16,), *rotation, (8,), 0, (packed_NP,), (scale_NG,), (zero_NG,), (bits,), group_size, (None,), (False,),
-                                 None, None)
+    def quantized(rotation, bits, group_size):
+        packed, scale, zero, _, _ = zip(*(weight(k, each, bits, group_size) for each in widths))
+        stored = (packed, scale, zero, (bits,) * len(widths), group_size, none, (False,) * len(widths))
+        joint = ops.joint(x16, *rotation, 0, *stored, k)
+        act_bits, rest = (8,) * len(widths), (None, None, 1.0, False)
+        return lambda: joint and joint((x16,), act_bits, *rest) or ops.quant_linears((x16,), *rotation, act_bits, 0, *stored, *rest)
     plain, rotated = (None, 1), (signs, 256)
     return {"int_mm": lambda: torch._int_mm(left, right.t()), "bf16": lambda: torch.nn.functional.linear(x16, w16),
             "fp32": lambda: torch.nn.functional.linear(x, w), "quantize": lambda: ops.act_quant(x16, None, 1, 8, 0),
             "rotate + quantize": lambda: ops.act_quant(x16, signs, 256, 8, 0),
-            "W8A8": lambda: quantized(plain, *eight), "W4A8 g64": lambda: quantized(plain, *four),
-            "W8A8 rotated": lambda: quantized(rotated, *eight), "W4A8 g64 rotated": lambda: quantized(rotated, *four),
+            "W8A8": quantized(plain, 8, 0), "W4A8 g64": quantized(plain, 4, 64), "W8A8 rotated": quantized(rotated, 8, 0),
+            "W4A8 g64 rotated": quantized(rotated, 4, 64),
             "W4A16 g64": lambda: ops.linear_wna16(x16, *four, *epilogue)}
 
 
@@ -105,12 +111,12 @@ def main() -> None:
     print("| M x K x N | " + " | ".join((*COLUMNS, *(f"{layer} : {of}" for of, layer in RATIOS))) + " |")
     print("|---" * (1 + len(COLUMNS) + len(RATIOS)) + "|")
     rows = []
-    for m, k, n in EMBEDDED + ([] if options.small else FLUX):
-        us = in_turns(runs_of(m, k, n), options.rounds, torch.device("cpu"), calls=20 if m < 1024 else 1)
+    for m, k, widths in EMBEDDED + ([] if options.small else FLUX):
+        us = in_turns(runs_of(m, k, widths), options.rounds, torch.device("cpu"), calls=20 if m < 1024 else 1)
         ratios = [us[of] / us[layer] for of, layer in RATIOS]
-        print(f"| {m} x {k} x {n} | " + " | ".join(f"{us[name]:.0f}" for name in COLUMNS) + " | " + " | ".join(f"{r:.2f}" for r in ratios)
+        print(f"| {m} x {k} x {'+'.join(map(str, widths))} | " + " | ".join(f"{us[name]:.0f}" for name in COLUMNS) + " | " + " | ".join(f"{r:.2f}" for r in ratios)
               + " |", flush=True)
-        rows.append({"m": m, "k": k, "n": n, "us": us})
+        rows.append({"m": m, "k": k, "n": widths, "us": us})
     settings = tunings()
     print(f"\nA step of the embedded model, float32, ms (medians of {PROCESSES} processes each, in turns):\n")
     print("| | 1 image | 8 images |\n|---|---|---|")

@@ -73,21 +73,17 @@ def layers(bundle: Bundle, quant: QuantConfig, config: BenchConfig, *, on_progre
         x = torch.randn(1, tokens, k_in, device=bundle.device)
         runs: dict[str, Callable] = {}
         for dtype in FLOAT_TYPES:
-            runs[str(dtype)] = _call(nn.Linear(k_in, n_out, bias=bias, device=bundle.device).to(dtype).requires_grad_(False), x.to(dtype))
+            as_float = nn.Linear(k_in, n_out, bias=bias, device=bundle.device).to(dtype).requires_grad_(False)
+            runs[str(dtype)] = latency.as_in_a_model([as_float], x.to(dtype))
         for weight_bits, act_bits in CHOICES:
-            runs[_label(weight_bits, act_bits, quant)] = _call(latency.module_of(linear, quant, weight_bits, act_bits), x.to(bundle.dtype))
-        with torch.no_grad():
-            us = latency.in_turns(runs, config.rounds, bundle.device, calls=CALLS)
+            module = latency.module_of(linear, quant, weight_bits, act_bits)
+            runs[_label(weight_bits, act_bits, quant)] = latency.as_in_a_model([module], x.to(bundle.dtype))
+        us = latency.in_turns(runs, config.rounds, bundle.device, calls=CALLS)
         float_us = min(us[str(dtype)] for dtype in FLOAT_TYPES)
         backend = ops.backend(bundle.device.type, bundle.dtype)
         found += [LayerTime(m=tokens, n=n_out, k=k_in, choice=label, backend=backend.reason if backend.is_kernel else backend.name,
                             us=us[label], float_us=float_us) for label in (_label(*choice, quant) for choice in CHOICES)]
     return found
-
-
-def _call(module: nn.Module, x: torch.Tensor) -> Callable[[], torch.Tensor]:
-    # a new tensor object each time, as in a model: nothing is remembered from the last call
-    return lambda: module(x.view(x.shape))
 
 
 def _label(weight_bits: int, act_bits: int, quant: QuantConfig) -> str:

@@ -200,8 +200,8 @@ class _Row:
         self.row = (act_bits,)
 
 
-def _layer_run(bundle: Bundle, quant: QuantConfig, shape: tuple, weight_bits: int, act_bits: int, count: int) -> Callable[[], None]:
-    """Runs `count` layers of a shape that read one tensor, a new one each time, as a model does."""
+def _layer_run(bundle: Bundle, quant: QuantConfig, shape: tuple, weight_bits: int, act_bits: int, count: int) -> Callable[[], object]:
+    """Runs `count` layers of a shape that read one tensor."""
     tokens, n_out, k_in, bias, rank = shape
     modules = []
     for _ in range(count):
@@ -209,16 +209,20 @@ def _layer_run(bundle: Bundle, quant: QuantConfig, shape: tuple, weight_bits: in
         modules.append(module_of(linear, quant, weight_bits, act_bits, rank))
     for module in modules[1:]:  # as layers of one input have it, where smoothing made one for each
         module.transform = modules[0].transform
-    first, others = modules[0], tuple(modules[1:])
-    x = torch.randn(1, tokens, k_in, device=bundle.device, dtype=bundle.dtype)
+    once = as_in_a_model(modules, torch.randn(1, tokens, k_in, device=bundle.device, dtype=bundle.dtype))
+    return lambda: [once() for _ in range(_calls(shape))]
+
+
+def as_in_a_model(modules: Sequence[nn.Module], x: Tensor) -> Callable[[], None]:
+    """Runs layers that read one tensor, in one pass where they allow it; a new tensor each time, so that nothing is remembered."""
+    joint, others = getattr(modules[0], "together", None), tuple(modules[1:])
 
     @torch.no_grad()
     def run() -> None:
-        for _ in range(_calls(shape)):
-            seen = x.view(x.shape)
-            if weight_bits == 16 or first.together(others, (seen,)) is None:
-                for module in modules:
-                    module(seen)
+        seen = x.view(x.shape)
+        if joint is None or joint(others, (seen,)) is None:
+            for module in modules:
+                module(seen)
     return run
 
 
