@@ -2,7 +2,8 @@
 
 Per shape, in turns and as medians: torch._int_mm alone, torch BF16 and FP32, activation quantization alone (with and without the
 rotation), and whole quantized layers W8A8 per channel and W4A8 in groups of 64, activation quantization included, with and without the
-rotation, and W4A16. A sum in place of N: layers that read one input, in one call, as the model runs them. Then what kept memory and spinning threads bring to a step of the embedded model. Prints Markdown; asserts nothing.
+rotation, and W4A16. A sum in place of N: layers that read one input, in one call, as the model runs them. Then what kept memory
+and spinning threads bring to a step of the embedded model. Prints Markdown; asserts nothing.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def runs_of(m: int, k: int, widths: tuple[int, ...]) -> dict:
         stored = (packed, scale, zero, (bits,) * len(widths), group_size, none, (False,) * len(widths))
         joint = ops.joint(x16, *rotation, 0, *stored, k)
         act_bits, rest = (8,) * len(widths), (None, None, 1.0, False)
-        return lambda: joint and joint((x16,), act_bits, *rest) or ops.quant_linears((x16,), *rotation, act_bits, 0, *stored, *rest)
+        return lambda: (joint and joint((x16,), act_bits, *rest)) or ops.quant_linears((x16,), *rotation, act_bits, 0, *stored, *rest)
     plain, rotated = (None, 1), (signs, 256)
     return {"int_mm": lambda: torch._int_mm(left, right.t()), "bf16": lambda: torch.nn.functional.linear(x16, w16),
             "fp32": lambda: torch.nn.functional.linear(x, w), "quantize": lambda: ops.act_quant(x16, None, 1, 8, 0),
@@ -114,7 +115,8 @@ def main() -> None:
     for m, k, widths in EMBEDDED + ([] if options.small else FLUX):
         us = in_turns(runs_of(m, k, widths), options.rounds, torch.device("cpu"), calls=20 if m < 1024 else 1)
         ratios = [us[of] / us[layer] for of, layer in RATIOS]
-        print(f"| {m} x {k} x {'+'.join(map(str, widths))} | " + " | ".join(f"{us[name]:.0f}" for name in COLUMNS) + " | " + " | ".join(f"{r:.2f}" for r in ratios)
+        cells = [f"{us[name]:.0f}" for name in COLUMNS] + [f"{ratio:.2f}" for ratio in ratios]
+        print(f"| {m} x {k} x {'+'.join(map(str, widths))} | " + " | ".join(cells)
               + " |", flush=True)
         rows.append({"m": m, "k": k, "n": widths, "us": us})
     settings = tunings()

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import torch
 from lowbit import build, ops
-from torch import nn
+from torch import Tensor, nn
 
 from workbench.families import Bundle
 from workbench.options import ACT_BITS, WEIGHT_BITS, LatencyConfig, OnProgress, Progress, QuantConfig, ignore_progress
