@@ -25,7 +25,7 @@ from lowbit.quant_linears.naive import quant_linears as one_after_another
 
 FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 MOST_WEIGHTS = 8  # of one call, as linear_wnan/cpu.c has it
-LARGE_INPUT = 1 << 20  # numbers; above, quantized beforehand: 10 % faster at 1024 x 3072, where the input drives packed weights from the cache
+LARGE_INPUT = 1 << 20  # numbers; above, quantized beforehand: 10 % faster at 1024 x 3072, where inputs drive packed weights from the cache
 MOST_STREAMS, MOST_CHANNELS = 4, 512  # of one call, and of a head, as attention/cpu.c has it
 MOST_TOKENS = 1024  # that attend to each other in the kernel: more do not fit in a cache, and torch's own reads less memory
 _P, _I, _D = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
