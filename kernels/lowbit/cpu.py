@@ -21,6 +21,7 @@ from lowbit import build
 from lowbit.act_quant.naive import grid_of, held_as
 from lowbit.attention.naive import attention as torch_attention
 from lowbit.formats import PACKED_BITS, packed_bytes
+from lowbit.memo import Kept
 from lowbit.quant_linears.naive import quant_linears as one_after_another
 
 FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -92,10 +93,10 @@ def _wide(tensor: Tensor) -> Tensor:
         return _dense(tensor)
     if tensor.is_inference():  # such tensors count no versions
         return _dense(tensor.float())
-    remembered = getattr(tensor, "_lowbit_wide", None)
-    if remembered is None or remembered[:2] != (tensor.data_ptr(), tensor._version):
-        remembered = tensor._lowbit_wide = tensor.data_ptr(), tensor._version, _dense(tensor.float())
-    return remembered[2]
+    asked, kept = (tensor.data_ptr(), tensor._version), getattr(tensor, "_lowbit_wide", None)
+    if kept is None or kept.asked != asked:
+        kept = tensor._lowbit_wide = Kept(asked, _dense(tensor.float()))
+    return kept.made
 
 
 def _address(tensor: Tensor | None) -> int | None:
@@ -242,12 +243,12 @@ def _joint(factor_K, block: int, act_group: int, packed, scale, zero, weight_bit
     """The same, remembered on the first packed tensor with what it was made from."""
     asked = (block, act_group, tuple(weight_bits), group_size, tuple(gelu_after), k_in,
              tuple(map(_address, (factor_K, *packed, *scale, *zero, *bias))))
-    remembered = getattr(packed[0], "_lowbit_joint", None)
-    if remembered is not None and remembered[0] == asked:
-        return remembered[1]
+    kept = getattr(packed[0], "_lowbit_joint", None)
+    if kept is not None and kept.asked == asked:
+        return kept.made
     joint = Joint(factor_K, block, act_group, packed, scale, zero, weight_bits, group_size, bias, gelu_after, k_in)
     if factor_K is None or joint._factor == factor_K.data_ptr():  # a copy would not see a change
-        packed[0]._lowbit_joint = asked, joint
+        packed[0]._lowbit_joint = Kept(asked, joint)
     return joint
 
 
@@ -286,9 +287,9 @@ def linear_wna16(x: Tensor, packed_NP: Tensor, scale_NG: Tensor, zero_NG: Tensor
 def _weight(packed_NP: Tensor, scale_NG: Tensor, zero_NG: Tensor | None, bits: int, group_size: int, k_in: int) -> _Weight:
     """The struct, remembered on the packed tensor with what it was made from. Sizes that a kernel would read past are refused."""
     asked = (bits, group_size, k_in, packed_NP.data_ptr(), scale_NG.data_ptr(), _address(zero_NG), packed_NP.shape, scale_NG.shape)
-    remembered = getattr(packed_NP, "_lowbit_weight", None)
-    if remembered is not None and remembered[0] == asked:
-        return remembered[1]
+    kept = getattr(packed_NP, "_lowbit_weight", None)
+    if kept is not None and kept.asked == asked:
+        return kept.made
     if bits not in PACKED_BITS:
         raise ValueError(f"{bits}-bit weights are not supported; use one of {PACKED_BITS}")
     if group_size < 0 or group_size % 4:
@@ -306,7 +307,7 @@ def _weight(packed_NP: Tensor, scale_NG: Tensor, zero_NG: Tensor | None, bits: i
         if tensor.dtype != dtype or tuple(tensor.shape) != shape or not tensor.is_contiguous():
             raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}; expected a dense {dtype} {shape}")
     struct = _Weight(packed_NP.data_ptr(), scale_NG.data_ptr(), _address(zero_NG), n_out, k_in, group_size or k_in, bits)
-    packed_NP._lowbit_weight = (asked, struct)
+    packed_NP._lowbit_weight = Kept(asked, struct)
     return struct
 
 

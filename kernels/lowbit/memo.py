@@ -14,6 +14,18 @@ from collections.abc import Callable, Hashable
 from torch import Tensor
 
 
+class Kept:
+    """What is remembered on a tensor, with what it was made from. It holds addresses, so a copy or pickle of the tensor comes without."""
+
+    __slots__ = ("asked", "made")
+
+    def __init__(self, asked: Hashable = None, made: object = None):
+        self.asked, self.made = asked, made
+
+    def __reduce__(self):
+        return Kept, ()
+
+
 class LastInput:
     """One slot. Replacing the slot is one assignment, so threads may share it: at worst they compute twice."""
 

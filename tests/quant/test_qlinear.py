@@ -1,5 +1,8 @@
 """The quantized layer: what it computes, what it stores, and what it refuses to be made of."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from lowbit import cpu, ops
@@ -198,6 +201,8 @@ def test_what_is_prepared_for_several_layers_follows_their_steps_their_tensors_a
     assert agrees((first, *others)) and agrees((first, *others), x.bfloat16())
     with pytest.raises(ValueError, match="weights of 160 input features"):
         first.together(others, (x[..., :96].contiguous(),))
+    copies = [copy.deepcopy(first), pickle.loads(pickle.dumps(first))]  # after it ran: what is prepared stays behind
+    assert all(torch.equal(each(x), first(x)) and torch.equal(each.together((), (x,))[0], first(x)) for each in copies)
     monkeypatch.setattr(cpu, "LARGE_INPUT", x.numel() - 1)
     assert agrees((first, *others)), "quantized beforehand"
     assert first.together((layer(cursor=cursor, layer_index=1, group_size=32),), (x,)) is None

@@ -226,6 +226,9 @@ class QuantLinear(nn.Module):
                 self._buffers[name] = before.to(self._buffers[name].device)
         return self
 
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_joined": None}  # addresses mean nothing to a copy
+
     def drop_cache(self) -> None:
         """Give the memory of the dequantized weight back."""
         self._scratch.clear()
