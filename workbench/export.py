@@ -88,7 +88,7 @@ def load_quantized(folder: str | Path, device: str = "auto") -> tuple[Bundle, Qu
     manifest = _check_files(folder)
     plan = BitPlan.parse((folder / PLAN).read_text(encoding="utf-8"), PLAN)
     forms = {name: LayerFormat.parse(form, f"{LAYERS}: {name}") for name, form in _read_json(folder / "transformer" / LAYERS).items()}
-    device = _device(ModelSpec.parse({"source": str(folder), "device": device}, "load").device)
+    device = families.find_device(ModelSpec.parse({"source": str(folder), "device": device}, "load").device)
     tensors = _read_tensors(folder / "transformer")
     packed = {name: {key: tensors.pop(f"{name}.{key}") for key in form.shapes() if f"{name}.{key}" in tensors}
               for name, form in forms.items()}
@@ -276,13 +276,6 @@ def _open_bundle(folder: Path, manifest: dict, forms: Mapping[str, LayerFormat],
     pipeline.set_progress_bar_config(disable=True)
     return families.FAMILIES[family](name=manifest["model"], source=str(folder), pipeline=pipeline, device=device,
                                      model_hash=manifest["model_hash"])
-
-
-def _device(name: str) -> torch.device:
-    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise BadInput(f"device {name} is not available here; use cpu or auto")
-    return device
 
 
 def _check_files(folder: Path) -> dict:

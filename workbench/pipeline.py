@@ -62,15 +62,16 @@ class Profile:
 def load(source: str = "emoji-flux", device: str = "auto", *, on_progress: OnProgress = ignore_progress) -> Bundle:
     """The model of a source; one copy per process, however often it is asked for."""
     spec = ModelSpec.parse({"source": source, "device": device}, "model")
+    key = source, str(families.find_device(device))
     with _LOADING:
-        if (source, device) not in _LOADED:
-            _LOADED[source, device] = families.load(spec)
-        return _LOADED[source, device]
+        if key not in _LOADED:
+            _LOADED[key] = families.load(spec)
+        return _LOADED[key]
 
 
 def is_loaded(source: str, device: str = "auto") -> bool:
     """Whether `load` would return at once."""
-    return (source, device) in _LOADED
+    return (source, str(families.find_device(device))) in _LOADED
 
 
 def profile(bundle: Bundle, trace_config: TraceConfig | None = None, config: SensitivityConfig | None = None,

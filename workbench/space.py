@@ -4,6 +4,10 @@ There a decorated function runs in a forked process: its arguments and what it y
 event or lock reaches it. So a stage is sent as one message and answers with a stream of messages: every progress report, then its
 result. Cancelling closes the stream, which stops the stage at its next report, as everywhere.
 
+The GPU exists in the worker alone. `spaces` pretends one to the thread that imported it, but this program loads models in threads of
+their own: here the app's process keeps its models on the CPU, and a worker loads its own. A tensor of the worker's device arrives in
+the app as one of the CPU, and goes back to the device when it is sent to a worker again.
+
 Import this before torch: `spaces` changes it. The pickles are made and read by this program alone; none comes from outside.
 """
 
@@ -53,15 +57,20 @@ STAGES = {"profile": (plan_on_gpu, PIPELINE), "search": (plan_on_gpu, PIPELINE),
           "compare": (draw_on_gpu, PIPELINE), "draw": (draw_on_gpu, PIPELINE), "preview": (draw_on_gpu, PIPELINE),
           "inspect": (draw_on_gpu, PIPELINE), "enter": (plan_on_gpu, CONTEST), "float_run": (draw_on_gpu, CONTEST)}
 
+OF_A_DEVICE = ("load", "is_loaded")  # functions of a model and a device; a worker's `load` finds the GPU by itself
+
 
 class OnWorkers:
-    """A module, its GPU stages run by workers; everything else is the module's own."""
+    """A module, its GPU stages run by workers and its models kept on the CPU; everything else is the module's own."""
 
     def __init__(self, module):
         self._module = module
 
     def __getattr__(self, name: str):
-        return functools.partial(ask, name) if name in STAGES else getattr(self._module, name)
+        if name in STAGES:
+            return functools.partial(ask, name)
+        found = getattr(self._module, name)
+        return functools.partial(found, device="cpu") if name in OF_A_DEVICE else found
 
 
 def stages(module: str = PIPELINE):
@@ -134,13 +143,28 @@ def answer(message: bytes) -> Iterator[bytes]:
 # A model never travels: both sides have it. What refers to it, or to its step cursor, finds the other side's own.
 
 
+class _Device:
+    """Stands for the device of the bundle on the side that reads the message."""
+
+
+_DEVICE = _Device()
+
+
 def dumps(value, bundle) -> bytes:
-    """Pickled, with the bundle and its cursor as names."""
+    """Pickled, with the bundle, its cursor and its device as names."""
+    import torch
+
     names = _names(bundle)
 
     class Pickler(pickle.Pickler):
         def persistent_id(self, each):
             return names.get(id(each))
+
+        def reducer_override(self, each):
+            if isinstance(each, torch.Tensor) and (each.device.type == "cuda" or hasattr(each, "_of_a_worker")):
+                plain = each.detach().cpu()
+                return _placed, (plain, isinstance(each, torch.nn.Parameter), each.requires_grad, _DEVICE)
+            return NotImplemented
 
     buffer = io.BytesIO()
     Pickler(buffer, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
@@ -149,7 +173,7 @@ def dumps(value, bundle) -> bytes:
 
 def loads(blob: bytes, bundle):
     """The value, referring to this process's bundle and cursor."""
-    parts = {"bundle": bundle, "cursor": getattr(bundle, "cursor", None)}
+    parts = {"bundle": bundle, "cursor": getattr(bundle, "cursor", None), "device": getattr(bundle, "device", "cpu")}
 
     class Unpickler(pickle.Unpickler):
         def persistent_load(self, name):
@@ -159,5 +183,14 @@ def loads(blob: bytes, bundle):
 
 
 def _names(bundle) -> dict[int, str]:
-    parts = {"bundle": bundle, "cursor": getattr(bundle, "cursor", None)}
+    parts = {"bundle": bundle, "cursor": getattr(bundle, "cursor", None), "device": _DEVICE}
     return {id(part): name for name, part in parts.items() if part is not None}
+
+
+def _placed(tensor, is_parameter: bool, requires_grad: bool, device):
+    import torch
+
+    moved = tensor.to(device).requires_grad_(requires_grad)
+    moved = torch.nn.Parameter(moved, requires_grad) if is_parameter else moved
+    moved._of_a_worker = True
+    return moved

@@ -22,21 +22,18 @@ from lowbit.act_quant.naive import grid_of, held_as
 from lowbit.attention.naive import attention as torch_attention
 from lowbit.formats import PACKED_BITS, packed_bytes
 from lowbit.memo import Kept
-from lowbit.quant_linears.naive import quant_linears as one_after_another
 
 FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-MOST_WEIGHTS = 8  # of one call, as linear_wnan/cpu.c has it
-LARGE_INPUT = 1 << 20  # numbers; above, quantized beforehand: 10 % faster at 1024 x 3072, where inputs drive packed weights from the cache
 MOST_STREAMS, MOST_CHANNELS = 4, 512  # of one call, and of a head, as attention/cpu.c has it
 MOST_TOKENS = 1024  # that attend to each other in the kernel: more do not fit in a cache, and torch's own reads less memory
 _P, _I, _D = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
 
 
-class _Weight(ctypes.Structure):
+class Weight(ctypes.Structure):
     _fields_ = (("packed", _P), ("scale", _P), ("zero", _P), ("n_out", _I), ("k_in", _I), ("group", _I), ("bits", _I))
 
 
-class _Epilogue(ctypes.Structure):
+class Epilogue(ctypes.Structure):
     _fields_ = (("bias", _P), ("low", _P), ("up", _P), ("y", _P), ("bias_format", _I), ("rank", _I), ("gelu", _I), ("y_format", _I),
                 ("residual", _P), ("gate", _P), ("gate_stride", _I), ("tokens", _I))
 
@@ -52,9 +49,9 @@ class _Stream(ctypes.Structure):
 _ARGUMENTS = {  # of lowbit.h's entry points; every one ends with the number of threads
     "lowbit_hadamard": (_P, _I, _P, _I, _I, _I, _P, _I),
     "lowbit_act_quant": (_P, _I, _P, _I, _P, _I, _I, _I, _P, _P, _I),
-    "lowbit_linear_wnan": (ctypes.POINTER(_Weight), ctypes.POINTER(_Epilogue), _P, _P, _I, _I, _I),
+    "lowbit_linear_wnan": (ctypes.POINTER(Weight), ctypes.POINTER(Epilogue), _P, _P, _I, _I, _I),
     "lowbit_quant_linears": (_P, _P, _P, _P, _P, _I, _P, _P, _I, _I, _P, _I, _I, _I),
-    "lowbit_linear_wna16": (ctypes.POINTER(_Weight), ctypes.POINTER(_Epilogue), _P, _I, _I, _I),
+    "lowbit_linear_wna16": (ctypes.POINTER(Weight), ctypes.POINTER(Epilogue), _P, _I, _I, _I),
     "lowbit_modulate": (_P, _I, _P, _P, _I, _D, _I, _I, _I, _P, _I),
     "lowbit_attention": (_P, _I, _I, _P, _P, _D, _I, _I, _I, _I),
 }
@@ -78,40 +75,40 @@ def _function(name: str):
     return function
 
 
-def _call(name: str, *arguments) -> None:
+def call(name: str, *arguments) -> None:
     if _function(name)(*arguments, torch.get_num_threads()):
         raise MemoryError(f"{name}: out of memory for its scratch space")
 
 
-def _dense(x: Tensor) -> Tensor:
+def dense(x: Tensor) -> Tensor:
     return x if x.is_contiguous() else x.contiguous()
 
 
 def _wide(tensor: Tensor) -> Tensor:
     """A parameter or table as dense float32, converted once as long as it does not change."""
     if tensor.dtype == torch.float32:
-        return _dense(tensor)
+        return dense(tensor)
     if tensor.is_inference():  # such tensors count no versions
-        return _dense(tensor.float())
+        return dense(tensor.float())
     asked, kept = (tensor.data_ptr(), tensor._version), getattr(tensor, "_lowbit_wide", None)
     if kept is None or kept.asked != asked:
-        kept = tensor._lowbit_wide = Kept(asked, _dense(tensor.float()))
+        kept = tensor._lowbit_wide = Kept(asked, dense(tensor.float()))
     return kept.made
 
 
-def _address(tensor: Tensor | None) -> int | None:
+def address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-def _factor(factor_K: Tensor | None, k_in: int) -> Tensor | None:
+def checked_factor(factor_K: Tensor | None, k_in: int) -> Tensor | None:
     if factor_K is None:
         return None
     if factor_K.shape != (k_in,):
         raise ValueError(f"the factor has shape {tuple(factor_K.shape)}; the input has {k_in} features")
-    return _dense(factor_K if factor_K.dtype == torch.float32 else factor_K.float())
+    return dense(factor_K if factor_K.dtype == torch.float32 else factor_K.float())
 
 
-def _check_block(block: int, k_in: int) -> None:
+def check_block(block: int, k_in: int) -> None:
     if block < 1 or block & (block - 1):
         raise ValueError(f"a Hadamard block must be a power of two, not {block}")
     if k_in % block:
@@ -121,16 +118,16 @@ def _check_block(block: int, k_in: int) -> None:
 def block_hadamard(x: Tensor, block: int, factor_K: Tensor | None) -> Tensor:
     """See hadamard/naive.py."""
     k_in = x.shape[-1]
-    _check_block(block, k_in)
-    x, factor_K = _dense(x), _factor(factor_K, k_in)
+    check_block(block, k_in)
+    x, factor_K = dense(x), checked_factor(factor_K, k_in)
     y = torch.empty_like(x)
     if y.numel():
-        _call("lowbit_hadamard", x.data_ptr(), FORMATS[x.dtype], _address(factor_K), block, x.numel() // k_in, k_in, y.data_ptr())
+        call("lowbit_hadamard", x.data_ptr(), FORMATS[x.dtype], address(factor_K), block, x.numel() // k_in, k_in, y.data_ptr())
     return y
 
 
 @functools.lru_cache(maxsize=256)
-def _grids(act_bits: tuple[int, ...], clip: float, mid_rise: bool):
+def grid_structs(act_bits: tuple[int, ...], clip: float, mid_rise: bool):
     """Pointer to the structs; refuses widths that do not exist."""
     grids = [grid_of(bits, clip, mid_rise) for bits in act_bits]
     return (_ActGrid * len(grids))(*((bits, grid.mid_rise, grid.share) for bits, grid in zip(act_bits, grids)))
@@ -140,15 +137,15 @@ def act_quant(x: Tensor, factor_K: Tensor | None, block: int, bits: int, group_s
               fp8: bool = False) -> tuple[Tensor, Tensor]:
     """See act_quant/naive.py."""
     k_in = x.shape[-1]
-    width, grid, held = group_size or k_in, _grids((bits,), clip, mid_rise), held_as(bits, fp8)
-    _check_block(block, k_in)
+    width, grid, held = group_size or k_in, grid_structs((bits,), clip, mid_rise), held_as(bits, fp8)
+    check_block(block, k_in)
     if width and k_in % width:
         raise ValueError(f"{k_in} features are not a multiple of the group size {width}")
-    x, factor_K = _dense(x), _factor(factor_K, k_in)
+    x, factor_K = dense(x), checked_factor(factor_K, k_in)
     q = torch.empty(x.shape, dtype=torch.int8)
     scale = torch.empty((*x.shape[:-1], k_in // width if width else 1), dtype=torch.float32)
     if x.numel():
-        _call("lowbit_act_quant", x.data_ptr(), FORMATS[x.dtype], _address(factor_K), block, grid, width, x.numel() // k_in, k_in,
+        call("lowbit_act_quant", x.data_ptr(), FORMATS[x.dtype], address(factor_K), block, grid, width, x.numel() // k_in, k_in,
               q.data_ptr(), scale.data_ptr())
     else:
         scale.zero_()
@@ -159,134 +156,41 @@ def linear_wnan(q: Tensor, act_scale: Tensor, packed_NP: Tensor, scale_NG: Tenso
                 bias_N: Tensor | None, low: Tensor | None, up_NR: Tensor | None, gelu_after: bool, dtype: torch.dtype) -> Tensor:
     """See linear_wnan/naive.py."""
     k_in, groups = q.shape[-1], scale_NG.shape[-1]
-    packed_NP, scale_NG, zero_NG = _dense(packed_NP), _dense(scale_NG), zero_NG if zero_NG is None else _dense(zero_NG)
-    weight = _weight(packed_NP, scale_NG, zero_NG, bits, group_size, k_in)
+    packed_NP, scale_NG, zero_NG = dense(packed_NP), dense(scale_NG), zero_NG if zero_NG is None else dense(zero_NG)
+    weight = weight_struct(packed_NP, scale_NG, zero_NG, bits, group_size, k_in)
     scales = act_scale.shape[-1]
     if q.dtype != torch.int8 or act_scale.dtype != torch.float32 or act_scale.shape[:-1] != q.shape[:-1] or scales not in (1, groups):
         raise ValueError(f"activations are {q.dtype} {tuple(q.shape)} with scales {act_scale.dtype} {tuple(act_scale.shape)}; "
                          f"int8 is needed, and 1 or {groups} float32 scales a token")
     if scales > 1 and k_in % group_size:
         raise ValueError(f"grouped activations need whole groups; {k_in} is not a multiple of {group_size}")
-    q, act_scale = _dense(q), _dense(act_scale)
+    q, act_scale = dense(q), dense(act_scale)
     y = torch.empty((*q.shape[:-1], weight.n_out), dtype=dtype)
     rows = q.numel() // k_in
-    end, _kept = _epilogue(y, bias_N, low, up_NR, gelu_after, rows)
+    end, _kept = epilogue_struct(y, bias_N, low, up_NR, gelu_after, rows)
     if y.numel():
-        _call("lowbit_linear_wnan", weight, end, q.data_ptr(), act_scale.data_ptr(), scales, rows)
+        call("lowbit_linear_wnan", weight, end, q.data_ptr(), act_scale.data_ptr(), scales, rows)
     return y
-
-
-def quant_linears(x: Sequence[Tensor], factor_K: Tensor | None, block: int, act_bits: Sequence[int], act_group: int,
-                  packed: Sequence[Tensor], scale: Sequence[Tensor], zero: Sequence[Tensor | None], weight_bits: Sequence[int],
-                  group_size: int, bias: Sequence[Tensor | None], gelu_after: Sequence[bool], residual: Tensor | None,
-                  gate_BN: Tensor | None, clip: float = 1.0, mid_rise: bool = False) -> list[Tensor]:
-    """See quant_linears/naive.py."""
-    stored = (packed, scale, zero, weight_bits, group_size, bias, gelu_after)
-    ys = _joint(factor_K, block, act_group, *stored, sum(part.shape[-1] for part in x))(x, act_bits, residual, gate_BN, clip, mid_rise)
-    return ys or one_after_another(x, factor_K, block, act_bits, act_group, *stored, residual, gate_BN, clip, mid_rise)
-
-
-class Joint:
-    """`quant_linears` of certain weights, prepared: what does not change from call to call is checked here and kept as a kernel reads it.
-
-    Arguments as there, with the number of input features. It keeps the tensors' memory, not the tensors: whoever replaces one prepares
-    anew. Raises ValueError for what one call cannot hold."""
-
-    def __init__(self, factor_K: Tensor | None, block: int, act_group: int, packed: Sequence[Tensor], scale: Sequence[Tensor],
-                 zero: Sequence[Tensor | None], weight_bits: Sequence[int], group_size: int, bias: Sequence[Tensor | None],
-                 gelu_after: Sequence[bool], k_in: int):
-        if not len(packed) == len(scale) == len(zero) == len(weight_bits) == len(bias) == len(gelu_after) <= MOST_WEIGHTS:
-            raise ValueError(f"one call takes at most {MOST_WEIGHTS} weights, each with its scales, zero points, width, bias and GELU")
-        _check_block(block, k_in)
-        if act_group and (act_group != group_size or k_in % act_group):
-            raise ValueError(f"{k_in} features in groups of {act_group}; grouped activations need whole groups of the weight's size "
-                             f"{group_size}")
-        factor_K = _factor(factor_K, k_in)
-        structs = [_weight(*each, group_size, k_in) for each in zip(packed, scale, zero, weight_bits)]
-        ends, kept = zip(*(_epilogue(y, b, None, None, gelu, 0) for y, b, gelu in zip(map(_no_rows, packed), bias, gelu_after)))
-        self._weights, self._ends = (_P * len(packed))(*map(ctypes.addressof, structs)), (_Epilogue * len(packed))(*ends)
-        self._widths, self._addresses, self._k_in, self._block = [len(each) for each in packed], _P * len(packed), k_in, block
-        self._factor, self._act_scales = _address(factor_K), scale[0].shape[-1] if act_group else 1
-        read = (factor_K, *packed, *scale, *zero, *(bias for bias, *_ in kept))
-        self._kept = structs, [each.untyped_storage() for each in read if each is not None]
-
-    def __call__(self, x: Sequence[Tensor], act_bits: Sequence[int], residual: Tensor | None, gate_BN: Tensor | None, clip: float,
-                 mid_rise: bool) -> list[Tensor] | None:
-        """The outputs; None for inputs that are faster quantized beforehand."""
-        first, second = x[0], None
-        numbers = first.numel()
-        if len(x) > 1:
-            numbers = sum(part.numel() for part in x)
-            if len(x) > 2 or first.shape[-1] % self._block:
-                first = torch.cat(tuple(x), -1)
-            else:
-                second = _dense(x[1])
-                if second.dtype != first.dtype or second.shape[:-1] != first.shape[:-1]:
-                    raise ValueError(f"parts of an input are {[(part.dtype, tuple(part.shape)) for part in x]}; they must differ in width "
-                                     "alone")
-        if numbers > LARGE_INPUT:
-            return None
-        first, grids = _dense(first), _grids(tuple(act_bits), clip, mid_rise)
-        *rows, width = first.shape
-        if len(act_bits) != len(self._widths) or width + (0 if second is None else second.shape[-1]) != self._k_in:
-            raise ValueError(f"{len(act_bits)} activation widths for {len(self._widths)} weights of {self._k_in} input features")
-        ys = [torch.empty((*rows, n_out), dtype=first.dtype) for n_out in self._widths]
-        gated, _kept = (None, None) if residual is None else _gated(residual, gate_BN, ys)
-        if numbers:
-            _call("lowbit_quant_linears", self._weights, self._ends, gated, self._addresses(*[y.data_ptr() for y in ys]), grids, len(ys),
-                  first.data_ptr(), None if second is None else second.data_ptr(), width, FORMATS[first.dtype], self._factor, self._block,
-                  self._act_scales, first.numel() // width)
-        return ys
-
-
-def _joint(factor_K, block: int, act_group: int, packed, scale, zero, weight_bits, group_size: int, bias, gelu_after, k_in: int) -> Joint:
-    """The same, remembered on the first packed tensor with what it was made from."""
-    asked = (block, act_group, tuple(weight_bits), group_size, tuple(gelu_after), k_in,
-             tuple(map(_address, (factor_K, *packed, *scale, *zero, *bias))))
-    kept = getattr(packed[0], "_lowbit_joint", None)
-    if kept is not None and kept.asked == asked:
-        return kept.made
-    joint = Joint(factor_K, block, act_group, packed, scale, zero, weight_bits, group_size, bias, gelu_after, k_in)
-    if factor_K is None or joint._factor == factor_K.data_ptr():  # a copy would not see a change
-        packed[0]._lowbit_joint = Kept(asked, joint)
-    return joint
-
-
-def _gated(residual: Tensor, gate_BN: Tensor | None, ys: list[Tensor]):
-    """(struct, the tensors its pointers lead into)."""
-    y = ys[0]
-    if len(ys) > 1 or y.dim() != 3 or residual.shape != y.shape or residual.dtype != y.dtype:
-        raise ValueError(f"a residual belongs to one output (B, S, N) of its own type; it is {residual.dtype} {tuple(residual.shape)}, the "
-                         f"outputs are {[(each.dtype, tuple(each.shape)) for each in ys]}")
-    if gate_BN is None or gate_BN.shape != (len(y), y.shape[2]) or gate_BN.dtype != y.dtype:
-        raise ValueError(f"the gate of a residual must be {y.dtype} {(len(y), y.shape[2])}")
-    residual, gate_BN = _dense(residual), gate_BN if gate_BN.stride(1) == 1 else gate_BN.contiguous()
-    struct = _Epilogue(residual=residual.data_ptr(), gate=gate_BN.data_ptr(), gate_stride=gate_BN.stride(0), tokens=max(1, y.shape[1]))
-    return ctypes.byref(struct), (struct, residual, gate_BN)
-
-
-def _no_rows(packed_NP: Tensor) -> Tensor:
-    return torch.empty(0, len(packed_NP))
 
 
 def linear_wna16(x: Tensor, packed_NP: Tensor, scale_NG: Tensor, zero_NG: Tensor | None, bits: int, group_size: int,
                  bias_N: Tensor | None, low: Tensor | None, up_NR: Tensor | None, gelu_after: bool) -> Tensor:
     """See linear_wna16/naive.py."""
     k_in = x.shape[-1]
-    packed_NP, scale_NG, zero_NG = _dense(packed_NP), _dense(scale_NG), zero_NG if zero_NG is None else _dense(zero_NG)
-    weight = _weight(packed_NP, scale_NG, zero_NG, bits, group_size, k_in)
-    x = _dense(x)
+    packed_NP, scale_NG, zero_NG = dense(packed_NP), dense(scale_NG), zero_NG if zero_NG is None else dense(zero_NG)
+    weight = weight_struct(packed_NP, scale_NG, zero_NG, bits, group_size, k_in)
+    x = dense(x)
     y = torch.empty((*x.shape[:-1], weight.n_out), dtype=x.dtype)
     rows = x.numel() // k_in
-    end, _kept = _epilogue(y, bias_N, low, up_NR, gelu_after, rows)
+    end, _kept = epilogue_struct(y, bias_N, low, up_NR, gelu_after, rows)
     if y.numel():
-        _call("lowbit_linear_wna16", weight, end, x.data_ptr(), FORMATS[x.dtype], rows)
+        call("lowbit_linear_wna16", weight, end, x.data_ptr(), FORMATS[x.dtype], rows)
     return y
 
 
-def _weight(packed_NP: Tensor, scale_NG: Tensor, zero_NG: Tensor | None, bits: int, group_size: int, k_in: int) -> _Weight:
+def weight_struct(packed_NP: Tensor, scale_NG: Tensor, zero_NG: Tensor | None, bits: int, group_size: int, k_in: int) -> Weight:
     """The struct, remembered on the packed tensor with what it was made from. Sizes that a kernel would read past are refused."""
-    asked = (bits, group_size, k_in, packed_NP.data_ptr(), scale_NG.data_ptr(), _address(zero_NG), packed_NP.shape, scale_NG.shape)
+    asked = (bits, group_size, k_in, packed_NP.data_ptr(), scale_NG.data_ptr(), address(zero_NG), packed_NP.shape, scale_NG.shape)
     kept = getattr(packed_NP, "_lowbit_weight", None)
     if kept is not None and kept.asked == asked:
         return kept.made
@@ -306,24 +210,24 @@ def _weight(packed_NP: Tensor, scale_NG: Tensor, zero_NG: Tensor | None, bits: i
     for name, (tensor, dtype, shape) in expected.items():
         if tensor.dtype != dtype or tuple(tensor.shape) != shape or not tensor.is_contiguous():
             raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}; expected a dense {dtype} {shape}")
-    struct = _Weight(packed_NP.data_ptr(), scale_NG.data_ptr(), _address(zero_NG), n_out, k_in, group_size or k_in, bits)
+    struct = Weight(packed_NP.data_ptr(), scale_NG.data_ptr(), address(zero_NG), n_out, k_in, group_size or k_in, bits)
     packed_NP._lowbit_weight = Kept(asked, struct)
     return struct
 
 
-def _epilogue(y: Tensor, bias_N: Tensor | None, low: Tensor | None, up_NR: Tensor | None, gelu_after: bool, rows: int):
+def epilogue_struct(y: Tensor, bias_N: Tensor | None, low: Tensor | None, up_NR: Tensor | None, gelu_after: bool, rows: int):
     """(struct, the tensors its pointers lead into)."""
     n_out, rank, bias_format = y.shape[-1], 0, 0
     if bias_N is not None:
         if bias_N.shape != (n_out,) or bias_N.dtype not in FORMATS:
             raise ValueError(f"the bias is {bias_N.dtype} {tuple(bias_N.shape)}; the layer has {n_out} outputs")
-        bias_N, bias_format = _dense(bias_N), FORMATS[bias_N.dtype]
+        bias_N, bias_format = dense(bias_N), FORMATS[bias_N.dtype]
     if low is not None:
         rank = low.shape[-1]
         if up_NR is None or tuple(up_NR.shape) != (n_out, rank) or low.numel() != rows * rank:
             raise ValueError(f"a low-rank branch of rank {rank} needs low ({rows}, {rank}) and up ({n_out}, {rank})")
-        low, up_NR = _dense(low.float()), _dense(up_NR.float())
-    struct = _Epilogue(_address(bias_N), _address(low), _address(up_NR) if rank else None, y.data_ptr(), bias_format, rank, gelu_after,
+        low, up_NR = dense(low.float()), dense(up_NR.float())
+    struct = Epilogue(address(bias_N), address(low), address(up_NR) if rank else None, y.data_ptr(), bias_format, rank, gelu_after,
                        FORMATS[y.dtype])
     return struct, (bias_N, low, up_NR)
 
@@ -336,10 +240,10 @@ def modulate(x_BSD: Tensor, shift_BD: Tensor, scale_BD: Tensor, eps: float) -> T
             raise ValueError(f"{name} is {part.dtype} {tuple(part.shape)}; expected {x_BSD.dtype} {(samples, channels)}")
     if shift_BD.stride() != scale_BD.stride() or shift_BD.stride(1) != 1:
         shift_BD, scale_BD = shift_BD.contiguous(), scale_BD.contiguous()
-    x_BSD = _dense(x_BSD)
+    x_BSD = dense(x_BSD)
     y = torch.empty_like(x_BSD)
     if y.numel():
-        _call("lowbit_modulate", x_BSD.data_ptr(), FORMATS[x_BSD.dtype], shift_BD.data_ptr(), scale_BD.data_ptr(), shift_BD.stride(0), eps,
+        call("lowbit_modulate", x_BSD.data_ptr(), FORMATS[x_BSD.dtype], shift_BD.data_ptr(), scale_BD.data_ptr(), shift_BD.stride(0), eps,
               samples, tokens, channels, y.data_ptr())
     return y
 
@@ -362,15 +266,15 @@ def attention(query: Sequence[Tensor], key: Sequence[Tensor], value: Sequence[Te
                              f"{samples} samples of {width} channels")
         if not q_norm.shape == k_norm.shape == (channels,):
             raise ValueError(f"norm weights are {[tuple(norm.shape) for norm in (q_norm, k_norm)]}; a head has {channels} channels")
-        dense = _dense(q), _dense(k), _dense(v), _wide(q_norm), _wide(k_norm), torch.empty(shape, dtype=dtype)
-        ys.append(dense[-1])
-        structs.append(_Stream(*[part.data_ptr() for part in dense], shape[1]))
-        kept.append(dense)
+        stream = dense(q), dense(k), dense(v), _wide(q_norm), _wide(k_norm), torch.empty(shape, dtype=dtype)
+        ys.append(stream[-1])
+        structs.append(_Stream(*[part.data_ptr() for part in stream], shape[1]))
+        kept.append(stream)
         tokens += shape[1]
     cos_SC, sin_SC = _wide(cos_SC), _wide(sin_SC)
     if not cos_SC.shape == sin_SC.shape == (tokens, channels):
         raise ValueError(f"tables {tuple(cos_SC.shape)} do not fit {tokens} tokens of {channels} channels")
     if samples * tokens:
-        _call("lowbit_attention", (_Stream * len(structs))(*structs), len(structs), FORMATS[dtype], cos_SC.data_ptr(),
+        call("lowbit_attention", (_Stream * len(structs))(*structs), len(structs), FORMATS[dtype], cos_SC.data_ptr(),
               sin_SC.data_ptr(), eps, samples, width // channels, channels)
     return ys

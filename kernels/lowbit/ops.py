@@ -32,6 +32,8 @@ from lowbit.hadamard import emulated as hadamard_emulated
 from lowbit.linear_wna16 import naive as wna16_naive
 from lowbit.linear_wnan import emulated
 from lowbit.linear_wnan import naive as wnan_naive
+from lowbit.quant_linears.cpu import Joint
+from lowbit.quant_linears.cpu import quant_linears as joint_linears
 
 __all__ = ["Backend", "act_quant", "attention", "backend", "block_hadamard", "emulated_linear", "fake_quantize", "linear_wna16",
            "linear_wnan", "modulate", "quant_linears"]
@@ -87,11 +89,12 @@ _DEFAULT = {"block_hadamard": hadamard_emulated.block_hadamard, "act_quant": act
             "linear_wnan": wnan_naive.linear_wnan, "quant_linears": quant_linears_folder.quant_linears,
             "linear_wna16": wna16_naive.linear_wna16, "modulate": modulate_folder.modulate,
             "attention": attention_folder.attention}
+_CPU = {name: joint_linears if name == "quant_linears" else getattr(cpu, name) for name in SCHEMAS}
 _TRITON = {"block_hadamard": "hadamard", "act_quant": "act_quant", "linear_wnan": "linear_wnan", "linear_wna16": "linear_wna16"}
 
 
 def _on_cpu(name: str):
-    fast, slow = getattr(cpu, name), _DEFAULT[name]
+    fast, slow = _CPU[name], _DEFAULT[name]
 
     def run(*arguments):
         flat = [part for a in arguments for part in (a if isinstance(a, list) else (a,))]
@@ -138,7 +141,7 @@ for _name, _schema in SCHEMAS.items():
 
 def _shortcut(name: str):
     """The registered op; on plain CPU tensors the kernel itself, because torch's dispatcher takes as long as a small layer."""
-    registered, kernel = getattr(torch.ops.lowbit, name).default, getattr(cpu, name)
+    registered, kernel = getattr(torch.ops.lowbit, name).default, _CPU[name]
 
     def call(x: Tensor, *arguments):
         first = x if isinstance(x, Tensor) else x[0]
@@ -150,10 +153,10 @@ def _shortcut(name: str):
     return call
 
 
-def joint(x: Tensor, *weights) -> cpu.Joint | None:
-    """`quant_linears` prepared for calls with inputs like x (see `cpu.Joint` for `weights`); None where no kernel of the CPU takes them."""
+def joint(x: Tensor, *weights) -> Joint | None:
+    """`quant_linears` prepared for calls with inputs like x (see `Joint` for `weights`); None where no kernel of the CPU takes them."""
     plain = type(x) is Tensor and x.device.type == "cpu" and x.dtype in cpu.FORMATS
-    return cpu.Joint(*weights) if plain and not cpu.why_not() else None
+    return Joint(*weights) if plain and not cpu.why_not() else None
 
 
 _SHORT = {*cpu.FORMATS, torch.int8}

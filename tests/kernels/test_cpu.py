@@ -21,6 +21,7 @@ from lowbit.formats import PACKED_BITS
 from lowbit.hadamard import naive as hadamard_reference
 from lowbit.linear_wna16 import naive as wna16_reference
 from lowbit.linear_wnan import naive as wnan_reference
+from lowbit.quant_linears import cpu as joint_calls
 from torch.nn.functional import gelu
 
 from tests.kernels.layers import codes_of, ends, largest_sum, layer, signed
@@ -278,7 +279,7 @@ def test_one_call_refuses_more_weights_than_it_holds_and_activation_groups_that_
         return ops.quant_linears((x_MK,), None, 1, (4,) * count, act_group, (packed_NP,) * count, (scale_NG,) * count, (None,) * count,
                                  (bits,) * count, group_size, (None,) * count, (False,) * count, None, None)
     with pytest.raises(ValueError, match="at most 8 weights"):
-        call(cpu.MOST_WEIGHTS + 1, 0)
+        call(joint_calls.MOST_WEIGHTS + 1, 0)
     with pytest.raises(ValueError, match="whole groups of the weight's size 32"):
         call(1, 16)
 

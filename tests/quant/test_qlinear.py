@@ -5,9 +5,10 @@ import pickle
 
 import pytest
 import torch
-from lowbit import cpu, ops
+from lowbit import ops
 from lowbit.act_quant.naive import fake_quantize
 from lowbit.linear_wnan import naive
+from lowbit.quant_linears import cpu as joint_calls
 from torch import nn
 
 from workbench.families.base import StepCursor
@@ -203,7 +204,7 @@ def test_what_is_prepared_for_several_layers_follows_their_steps_their_tensors_a
         first.together(others, (x[..., :96].contiguous(),))
     copies = [copy.deepcopy(first), pickle.loads(pickle.dumps(first))]  # after it ran: what is prepared stays behind
     assert all(torch.equal(each(x), first(x)) and torch.equal(each.together((), (x,))[0], first(x)) for each in copies)
-    monkeypatch.setattr(cpu, "LARGE_INPUT", x.numel() - 1)
+    monkeypatch.setattr(joint_calls, "LARGE_INPUT", x.numel() - 1)
     assert agrees((first, *others)), "quantized beforehand"
     assert first.together((layer(cursor=cursor, layer_index=1, group_size=32),), (x,)) is None
 

@@ -1,7 +1,10 @@
 """GPU work in a forked worker: what crosses the border of the process, and that nothing changes where there is no such worker."""
 
 import importlib.resources
+import importlib.util
+import json
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -91,6 +94,35 @@ def test_without_spaces_nothing_changes(pipeline):
 def test_two_functions_ask_for_a_gpu(zero_gpu):
     assert forking_spaces.durations == [space.PLAN_S, space.DRAW_S]
     assert {function for function, _ in space.STAGES.values()} == {space.plan_on_gpu, space.draw_on_gpu}
+
+
+def test_what_lay_on_the_workers_device_comes_as_the_apps_and_goes_back(zero_gpu):
+    app, worker = SimpleNamespace(device=torch.device("cpu")), SimpleNamespace(device=torch.device("meta"))
+    of_worker, linear = torch.arange(6.0).view(2, 3).T, torch.nn.Linear(2, 3)
+    for tensor in (of_worker, linear.weight):
+        tensor._of_a_worker = True  # as `loads` leaves it
+    sent = zero_gpu.dumps({"tensor": of_worker, "linear": linear, "own": torch.ones(2)}, app)
+    here, there = zero_gpu.loads(sent, app), zero_gpu.loads(sent, worker)
+    assert torch.equal(here["tensor"], of_worker) and torch.equal(here["linear"].weight, linear.weight)
+    assert isinstance(here["linear"].weight, torch.nn.Parameter) and here["linear"].weight.requires_grad
+    assert [made.device.type for made in (there["tensor"], there["linear"].weight)] == ["meta", "meta"]
+    assert there["linear"].bias.device.type == there["own"].device.type == "cpu", "never was on the device"
+    again = zero_gpu.loads(zero_gpu.dumps(here, app), worker)
+    assert again["tensor"].device.type == again["linear"].weight.device.type == "meta"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("spaces") is None, reason="the package spaces is not installed")
+def test_a_visit_with_the_real_package(root):
+    """All of `spaces` but CUDA: see `on_zero_gpu.py`."""
+    done = subprocess.run([sys.executable, root / "tests" / "ui" / "on_zero_gpu.py"], cwd=root, env=os.environ | {"PYTHONPATH": str(root)},
+                          capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    seen = json.loads(done.stdout.splitlines()[-1])
+    assert seen["cuda_seen_by_the_app"] and seen["device"] == "cpu", "a GPU that is pretended to one thread is not used by another"
+    assert seen["progress"] > 20 and seen["psnr_db"] > 25 and seen["same_images"] and seen["stopped"] == 2
+    stages = seen["asked"].count("/schedule")
+    assert stages == 6 and seen["asked"].count("/release") == stages and seen["asked"].count("/allow") == 2, "workers are used again"
 
 
 def test_every_stage_that_needs_a_gpu_is_a_function_of_its_module():

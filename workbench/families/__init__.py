@@ -13,7 +13,7 @@ from workbench.families.base import ASSETS, Bundle, StepCursor
 from workbench.families.flux import FluxBundle
 from workbench.options import BadInput, ModelSpec
 
-__all__ = ["EMBEDDED", "FAMILIES", "Bundle", "StepCursor", "check_folder", "load"]
+__all__ = ["EMBEDDED", "FAMILIES", "Bundle", "StepCursor", "check_folder", "find_device", "load"]
 
 FAMILIES = {"FluxPipeline": FluxBundle}
 EMBEDDED = {path.parent.name: path.parent for path in sorted((ASSETS / "models").glob("*/model_index.json"))}
@@ -21,13 +21,19 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
+def find_device(name: str) -> torch.device:
+    """The device of that name; auto: the GPU, where there is one. Raises BadInput where it does not exist."""
+    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise BadInput(f"device {name} is not available here; use cpu or auto")
+    return device
+
+
 def load(spec: ModelSpec) -> Bundle:
     """The pipeline of `spec`, ready to run. Raises BadInput for anything that is not a safetensors pipeline of a known family."""
     folder = _find(spec.source)
     family = check_folder(folder)
-    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if spec.device == "auto" else spec.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise BadInput(f"device {spec.device} is not available here; use cpu or auto")
+    device = find_device(spec.device)
     import diffusers
     import transformers
 

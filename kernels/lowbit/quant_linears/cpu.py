@@ -1,0 +1,114 @@
+"""`quant_linears` in one call of the C kernel. What does not change from call to call is prepared once: around the layers of a small
+model Python took longer than the product.
+
+Dimension letters: M tokens, N out features, K in features, G groups along K, P packed bytes along K, B samples.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lowbit import cpu
+from lowbit.memo import Kept
+from lowbit.quant_linears.naive import quant_linears as one_after_another
+
+MOST_WEIGHTS = 8  # of one call, as linear_wnan/cpu.c has it
+LARGE_INPUT = 1 << 20  # numbers; above, quantized beforehand: 10 % faster at 1024 x 3072, where inputs drive packed weights from the cache
+
+
+def quant_linears(x: Sequence[Tensor], factor_K: Tensor | None, block: int, act_bits: Sequence[int], act_group: int,
+                  packed: Sequence[Tensor], scale: Sequence[Tensor], zero: Sequence[Tensor | None], weight_bits: Sequence[int],
+                  group_size: int, bias: Sequence[Tensor | None], gelu_after: Sequence[bool], residual: Tensor | None,
+                  gate_BN: Tensor | None, clip: float = 1.0, mid_rise: bool = False) -> list[Tensor]:
+    """See quant_linears/naive.py."""
+    stored = (packed, scale, zero, weight_bits, group_size, bias, gelu_after)
+    ys = _joint(factor_K, block, act_group, *stored, sum(part.shape[-1] for part in x))(x, act_bits, residual, gate_BN, clip, mid_rise)
+    return ys or one_after_another(x, factor_K, block, act_bits, act_group, *stored, residual, gate_BN, clip, mid_rise)
+
+
+class Joint:
+    """`quant_linears` of certain weights, prepared: what does not change from call to call is checked here and kept as a kernel reads it.
+
+    Arguments as there, with the number of input features. It keeps the tensors' memory, not the tensors: whoever replaces one prepares
+    anew. Raises ValueError for what one call cannot hold."""
+
+    def __init__(self, factor_K: Tensor | None, block: int, act_group: int, packed: Sequence[Tensor], scale: Sequence[Tensor],
+                 zero: Sequence[Tensor | None], weight_bits: Sequence[int], group_size: int, bias: Sequence[Tensor | None],
+                 gelu_after: Sequence[bool], k_in: int):
+        if not len(packed) == len(scale) == len(zero) == len(weight_bits) == len(bias) == len(gelu_after) <= MOST_WEIGHTS:
+            raise ValueError(f"one call takes at most {MOST_WEIGHTS} weights, each with its scales, zero points, width, bias and GELU")
+        cpu.check_block(block, k_in)
+        if act_group and (act_group != group_size or k_in % act_group):
+            raise ValueError(f"{k_in} features in groups of {act_group}; grouped activations need whole groups of the weight's size "
+                             f"{group_size}")
+        factor_K = cpu.checked_factor(factor_K, k_in)
+        structs = [cpu.weight_struct(*each, group_size, k_in) for each in zip(packed, scale, zero, weight_bits)]
+        ends, kept = zip(*(cpu.epilogue_struct(y, b, None, None, gelu, 0) for y, b, gelu in zip(map(_no_rows, packed), bias, gelu_after)))
+        self._weights, self._ends = (ctypes.c_void_p * len(packed))(*map(ctypes.addressof, structs)), (cpu.Epilogue * len(packed))(*ends)
+        self._widths, self._addresses, self._k_in, self._block = [len(each) for each in packed], ctypes.c_void_p * len(packed), k_in, block
+        self._factor, self._act_scales = cpu.address(factor_K), scale[0].shape[-1] if act_group else 1
+        read = (factor_K, *packed, *scale, *zero, *(bias for bias, *_ in kept))
+        self._kept = structs, [each.untyped_storage() for each in read if each is not None]
+
+    def __call__(self, x: Sequence[Tensor], act_bits: Sequence[int], residual: Tensor | None, gate_BN: Tensor | None, clip: float,
+                 mid_rise: bool) -> list[Tensor] | None:
+        """The outputs; None for inputs that are faster quantized beforehand."""
+        first, second = x[0], None
+        numbers = first.numel()
+        if len(x) > 1:
+            numbers = sum(part.numel() for part in x)
+            if len(x) > 2 or first.shape[-1] % self._block:
+                first = torch.cat(tuple(x), -1)
+            else:
+                second = cpu.dense(x[1])
+                if second.dtype != first.dtype or second.shape[:-1] != first.shape[:-1]:
+                    raise ValueError(f"parts of an input are {[(part.dtype, tuple(part.shape)) for part in x]}; they must differ in width "
+                                     "alone")
+        if numbers > LARGE_INPUT:
+            return None
+        first, grids = cpu.dense(first), cpu.grid_structs(tuple(act_bits), clip, mid_rise)
+        *rows, width = first.shape
+        if len(act_bits) != len(self._widths) or width + (0 if second is None else second.shape[-1]) != self._k_in:
+            raise ValueError(f"{len(act_bits)} activation widths for {len(self._widths)} weights of {self._k_in} input features")
+        ys = [torch.empty((*rows, n_out), dtype=first.dtype) for n_out in self._widths]
+        gated, _kept = (None, None) if residual is None else _gated(residual, gate_BN, ys)
+        if numbers:
+            addresses = self._addresses(*[y.data_ptr() for y in ys])
+            cpu.call("lowbit_quant_linears", self._weights, self._ends, gated, addresses, grids, len(ys), first.data_ptr(),
+                     None if second is None else second.data_ptr(), width, cpu.FORMATS[first.dtype], self._factor, self._block,
+                     self._act_scales, first.numel() // width)
+        return ys
+
+
+def _joint(factor_K, block: int, act_group: int, packed, scale, zero, weight_bits, group_size: int, bias, gelu_after, k_in: int) -> Joint:
+    """The same, remembered on the first packed tensor with what it was made from."""
+    asked = (block, act_group, tuple(weight_bits), group_size, tuple(gelu_after), k_in,
+             tuple(map(cpu.address, (factor_K, *packed, *scale, *zero, *bias))))
+    kept = getattr(packed[0], "_lowbit_joint", None)
+    if kept is not None and kept.asked == asked:
+        return kept.made
+    joint = Joint(factor_K, block, act_group, packed, scale, zero, weight_bits, group_size, bias, gelu_after, k_in)
+    if factor_K is None or joint._factor == factor_K.data_ptr():  # a copy would not see a change
+        packed[0]._lowbit_joint = Kept(asked, joint)
+    return joint
+
+
+def _gated(residual: Tensor, gate_BN: Tensor | None, ys: list[Tensor]):
+    """(struct, the tensors its pointers lead into)."""
+    y = ys[0]
+    if len(ys) > 1 or y.dim() != 3 or residual.shape != y.shape or residual.dtype != y.dtype:
+        raise ValueError(f"a residual belongs to one output (B, S, N) of its own type; it is {residual.dtype} {tuple(residual.shape)}, the "
+                         f"outputs are {[(each.dtype, tuple(each.shape)) for each in ys]}")
+    if gate_BN is None or gate_BN.shape != (len(y), y.shape[2]) or gate_BN.dtype != y.dtype:
+        raise ValueError(f"the gate of a residual must be {y.dtype} {(len(y), y.shape[2])}")
+    residual, gate_BN = cpu.dense(residual), gate_BN if gate_BN.stride(1) == 1 else gate_BN.contiguous()
+    struct = cpu.Epilogue(residual=residual.data_ptr(), gate=gate_BN.data_ptr(), gate_stride=gate_BN.stride(0), tokens=max(1, y.shape[1]))
+    return ctypes.byref(struct), (struct, residual, gate_BN)
+
+
+def _no_rows(packed_NP: Tensor) -> Tensor:
+    return torch.empty(0, len(packed_NP))
