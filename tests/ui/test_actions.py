@@ -7,8 +7,12 @@ import threading
 import zipfile
 
 import pytest
+import torch
 
-from workbench.options import BadInput, LatencyConfig, QuantConfig, SearchConfig, SensitivityConfig
+from tests.ui import fakes
+from workbench.options import ACT_BITS, WEIGHT_BITS, BadInput, LatencyConfig, QuantConfig, SearchConfig, SensitivityConfig
+from workbench.plans import LatencyTable
+from workbench.ui import budgets, guide
 from workbench.ui.actions import common, compare, export, model, search, sensitivity
 from workbench.ui.session import OF_MODEL
 from workbench.ui.views.layers import blocks_of
@@ -358,3 +362,34 @@ def test_a_blind_vote_is_counted_for_what_it_was_given_to(searched, finish):
     assert (searched.blind.wins, searched.blind.losses, searched.blind.ties) == (8, 1, 1)
     compare.look(searched, {"what": "vote", "choice": "nonsense"})
     assert searched.blind.wins == 8
+
+
+def timed(costs):
+    """The same costs with times: more bits take longer."""
+    us_LWA = torch.outer(torch.tensor(WEIGHT_BITS), torch.tensor(ACT_BITS)).double().expand(len(costs.weight_bytes_LC), -1, -1)
+    table = LatencyTable(target="a clock", measured=True, provenance="made up", weight_bits_W=WEIGHT_BITS, act_bits_A=ACT_BITS,
+                         us_LWA=us_LWA, fixed_us=5.0)
+    return dataclasses.replace(costs, latency=table)
+
+
+def test_the_tour_goes_on_where_the_machine_s_times_are_known(session, finish, monkeypatch):
+    """Every slider stands somewhere after a profile: on the default, or where its axis limits nothing."""
+    monkeypatch.setattr(fakes, "make_costs", lambda layers, make=fakes.make_costs: timed(make(layers)))
+    guide.follow(session, {"stop": 0})
+    finish(session)
+    spans = {axis.field: axis.span(session.profile) for axis in budgets.offered(session.profile)}
+    assert set(session.budget) == set(spans) == {axis.field for axis in budgets.AXES}
+    assert session.budget["max_latency_ms"] >= spans["max_latency_ms"][1] > session.budget["max_latency_ms"] - 0.1
+    guide.follow(session, {"stop": 1})
+    finish(session)
+    assert session.job.state == "done" and session.result is not None and guide.here(session) == 2
+
+
+def test_what_the_tour_cannot_do_is_said_below_its_buttons(session, finish):
+    guide.follow(session, {"stop": 0})
+    finish(session)
+    session.budget = {}
+    with pytest.raises(BadInput, match="budget in MB must be a number"):
+        guide.follow(session, {"stop": 1})
+    session.say("guide", "the budget in MB must be a number")  # as the page does
+    assert 'role="alert">the budget in MB must be a number' in guide.view(session)

@@ -75,6 +75,12 @@ def offered(found) -> list[Axis]:
     return [axis for axis in AXES if (axis.column is not None if found is None else axis.span(found) is not None)]
 
 
+def start(found, budget: Budget) -> dict[str, float]:
+    """Where the sliders stand after a profile: at `budget`, and at the largest value of an axis that it does not limit."""
+    limits = {axis: getattr(budget, axis.field) for axis in offered(found)}
+    return {axis.field: round_up(axis.span(found)[1] if limit is None else limit / axis.scale, axis.step) for axis, limit in limits.items()}
+
+
 def read(found, values: dict[str, float]) -> Budget:
     """A budget from slider values by field; raises BadInput in the sliders' units."""
     limits = {}

@@ -12,7 +12,7 @@ from workbench.options import LatencyConfig, QuantConfig, SearchConfig, Sensitiv
 from workbench.ui import budgets
 from workbench.ui.actions import compare, export, search, sensitivity
 from workbench.ui.session import Session
-from workbench.ui.tables import pick
+from workbench.ui.tables import notice, pick
 
 TOUR_STEPS, TOUR_PROMPTS, TOUR_COMPARED = 8, 8, 4
 TOUR_SENSITIVITY = SensitivityConfig(probes=1)
@@ -68,7 +68,8 @@ def view(session: Session) -> str:
             f'<i aria-hidden="true">{mark}</i>{escape(words)}</button></li>'
         )
     note = f"<p>{escape(WORDS)}</p>" if now < len(STOPS) and not any(reached) else ""
-    return f'<nav class="guide" aria-label="guided visit"><ol>{"".join(items)}</ol>{note}</nav>'
+    said = notice(*session.notices.get("guide", ("", "")))
+    return f'<nav class="guide" aria-label="guided visit"><ol>{"".join(items)}</ol>{note}{said}</nav>'
 
 
 def follow(session: Session, payload) -> None:

@@ -39,7 +39,7 @@ def build(store: Store) -> gr.Blocks:
             with gr.Tab("Methods", id="methods", render_children=True):  # last: a phone keeps it behind the menu of the tabs
                 methods.build(page)
         page.show(status, ["job", "bundle", "source"], lambda s: tables.status(TITLE, _model_line(s), s.snapshot()))
-        page.show(tour, ["busy", "bundle", "profile", "example", "result", "comparison", "exported"], guide.view)
+        page.show(tour, ["busy", "bundle", "profile", "example", "result", "comparison", "exported", "notice-guide"], guide.view)
         page.show(example, ["example"], lambda s: tables.notice(s.example, "example") if s.example else "")
         page.show(tabs, ["screen"], lambda s: gr.Tabs(selected=s.screen) if s.screen else gr.skip())
         page.show(page.timer, ["pace"], lambda s: gr.Timer(s.pace_s or TICK_S, active=s.pace_s is not None))

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 from workbench.options import LatencyConfig, QuantConfig, SensitivityConfig, TraceConfig
 from workbench.space import stages
-from workbench.ui import forms, limits, widget
+from workbench.ui import budgets, forms, limits, widget
 from workbench.ui.actions.common import bundle_of, run_of, select_cell
 from workbench.ui.session import OF_PROFILE, Session
-from workbench.ui.tables import MB
 from workbench.ui.views import quantities
 from workbench.ui.views.layers import blocks_of
 
@@ -28,8 +25,7 @@ def profile(session: Session, steps, seed, prompts_given, *settings) -> None:
 
     def work(on_progress):
         result = stages().profile(bundle, trace_config, config, quant, target=target, run=run_of(session), on_progress=on_progress)
-        smap, budget = result.sensitivity, stages().default_budget(bundle, result)
-        start = {"max_weight_bytes": math.ceil(budget.max_weight_bytes / MB * 100) / 100, "max_mean_act_bits": budget.max_mean_act_bits}
+        smap, start = result.sensitivity, budgets.start(result, stages().default_budget(bundle, result))
         session.set(profile=result, fisher_TL=tuple(smap.fisher_TL.tolist()), stderr_TL=smap.stderr_TL.tolist(), budget=start)
 
     session.require_idle()
