@@ -103,6 +103,7 @@ def test_medians_are_of_each_run_in_turns(monkeypatch):
         return once
     found = latency.in_turns({"a": run("a", [9, 9, 1e-6, 5e-6, 3e-6]), "b": run("b", [2e-6])}, 3, torch.device("cpu"))
     assert found == {"a": pytest.approx(3), "b": pytest.approx(2)} and order == ["a", "b"] * 5
+    assert latency.in_turns({"a": run("c", [9, 9, 1e-6, 5e-6, 3e-6])}, 3, torch.device("cpu"), quantile=0.25) == {"a": pytest.approx(2)}
     order.clear()
     latency.in_turns({"slow": run("slow", [9])}, 100, torch.device("cpu"), seconds=30)
     assert len(order) == latency.WARM_UP + 3

@@ -24,6 +24,7 @@ from workbench.types import Alone
 
 FLOAT_TYPES = (torch.float32, torch.bfloat16)
 CALLS = 5  # of a layer in a row: its weight is then as warm as memory allows
+ALONE_TURNS = 9
 ALONE_SECONDS = 1.0  # an image that takes longer is not timed again by itself
 CHOICES = ((8, 8), (4, 8), (4, 4), (3, 3), (4, 16))  # (weight bits, activation bits) timed per layer
 
@@ -130,7 +131,8 @@ def alone(bundle: Bundle, quantized: QuantizedModel, steps: int, float_seconds: 
         return None
     with bundle.lock:
         us = latency.in_turns({"float": generation(bundle, steps, bundle.transformer, bundle.dtype),
-                               "quantized": generation(bundle, steps, bundle.transformer, bundle.dtype, quantized)}, 3, bundle.device)
+                               "quantized": generation(bundle, steps, bundle.transformer, bundle.dtype, quantized)}, ALONE_TURNS,
+                              bundle.device, quantile=latency.QUIET)
     return Alone(float_ms=us["float"] / 1000, quantized_ms=us["quantized"] / 1000, predicted_ms=plan.latency_ms)
 
 

@@ -15,13 +15,13 @@ import hashlib
 import json
 import os
 import platform
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from lowbit import build, ops
 from torch import Tensor, nn
@@ -39,6 +39,7 @@ THIS_MACHINE = LatencyConfig().target
 STEPS_OF_SCHEDULE, FEW_STEPS, LARGE_MODEL = 20, 4, 1e9  # steps of the image that is timed; few where a model is large, in parameters
 ROUNDS, WARM_UP, SECONDS = 9, 2, 60.0  # turns that medians are taken over, turns before them, and when to stop early
 CELLS = "one layer, two of one input"  # what a cell holds: measurements of another kind are not read
+QUIET = 0.25  # quantile of the turns that says what the machine does where other programs, such as a browser, leave it alone
 SMALL_MACS, SMALL_CALLS = 1 << 28, 5  # a layer below that is called so often in a turn: as warm as in a model, whose steps repeat it
 
 
@@ -95,7 +96,7 @@ def _roofline_us(chip: Chip, layer: LayerInfo, weight_bits: int, act_bits: int, 
 # --- measured ---
 
 def measure(bundle: Bundle, quant: QuantConfig, *, on_progress: OnProgress = ignore_progress) -> LatencyTable:
-    """Median times of the real modules on the bundle's device, for one image at a time; read where they were measured before."""
+    """Times of the real modules on the bundle's device, for one image at a time; read where they were measured before."""
     return measure_beside({}, bundle, quant, anew=False, on_progress=on_progress)[0]
 
 
@@ -122,7 +123,10 @@ def measure_beside(runs: Mapping[str, Callable[[], object]], bundle: Bundle, qua
 
         def report(done: int) -> None:
             on_progress(Progress(stage="latency", done=done, total=rounds, message=f"{len(timed)} timings, in turns"))
-        us = in_turns({**timed, **runs}, rounds, bundle.device, seconds=None if runs else SECONDS, report=report) if timed or runs else {}
+        us = {}
+        if timed or runs:  # a table alone is of the machine, not of what else it is doing
+            us = in_turns({**timed, **runs}, rounds, bundle.device, seconds=None if runs else SECONDS, quantile=0.5 if runs else QUIET,
+                          report=report)
         report(rounds)
     for cell in dict.fromkeys(cell for cell, _ in timed):
         cache.cells[cache.key_of(cell)] = [us.get((cell, count), 0.0) / _calls(cell) for count in (1, 2)]
@@ -139,9 +143,9 @@ def measure_beside(runs: Mapping[str, Callable[[], object]], bundle: Bundle, qua
 
 
 def in_turns(runs: Mapping[Hashable, Callable[[], object]], rounds: int, device: torch.device, *, calls: int = 1,
-             seconds: float | None = None, report: Callable[[int], None] = lambda _: None) -> dict[Hashable, float]:
-    """Median microseconds of each, taken one after another in every round, as the mean of `calls` in a row. After `seconds`
-    three rounds are enough."""
+             seconds: float | None = None, quantile: float = 0.5, report: Callable[[int], None] = lambda _: None) -> dict[Hashable, float]:
+    """Median (or another quantile's) microseconds of each, taken one after another in every round, as the mean of `calls` in a row. After
+    `seconds` three rounds are enough."""
     taken: dict[Hashable, list[float]] = {name: [] for name in runs}
     started = time.perf_counter()
     for number in range(-WARM_UP, rounds):
@@ -156,7 +160,7 @@ def in_turns(runs: Mapping[Hashable, Callable[[], object]], rounds: int, device:
                 taken[name].append((time.perf_counter() - before) * 1e6 / calls)
         if seconds is not None and number >= 2 and time.perf_counter() - started > seconds:
             break
-    return {name: statistics.median(times) for name, times in taken.items()}
+    return {name: float(np.quantile(times, quantile)) for name, times in taken.items()}
 
 
 def device_name(bundle: Bundle) -> str:

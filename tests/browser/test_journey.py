@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.browser.conftest import watched
+
 pytestmark = pytest.mark.browser
 
 STEPS = 4
@@ -356,3 +358,19 @@ def test_a_phone_shows_every_screen_without_sideways_scrolling(page, shoot):
 def test_nothing_left_this_machine_and_the_console_is_clean(page):
     assert page.outside == []
     assert page.errors == []
+
+
+def test_the_guided_visit_on_the_model_that_draws(chrome, app):
+    """Four buttons, each pressed as soon as it offers itself, as a new visitor with a session of their own."""
+    context = chrome.new_context(viewport={"width": 1440, "height": 900})
+    opened = watched(context.new_page())
+    opened.set_default_timeout(150_000)
+    opened.goto(app.url)
+    says(opened, "#status", "emoji-flux ready")
+    for stop, kind in enumerate(("profile", "search", "compare", "export")):
+        opened.locator(".guide li.next").nth(0).get_by_role("button").click()
+        until_done(opened, kind)
+        opened.wait_for_selector(f".guide li.done >> nth={stop}")
+    assert opened.locator(".guide li.done").count() == 4 and opened.locator(".guide [role=alert]").count() == 0
+    assert (opened.errors, opened.outside) == ([], [])
+    context.close()

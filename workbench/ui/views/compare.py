@@ -43,7 +43,7 @@ def _alone(timed) -> list[tuple]:
         return []
     off = 100 * (timed.predicted_ms / timed.quantized_ms - 1)
     return [
-        ("time of one image alone", f"{timed.float_ms:.0f} → {timed.quantized_ms:.0f}", "ms", "measured, medians of 3 in turns"),
+        ("time of one image alone", f"{timed.float_ms:.0f} → {timed.quantized_ms:.0f}", "ms", "measured, quiet quarter of 9 turns"),
         ("its prediction by the cost table", f"{timed.predicted_ms:.0f} ({off:+.0f} %)", "ms", "modelled, a sum of measured layer times"),
     ]
 
