@@ -42,7 +42,7 @@ def test_a_whole_image_is_timed_in_both_arithmetics_and_the_model_put_back(bundl
     assert found.layer_bytes_share < 0.32 and found.float_bytes == bundle.float_bytes
 
 
-def test_an_image_is_timed_alone_only_beside_a_prediction_for_this_machine(bundle):
+def test_an_image_is_timed_alone_only_beside_a_prediction_for_this_machine(bundle, monkeypatch):
     steps, quant = 2, QuantConfig()
     sigma_T = bundle.schedule(steps).sigma_T1[:-1].tolist()
     plan = pipeline.uniform_plan(bundle, quant, sigma_T, 4, 4)
@@ -54,5 +54,8 @@ def test_an_image_is_timed_alone_only_beside_a_prediction_for_this_machine(bundl
     assert bench.alone(bundle, planned("NVIDIA A100 (modelled)"), steps, 0.1) is None, "of another machine"
     here = planned(f"{latency.THIS_MACHINE} (measured): a processor")
     assert bench.alone(bundle, here, steps + 1, 0.1) is None and bench.alone(bundle, here, steps, 60.0) is None
+    monkeypatch.setattr(latency, "reference", lambda *_: None)
     found = bench.alone(bundle, here, steps, 0.1)
-    assert found.predicted_ms == 7.0 and found.float_ms > 0 and found.quantized_ms > 0
+    assert found.predicted_ms == 7.0 and found.float_ms > 0 and found.quantized_ms > 0 and found.slower == 1
+    monkeypatch.setattr(latency, "reference", lambda *_: (lambda: time.sleep(0.002), 1000.0))
+    assert bench.alone(bundle, here, steps, 0.1).slower >= 2, "the machine takes twice as long as when its table was measured"

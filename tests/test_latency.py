@@ -79,6 +79,7 @@ def test_measurements_are_kept_and_taken_anew_when_asked(bundle, cache, clock):
     assert len(clock) == 2 * count, "another group size is another layer"
     latency.measure_beside({}, bundle, QuantConfig())
     assert len(clock) == 3 * count
+    assert latency.reference(bundle, QuantConfig())[1] == 2e7 and latency.reference(bundle, QuantConfig(group_size=128)) is None
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"cells": {"x": [1]}}', '{"cells": 3}', '{"cells": {"x": ["a", "b"]}}'])

@@ -123,17 +123,20 @@ def whole_model(bundle: Bundle, quantized: QuantizedModel, table: LatencyTable, 
 
 
 def alone(bundle: Bundle, quantized: QuantizedModel, steps: int, float_seconds: float) -> Alone | None:
-    """One image through float and quantized, in turns, beside the plan's prediction. None where the plan predicts nothing for this
-    machine or these steps, or where `float_seconds` an image would make it a wait."""
+    """One image through float and quantized, in turns, beside the plan's prediction and the image that its cost table rests on, which
+    says how fast the machine is at the moment. None where the plan predicts nothing for this machine or these steps, or where
+    `float_seconds` an image would make it a wait."""
     plan = quantized.plan
     here = plan.latency_ms is not None and (plan.latency_target or "").startswith(latency.THIS_MACHINE)
     if not here or steps != len(plan.sigma_T) or float_seconds > ALONE_SECONDS:
         return None
     with bundle.lock:
-        us = latency.in_turns({"float": generation(bundle, steps, bundle.transformer, bundle.dtype),
-                               "quantized": generation(bundle, steps, bundle.transformer, bundle.dtype, quantized)}, ALONE_TURNS,
-                              bundle.device, quantile=latency.QUIET)
-    return Alone(float_ms=us["float"] / 1000, quantized_ms=us["quantized"] / 1000, predicted_ms=plan.latency_ms)
+        now, then_us = latency.reference(bundle, plan.quant) or (None, 0.0)
+        runs = {"float": generation(bundle, steps, bundle.transformer, bundle.dtype),
+                "quantized": generation(bundle, steps, bundle.transformer, bundle.dtype, quantized)}
+        us = latency.in_turns(runs if now is None else {**runs, "now": now}, ALONE_TURNS, bundle.device, quantile=latency.QUIET)
+    return Alone(float_ms=us["float"] / 1000, quantized_ms=us["quantized"] / 1000, predicted_ms=plan.latency_ms,
+                 slower=1.0 if now is None else us["now"] / then_us)
 
 
 def _name(dtype: torch.dtype) -> str:

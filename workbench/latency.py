@@ -108,11 +108,11 @@ def measure_beside(runs: Mapping[str, Callable[[], object]], bundle: Bundle, qua
     Activations of 3 to 8 bits are held in the same 8 bits and run the same instructions: they share one measurement."""
     cache, ranks = _Cache(bundle, anew), sizes.ranks(bundle.layers, quant)
     shape_L = [(*shape_of(layer), ranks[layer.name]) for layer in bundle.layers]
-    form = (quant.group_size, quant.transform, quant.act_scale, quant.act_grid, quant.act_clip)
+    form = _form(quant)
     held = {act_bits: 16 if act_bits == 16 else 8 for act_bits in ACT_BITS}
     layer_cells = {(shape, weight_bits, bits): (*shape, weight_bits, bits, *form)
                    for shape in dict.fromkeys(shape_L) for weight_bits in WEIGHT_BITS for bits in (8, 16)}
-    image_cell = ("image", bundle.model_hash, *form, quant.branch_bits, quant.modulation, quant.modulation_bits)
+    image_cell = _image_cell(bundle, quant)
     timed = {}
     with bundle.lock:
         for asked, cell in layer_cells.items():
@@ -140,6 +140,21 @@ def measure_beside(runs: Mapping[str, Callable[[], object]], bundle: Bundle, qua
                          weight_bits_W=WEIGHT_BITS, act_bits_A=ACT_BITS, us_LWA=us_LWA,
                          fixed_us=max(0.0, step_us - float(us_LWA[:, four, eight].sum())))
     return table, {name: us[name] for name in runs}
+
+
+def reference(bundle: Bundle, quant: QuantConfig) -> tuple[Callable[[], None], float] | None:
+    """(the image that this machine's table rests on, the microseconds it took then): timed again, it says how fast the machine is now.
+    None where no table has been measured."""
+    cache, cell = _Cache(bundle, anew=False), _image_cell(bundle, quant)
+    return (_image_run(bundle, quant), cache.cells[cache.key_of(cell)][0]) if cell in cache else None
+
+
+def _form(quant: QuantConfig) -> tuple:
+    return quant.group_size, quant.transform, quant.act_scale, quant.act_grid, quant.act_clip
+
+
+def _image_cell(bundle: Bundle, quant: QuantConfig) -> tuple:
+    return "image", bundle.model_hash, *_form(quant), quant.branch_bits, quant.modulation, quant.modulation_bits
 
 
 def in_turns(runs: Mapping[Hashable, Callable[[], object]], rounds: int, device: torch.device, *, calls: int = 1,

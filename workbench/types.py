@@ -279,11 +279,13 @@ class Trajectories:
 
 @dataclass(frozen=True, kw_only=True)
 class Alone:
-    """Milliseconds of one image's transformer calls, run alone and in turns, beside what the plan's cost table predicted."""
+    """Milliseconds of one image's transformer calls, run alone and in turns, beside what the plan's cost table predicted. slower: how
+    many times as long the machine takes as when that table was measured."""
 
     float_ms: float
     quantized_ms: float
     predicted_ms: float
+    slower: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)

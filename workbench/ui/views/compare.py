@@ -41,10 +41,12 @@ def comparison_numbers(comparison) -> str:
 def _alone(timed) -> list[tuple]:
     if timed is None:
         return []
-    off = 100 * (timed.predicted_ms / timed.quantized_ms - 1)
+    expected_ms = timed.predicted_ms * timed.slower
+    off = 100 * (expected_ms / timed.quantized_ms - 1)
+    pace = f"; {timed.predicted_ms:.0f} ms when they were, the machine takes {timed.slower:.2f} times as long now" * (timed.slower != 1)
     return [
         ("time of one image alone", f"{timed.float_ms:.0f} → {timed.quantized_ms:.0f}", "ms", "measured, quiet quarter of 9 turns"),
-        ("its prediction by the cost table", f"{timed.predicted_ms:.0f} ({off:+.0f} %)", "ms", "modelled, a sum of measured layer times"),
+        ("its prediction by the cost table", f"{expected_ms:.0f} ({off:+.0f} %)", "ms", f"modelled, a sum of measured layer times{pace}"),
     ]
 
 
