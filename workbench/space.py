@@ -140,7 +140,7 @@ def answer(message: bytes) -> Iterator[bytes]:
         thread.join()
 
 
-# A model never travels: both sides have it. What refers to it, or to its step cursor, finds the other side's own.
+# A model never travels: both sides have it. What refers to it, to its step cursor, or to a float layer of it finds the other side's own.
 
 
 class _Device:
@@ -151,7 +151,7 @@ _DEVICE = _Device()
 
 
 def dumps(value, bundle) -> bytes:
-    """Pickled, with the bundle, its cursor and its device as names."""
+    """Pickled, with the bundle, its cursor, its float layers and its device as names."""
     import torch
 
     names = _names(bundle)
@@ -173,7 +173,7 @@ def dumps(value, bundle) -> bytes:
 
 def loads(blob: bytes, bundle):
     """The value, referring to this process's bundle and cursor."""
-    parts = {"bundle": bundle, "cursor": getattr(bundle, "cursor", None), "device": getattr(bundle, "device", "cpu")}
+    parts = _parts(bundle) | {"device": getattr(bundle, "device", "cpu")}
 
     class Unpickler(pickle.Unpickler):
         def persistent_load(self, name):
@@ -183,8 +183,19 @@ def loads(blob: bytes, bundle):
 
 
 def _names(bundle) -> dict[int, str]:
-    parts = {"bundle": bundle, "cursor": getattr(bundle, "cursor", None), "device": _DEVICE}
-    return {id(part): name for name, part in parts.items() if part is not None}
+    return {id(part): name for name, part in (_parts(bundle) | {"device": _DEVICE}).items() if part is not None}
+
+
+def _parts(bundle) -> dict[str, Any]:
+    """What a message names instead of holding it: float layers with their parameters, where no quantized one stands in their place."""
+    from torch import nn
+
+    parts = {"bundle": bundle, "cursor": getattr(bundle, "cursor", None)}
+    for layer in (*getattr(bundle, "layers", ()), *getattr(bundle, "modulation", ())) if hasattr(bundle, "linear") else ():
+        linear = bundle.linear(layer.name)
+        if type(linear) is nn.Linear:
+            parts |= {f"linear {layer.name}": linear, f"weight {layer.name}": linear.weight, f"bias {layer.name}": linear.bias}
+    return parts
 
 
 def _placed(tensor, is_parameter: bool, requires_grad: bool, device):

@@ -58,7 +58,7 @@ def test_an_instruction_set_that_is_none_is_refused_by_name(monkeypatch):
     (4, lambda t: t[:, :1]), (4, lambda t: t.int()), (7, lambda t: t[:-1]), (8, lambda t: t[:-1]), (9, lambda t: t[:, :-1]),
     (1, lambda t: t[:-1]), (1, lambda t: t.double()), (0, lambda t: t.int())])
 def test_tensors_that_do_not_fit_are_refused_before_the_library_is_called(position, damage, monkeypatch):
-    monkeypatch.setattr(cpu, "_call", lambda *_: pytest.fail("the kernel was called"))
+    monkeypatch.setattr(cpu, "call", lambda *_: pytest.fail("the kernel was called"))
     arguments = [codes_of(4, 96, 8, 0), torch.ones(4, 1), *layer(4, 32, False, 7, 96, 0), *ends(4, 7, 3, torch.float32, 0)]
     arguments += [False, torch.float32]
     arguments[position] = damage(arguments[position])

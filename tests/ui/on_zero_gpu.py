@@ -76,8 +76,10 @@ def visit() -> dict:
     again = pipeline.compare(bundle, quantized, trace.prompts, 0, 4)
     same = all(numpy.array_equal(getattr(pair, side), getattr(other, side)) for pair, other in zip(compared.pairs, again.pairs)
                for side in ("image_float", "image_quantized"))
-    return {"cuda_seen_by_the_app": torch.cuda.is_available(), "device": str(bundle.device), "progress": len(seen),
-            "psnr_db": compared.metrics["psnr_db"].mean, "same_images": same, "stopped": len(stopped), "asked": asked}
+    own = [layer.name for layer in bundle.layers if found.bank.linears[layer.name] is not bundle.linear(layer.name)]
+    return {"cuda_seen_by_the_app": torch.cuda.is_available(), "device": str(bundle.device), "layers_of_another": own,
+            "progress": len(seen), "psnr_db": compared.metrics["psnr_db"].mean, "same_images": same, "stopped": len(stopped),
+            "asked": asked}
 
 
 def work(answer: list) -> None:

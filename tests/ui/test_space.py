@@ -120,6 +120,7 @@ def test_a_visit_with_the_real_package(root):
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     seen = json.loads(done.stdout.splitlines()[-1])
     assert seen["cuda_seen_by_the_app"] and seen["device"] == "cpu", "a GPU that is pretended to one thread is not used by another"
+    assert seen["layers_of_another"] == [], "a model does not travel"
     assert seen["progress"] > 20 and seen["psnr_db"] > 25 and seen["same_images"] and seen["stopped"] == 2
     stages = seen["asked"].count("/schedule")
     assert stages == 6 and seen["asked"].count("/release") == stages and seen["asked"].count("/allow") == 2, "workers are used again"
