@@ -453,3 +453,6 @@ def test_the_front_marks_which_part_found_a_plan(result):
     traces = search.front(shown, None, None, limits(100, 16))["data"]
     marks = {t["name"]: t["marker"]["symbol"] for t in traces if t["mode"] == "markers"}
     assert len(set(marks.values())) == len(marks) == 3
+    others = [dataclasses.replace(shown[0], origin=o, index=i) for i, o in enumerate(("uniform", "dp", "imported"), 3)]
+    named = [t["name"] for t in search.front([*shown, *others], None, None, limits(100, 16))["data"] if t["showlegend"]]
+    assert named.count("front") == 1 and len(named) == 4, "what is not the search's own shares one mark and one entry"

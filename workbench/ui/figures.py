@@ -15,10 +15,14 @@ EMPTY_PX = 84  # height of a plot that has nothing to show yet
 FRAME = "#ff4d4d"  # around what is selected
 
 
+LEGEND = {"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0}
+SMALL_LEGEND = {**LEGEND, "font": {"size": 10}}  # of many entries: a phone shows them all
+
+
 def figure(data: list[dict], revision: str, **layout) -> dict:
     """`revision` names what is shown: while it stays the same, zoom and pan survive an update."""
     base = {"uirevision": revision, "margin": {"l": 58, "r": 14, "t": 30, "b": 44}, "hovermode": "closest",
-            "showlegend": False, "legend": {"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0}}
+            "showlegend": False, "legend": LEGEND}
     return {"data": data, "layout": base | layout}
 
 

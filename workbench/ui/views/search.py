@@ -97,9 +97,9 @@ def front(shown: list[Point], chosen: Point | None, pinned: Point | None, limits
     if floor is not None:
         place = {"xref": "paper", "x0": 0, "x1": 1, "y0": floor, "y1": floor}
         shapes.append({"type": "line", "name": "floor", "line": {"color": GREEN, "dash": "dot", "width": 1.5}} | place)
-    margin = {"l": 64, "r": 14, "t": 44, "b": 48}
+    layout |= {"legend": figures.SMALL_LEGEND, "margin": {"l": 64, "r": 14, "t": 44, "b": 48}}
     return figures.figure(traces, f"front-{len(panels)}", yaxis=log_axis(ERROR, [p.error for p in shown]), showlegend=True, shapes=shapes,
-                          annotations=labels, margin=margin, **layout)
+                          annotations=labels, **layout)
 
 
 def _rings(chosen: Point | None, pinned: Point | None, panel, name: str) -> list[dict]:
@@ -124,7 +124,8 @@ def _panel(shown: list[Point], panel, name: str, limits) -> list[dict]:
     """One axis's points: the front with its envelope, marked by the part of the search, then every kind of rival with a mark of its own."""
     groups: dict[tuple[str, str], list[Point]] = {}
     for point in sorted(shown, key=lambda p: p.kind != "front"):
-        groups.setdefault((point.kind, point.origin), []).append(point)
+        same_mark = point.kind == "front" and point.origin not in PARTS
+        groups.setdefault((point.kind, FRONT[2] if same_mark else point.origin), []).append(point)
     traces = [_envelope([p for p in shown if p.kind == "front"], panel, name)]
     rivals = iter(RIVALS * len(groups))
     for (kind, origin), members in groups.items():
