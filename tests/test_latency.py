@@ -115,8 +115,7 @@ def test_real_layers_and_a_real_image_are_timed_and_leave_the_model_as_it_was(bu
     ran = []
     table, us = latency.measure_beside({"beside": lambda: ran.append(1)}, bundle, QuantConfig(), rounds=3)
     assert len(ran) == latency.WARM_UP + 3 and us["beside"] > 0
-    assert 0 < table.fixed_us < 1e6 and bool((table.us_LWA >= 0).all())
-    assert bool((table.us_LWA[[layer.index for layer in bundle.layers if layer.shares_input_with == layer.index]] > 0).all())
+    assert 0 < table.fixed_us < 1e6 and bool((table.us_LWA > 0).all())
     assert [bundle.linear(layer.name) for layer in (*bundle.layers, *bundle.modulation)] == before
 
 

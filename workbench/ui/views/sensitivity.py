@@ -209,12 +209,11 @@ def carriers(value_BT) -> tuple[list[int], list[int], float]:
     total = sum(map(sum, value_BT))
     held = total
     while total > 0:
-        losses = [(sum(value_BT[b][t] for b in blocks) / len(blocks), "step", t) for t in steps[: len(steps) * (len(steps) > 1)]]
-        losses += [(sum(value_BT[b][t] for t in steps) / len(steps), "block", b) for b in blocks[: len(blocks) * (len(blocks) > 1)]]
+        losses = [(sum(value_BT[b][t] for b in blocks), len(blocks), "step", t) for t in steps[: len(steps) * (len(steps) > 1)]]
+        losses += [(sum(value_BT[b][t] for t in steps), len(steps), "block", b) for b in blocks[: len(blocks) * (len(blocks) > 1)]]
         if not losses:
             break
-        per_cell, kind, which = min(losses)
-        loss = per_cell * (len(blocks) if kind == "step" else len(steps))
+        loss, _, kind, which = min(losses, key=lambda each: (each[0] / each[1], *each[2:]))  # the loss itself: a mean may underflow
         if (held - loss) / total < CARRIED:
             break
         held -= loss
