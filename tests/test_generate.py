@@ -156,6 +156,20 @@ def test_progress_covers_every_step_and_ends_at_the_total():
     assert done == sorted(done) and set(done) == set(range(2 * STEPS + 1)) and {p.total for p in seen} == {2 * STEPS}
 
 
+def test_what_a_batch_has_finished_is_shown_small_and_only_if_asked_for():
+    flow, seen = LinearFlow(), []
+    compared = generate.compare(flow, Disturbed(error=0.3), ["a"] * 9, 0, STEPS, drafts=True, on_progress=seen.append)
+    shown = [(p.stage, p.done, p.detail.first, len(p.detail.thumbnails)) for p in seen if p.detail is not None]
+    assert shown == [(f"generate {side}", *batch) for side in ("float", "quantized") for batch in ((STEPS, 0, 8), (2 * STEPS, 8, 1))]
+    last = [p.detail for p in seen if p.detail is not None][-1]
+    assert (last.thumbnails[0] == compared.pairs[8].image_quantized).all(), "small enough already"
+    large = np.zeros((300, 600, 3), np.uint8)
+    assert generate._thumbnail(large).shape == (64, 128, 3)
+    seen.clear()
+    generate.compare(flow, Disturbed(error=0.3), ["a"], 0, STEPS, on_progress=seen.append)
+    assert all(p.detail is None for p in seen)
+
+
 def test_cancel_within_a_step_restores_the_float_model():
     flow = LinearFlow()
 

@@ -73,6 +73,16 @@ def test_interval_of_one_value_is_unbounded():
         metrics.interval([])
 
 
+def test_an_interval_stays_among_the_values_that_a_metric_can_take():
+    """A squared error is never below 0, nor a similarity above 1; cutting the interval there leaves its coverage."""
+    error = metrics.interval_of("latent_nmse", [0.001, 0.001, 0.001, 0.02])
+    assert error.low == 0.0 < error.mean < error.high and not error.higher_is_better
+    likeness = metrics.interval_of("ssim", [1.0, 1.0, 0.9])
+    assert likeness.high == 1.0 and likeness.low < likeness.mean
+    assert metrics.interval_of("psnr_db", [30.0, 32.0]) == metrics.interval([30.0, 32.0], unit="dB")
+    assert metrics.interval_of("latent_nmse", [0.5]).low == -math.inf  # one value: unbounded, as everywhere
+
+
 def test_pairing_removes_the_spread_between_prompts():
     prompts = np.array([20.0, 30.0, 40.0, 50.0])
     gain = np.array([1.0, 1.1, 0.9, 1.0])

@@ -122,7 +122,8 @@ def whole_model(bundle: Bundle, quantized: QuantizedModel, table: LatencyTable, 
                      peak_process_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
-def alone(bundle: Bundle, quantized: QuantizedModel, steps: int, float_seconds: float) -> Alone | None:
+def alone(bundle: Bundle, quantized: QuantizedModel, steps: int, float_seconds: float, *,
+          on_progress: OnProgress = ignore_progress) -> Alone | None:
     """One image through float and quantized, in turns, beside the plan's prediction and the image that its cost table rests on, which
     says how fast the machine is at the moment. None where the plan predicts nothing for this machine or these steps, or where
     `float_seconds` an image would make it a wait."""
@@ -134,7 +135,8 @@ def alone(bundle: Bundle, quantized: QuantizedModel, steps: int, float_seconds: 
         now, then_us = latency.reference(bundle, plan.quant) or (None, 0.0)
         runs = {"float": generation(bundle, steps, bundle.transformer, bundle.dtype),
                 "quantized": generation(bundle, steps, bundle.transformer, bundle.dtype, quantized)}
-        us = latency.in_turns(runs if now is None else {**runs, "now": now}, ALONE_TURNS, bundle.device, quantile=latency.QUIET)
+        us = latency.in_turns(runs if now is None else {**runs, "now": now}, ALONE_TURNS, bundle.device, quantile=latency.QUIET,
+                              report=lambda turn: on_progress(Progress(stage="time one image", done=turn, total=ALONE_TURNS)))
     return Alone(float_ms=us["float"] / 1000, quantized_ms=us["quantized"] / 1000, predicted_ms=plan.latency_ms,
                  slower=1.0 if now is None else us["now"] / then_us)
 

@@ -1,6 +1,6 @@
 """A finished run that is shown before a visitor has made one: written by `assets/build/examples.py`, one file per embedded model.
 
-It holds results only, neither trajectories nor solved weights, so it can be looked at but nothing can be made from it.
+It holds results and a few trajectories, but no solved weights, so it can be looked at and nothing can be made from it.
 """
 
 from __future__ import annotations
@@ -8,13 +8,17 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
+from workbench import inspection
 from workbench.options import QuantConfig
 from workbench.plans import CostTable
 from workbench.runs import Run
-from workbench.types import Comparison, DistortionTable, SearchResult, SensitivityMap
+from workbench.types import Comparison, DistortionTable, SearchResult, SensitivityMap, Trace
 
 FOLDER = Path(__file__).resolve().parents[1] / "assets" / "examples"
 EVENTS_KEPT = 60  # of the search, the newest
+TRAJECTORIES_KEPT = 2  # of the calibration, to look into layers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,22 +33,27 @@ class Example:
     quant: QuantConfig
     result: SearchResult
     comparison: Comparison
-
-    @property
-    def trace(self) -> None:
-        """An example has no trajectories."""
-        return None
+    trace: Trace
+    look: inspection.LayerStep  # at the most fragile layer and step
 
 
 def save(example: Example, model: str, folder: Path = FOLDER) -> Path:
-    """Write a model's example, without what is large and not shown."""
+    """Write a model's example, without what is large and not shown. Latents are kept in half precision."""
     small = replace(example, sensitivity=replace(example.sensitivity, adjoint_RSTMD=None),
                     result=replace(example.result, events=example.result.events[-EVENTS_KEPT:]),
-                    comparison=replace(example.comparison, trajectories=None))
-    return Run(folder).save("example", model, small)
+                    trace=example.trace.head(TRAJECTORIES_KEPT))
+    return Run(folder).save("example", model, _with_latents(small, torch.float16))
 
 
 def load(model: str, model_hash: str, folder: Path = FOLDER) -> Example | None:
     """The example of a model, if there is one and it was made with these very weights."""
     found = Run(folder).load(Example, "example", model) if folder.is_dir() else None
-    return found if found is not None and found.sensitivity.model_hash == model_hash else None
+    return _with_latents(found, torch.float32) if found is not None and found.sensitivity.model_hash == model_hash else None
+
+
+def _with_latents(example: Example, dtype: torch.dtype) -> Example:
+    trace, kept = example.trace, example.comparison.trajectories
+    if kept is not None:
+        kept = replace(kept, float_STMD=kept.float_STMD.to(dtype), quantized_STMD=kept.quantized_STMD.to(dtype))
+    return replace(example, comparison=replace(example.comparison, trajectories=kept),
+                   trace=replace(trace, latent_STMD=trace.latent_STMD.to(dtype), target_STMD=trace.target_STMD.to(dtype)))

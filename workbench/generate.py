@@ -21,6 +21,7 @@ from workbench.types import Comparison, Pair, Schedule, Trajectories
 
 # Both models see the same batches: a matrix product may round differently at another batch size.
 BATCH = 8
+DRAFT_PX = 128  # edge of the small pictures that are shown before a run has ended
 TRAJECTORY_BYTES = 256 << 20  # latents of a comparison that are kept so that its steps can be looked at
 
 
@@ -36,9 +37,18 @@ class Generated:
     seconds_per_image: float
 
 
-def run(bundle, prompts: Sequence[str], seeds: Sequence[int], schedule: Schedule, *, quantized=None,
+@dataclass(frozen=True)
+class Drafts:
+    """Small pictures of the images that a batch has finished, uint8 (h, w, 3), for whoever waits; `first` is the number of the first."""
+
+    first: int
+    thumbnails: tuple[Any, ...]
+
+
+def run(bundle, prompts: Sequence[str], seeds: Sequence[int], schedule: Schedule, *, quantized=None, drafts: bool = False,
         on_progress: OnProgress = ignore_progress) -> Generated:
-    """Generate one image per (prompt, seed); `quantized` None means the float model."""
+    """Generate one image per (prompt, seed); `quantized` None means the float model. With `drafts` the report after a batch carries
+    its images as `Drafts`."""
     prompts, seeds = tuple(prompts), tuple(seeds)
     if len(prompts) != len(seeds) or not prompts:
         raise BadInput(f"{len(prompts)} prompts and {len(seeds)} seeds; give at least one prompt and one seed for each")
@@ -47,8 +57,8 @@ def run(bundle, prompts: Sequence[str], seeds: Sequence[int], schedule: Schedule
     total = len(chunks) * schedule.steps
     latents, images, seconds = [], [], 0.0
     for number, rows in enumerate(chunks):
-        def report(step: int, number=number):
-            on_progress(Progress(stage=stage, done=number * schedule.steps + step, total=total,
+        def report(step: int, number=number, detail=None):
+            on_progress(Progress(stage=stage, done=number * schedule.steps + step, total=total, detail=detail,
                                  message=f"step {step} of {schedule.steps}, batch {number + 1} of {len(chunks)}"))
 
         latent_STMD, pictures, spent = _batch(bundle, prompts[rows], seeds[rows], schedule, quantized, report,
@@ -56,8 +66,19 @@ def run(bundle, prompts: Sequence[str], seeds: Sequence[int], schedule: Schedule
         latents.append(latent_STMD)
         images.append(pictures)
         seconds += spent
+        if drafts:
+            report(schedule.steps, detail=Drafts(rows.start, tuple(_thumbnail(image) for image in pictures)))
     return Generated(prompts=prompts, seeds=seeds, latent_STMD=torch.cat(latents), images=np.concatenate(images),
                      seconds_per_image=seconds / len(prompts))
+
+
+def _thumbnail(image):
+    """At most DRAFT_PX wide and high; smaller images as they are."""
+    from PIL import Image
+
+    small = Image.fromarray(image)
+    small.thumbnail((DRAFT_PX, DRAFT_PX))
+    return np.asarray(small)
 
 
 @torch.no_grad()
@@ -94,16 +115,16 @@ def _now(device) -> float:
 
 
 def compare(bundle, quantized, prompts: Sequence[str], seed: int, steps: int, *,
-            on_progress: OnProgress = ignore_progress, float_run: Generated | None = None) -> Comparison:
+            on_progress: OnProgress = ignore_progress, float_run: Generated | None = None, drafts: bool = False) -> Comparison:
     """Prompt i with seed + i through both models. Pass `float_run` (an earlier float run of the same prompts, seed and
-    steps) to compare several methods with one float generation."""
+    steps) to compare several methods with one float generation; `drafts` as in `run`."""
     prompts, seeds = sample(prompts, seed, steps)
     schedule = bundle.schedule(steps)
     if float_run is None:
-        float_run = run(bundle, prompts, seeds, schedule, on_progress=on_progress)
+        float_run = run(bundle, prompts, seeds, schedule, drafts=drafts, on_progress=on_progress)
     if (float_run.prompts, float_run.seeds, float_run.latent_STMD.shape[1]) != (prompts, seeds, steps + 1):
         raise ValueError("the float run is of other prompts, seeds or steps")
-    quantized_run = run(bundle, prompts, seeds, schedule, quantized=quantized, on_progress=on_progress)
+    quantized_run = run(bundle, prompts, seeds, schedule, quantized=quantized, drafts=drafts, on_progress=on_progress)
     return _comparison(bundle, quantized, schedule, float_run, quantized_run)
 
 
@@ -141,8 +162,8 @@ def preview(bundle, kept: Trajectories, sample: int, step: int) -> tuple[Any, An
 
 def summary(pairs: Sequence[Pair]) -> dict[str, metrics.Interval]:
     """Mean and interval of every metric over the pairs."""
-    return {name: metrics.interval([getattr(pair, name) for pair in pairs], unit=unit, higher_is_better=higher)
-            for name, (unit, higher) in metrics.METRICS.items() if all(getattr(pair, name) is not None for pair in pairs)}
+    return {name: metrics.interval_of(name, [getattr(pair, name) for pair in pairs])
+            for name in metrics.METRICS if all(getattr(pair, name) is not None for pair in pairs)}
 
 
 def _pair(index: int, float_run: Generated, quantized_run: Generated) -> Pair:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,9 +15,25 @@ from workbench.types import Interval
 # is 113 dB, so this ceiling is reached by identical images alone.
 PSNR_CEILING_DB = 120.0
 
-# Unit and direction of each metric.
-METRICS: dict[str, tuple[str, bool]] = {"psnr_db": ("dB", True), "ssim": ("", True), "vif": ("", True), "lpips": ("", False),
-                                        "latent_nmse": ("", False)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """Unit, direction, and the values that the metric can take."""
+
+    unit: str = ""
+    higher_is_better: bool
+    least: float = 0.0
+    most: float = math.inf
+
+
+METRICS = {
+    "psnr_db": Metric(unit="dB", higher_is_better=True, most=PSNR_CEILING_DB),
+    "ssim": Metric(higher_is_better=True, least=-1.0, most=1.0),
+    "vif": Metric(higher_is_better=True),
+    "lpips": Metric(higher_is_better=False),
+    "latent_nmse": Metric(higher_is_better=False),
+}
 
 _VIF_LEAST_PX = 41  # the metric's coarsest scale needs this much
 _LUMA = (0.299, 0.587, 0.114)
@@ -58,6 +75,13 @@ def latent_nmse(latent: Tensor, reference: Tensor) -> float:
     """Squared error of a latent over the squared norm of the float one."""
     error = (latent.double() - reference.double()).square().sum()
     return float(error / reference.double().square().sum())
+
+
+def interval_of(name: str, values) -> Interval:
+    """`interval` of a metric of METRICS, cut to the values that the metric can take: the mean lies among them, so no coverage is lost."""
+    metric = METRICS[name]
+    found = interval(values, unit=metric.unit, higher_is_better=metric.higher_is_better)
+    return found if found.n == 1 else replace(found, low=max(found.low, metric.least), high=min(found.high, metric.most))
 
 
 def interval(values, *, unit: str = "", higher_is_better: bool | None = True) -> Interval:

@@ -199,7 +199,7 @@ class LatencyConfig(Frozen):
 class ContestConfig(Frozen):
     """What every method of a comparison may spend."""
 
-    weight_bits: int = setting(4, f"width of every weight, one of {WEIGHT_BITS}")
+    weight_bits: int = setting(4, f"width of every weight: {', '.join(map(str, WEIGHT_BITS))}")
     act_bits: float = setting(4.0, "mean activation bits a method may spend", ge=min(ACT_BITS), le=16)
     effective_bits: float | None = setting(None, "bits per weight, all storage counted, that searched plans may spend; "
                                                  "default: their own size at the width", gt=0, le=17)

@@ -246,9 +246,9 @@ def quantize(bundle: Bundle, profiled: Profile, plan: BitPlan, *, on_progress: O
 
 def compare(bundle: Bundle, quantized: QuantizedModel, prompts: Sequence[str], seed: int, steps: int, *,
             on_progress: OnProgress = ignore_progress, float_run=None) -> Comparison:
-    """The same prompts and seeds through float and quantized."""
-    made = generate.compare(bundle, quantized, prompts, seed, steps, on_progress=on_progress, float_run=float_run)
-    return replace(made, alone=benches.alone(bundle, quantized, steps, made.float_seconds_per_image))
+    """The same prompts and seeds through float and quantized; reports carry small pictures of what is finished."""
+    made = generate.compare(bundle, quantized, prompts, seed, steps, on_progress=on_progress, float_run=float_run, drafts=True)
+    return replace(made, alone=benches.alone(bundle, quantized, steps, made.float_seconds_per_image, on_progress=on_progress))
 
 
 def draw(bundle: Bundle, prompts: Sequence[str], seed: int, steps: int, *, on_progress: OnProgress = ignore_progress) -> generate.Generated:

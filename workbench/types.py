@@ -13,7 +13,7 @@ Results are frozen dataclasses; what comes from outside (budgets, plans) is a fr
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -97,6 +97,13 @@ class Trace:
     def samples(self) -> int:
         return len(self.prompts)
 
+    def head(self, samples: int) -> Trace:
+        """The first trajectories alone, in memory of their own."""
+        kept = self.conditioning.rows(slice(0, samples))
+        return replace(self, latent_STMD=self.latent_STMD[:samples].clone(), target_STMD=self.target_STMD[:samples].clone(),
+                       conditioning=replace(kept, per_sample={name: rows.clone() for name, rows in kept.per_sample.items()}),
+                       prompts=self.prompts[:samples], seeds=self.seeds[:samples])
+
 
 @dataclass(frozen=True, kw_only=True)
 class SensitivityMap:
@@ -136,6 +143,12 @@ class SensitivityMap:
             raise ValueError("Fisher information cannot be negative")
         if not torch.allclose(self.alpha_TL.mean(0), torch.ones(layers), atol=1e-4):
             raise ValueError("alpha must have mean 1 over the steps of every layer")
+
+    @property
+    def most_fragile(self) -> tuple[int, int]:
+        """(layer, step) of the largest Fisher information: where one would look first."""
+        step, layer = divmod(int(self.fisher_TL.argmax()), len(self.layers))
+        return layer, step
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,12 +28,14 @@ def make(model: str) -> examples.Example:
     result = pipeline.search(bundle, found, pipeline.default_budget(bundle, found), SearchConfig())
     quantized = pipeline.quantize(bundle, found, result.chosen.plan)
     comparison = pipeline.compare(bundle, quantized, bundle.prompts("showcase")[:COMPARED], 0, STEPS)
+    look = pipeline.inspect(bundle, found.trace, *found.sensitivity.most_fragile, found.quant)
     seconds = time.perf_counter() - started
     made = (f"Example run, made on {datetime.date.today().isoformat()} in {seconds:.0f} s on {latency.cpu_name()}, "
             f"{os.cpu_count()} cores: {STEPS} steps, {PROMPTS} prompts. Its seconds are of that machine. "
             "Press a button above to make your own.")
     return examples.Example(made=made, seconds=seconds, sensitivity=found.sensitivity, table=found.table, costs=found.costs,
-                            quant=found.quant, result=result, comparison=comparison)
+                            quant=found.quant, result=result, comparison=comparison, trace=found.trace,
+                            look=look)
 
 
 if __name__ == "__main__":

@@ -352,5 +352,18 @@ def test_every_screen_in_every_state_fits(visit, shoot, width, dark):
             shoot(page, f"fake-{screen.lower()}-{state}-{name}")
 
 
+def test_a_phone_stacks_the_panels_of_the_front(visit):
+    page = visit(width=390, height=844)
+    tour(page, stops=2)
+    tab(page, "Search")
+    page.wait_for_selector("#pareto .scatterlayer path")
+    places = page.evaluate("""() => { const full = document.querySelector('#pareto .plot')._fullLayout;
+        return ['', '2'].map(n => [full['xaxis' + n]._offset, full['xaxis' + n]._length, full['yaxis' + n]._offset]); }""")
+    assert places[0][:2] == places[1][:2] and places[0][2] + 150 < places[1][2]
+    page.set_viewport_size({"width": 1440, "height": 900})
+    page.wait_for_function("""() => { const full = document.querySelector('#pareto .plot')._fullLayout;
+        return full.xaxis._offset + full.xaxis._length < full.xaxis2._offset && full.yaxis._offset === full.yaxis2._offset; }""")
+
+
 def test_screenshots_are_kept_out_of_the_repository(root):
     assert "/tests/browser/screenshots/" in Path(root, ".gitignore").read_text()

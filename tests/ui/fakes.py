@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
+from workbench.generate import Drafts
 from workbench.inspection import BINS, LayerStep
 from workbench.options import BadInput, Budget, Progress, SensitivityConfig, ignore_progress
 from workbench.plans import BitChoice, BitPlan, CostTable, ScoredPlan, make_plan
@@ -162,11 +163,13 @@ class FakePipeline:
         draw = np.random.default_rng(seed)
         pairs = []
         for i, prompt in enumerate(prompts):
-            self._report(on_progress, "compare", i + 1, len(prompts))
             image = make_image(draw)
             noisy = np.clip(image.astype(int) + draw.integers(-4, 5, image.shape), 0, 255).astype(np.uint8)
             pairs.append(Pair(prompt=prompt, seed=seed + i, image_float=image, image_quantized=noisy, psnr_db=36.0 + i, ssim=0.97,
                               latent_nmse=0.004, latent_nmse_T=tuple(0.004 * (t + 1) / steps for t in range(steps))))
+        for side in ("float", "quantized"):
+            for i, pair in enumerate(pairs):
+                self._report(on_progress, f"generate {side}", i + 1, len(pairs), Drafts(i, (getattr(pair, f"image_{side}"),)))
         metrics = {"PSNR": Interval(mean=36.0, low=35.0, high=37.0, n=len(pairs), unit="dB"),
                    "latent NMSE": Interval(mean=0.004, low=0.003, high=0.005, n=len(pairs), higher_is_better=False)}
         latents = torch.zeros(len(pairs), steps + 1, 1, 1)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 import threading
 import zipfile
 
@@ -255,6 +256,44 @@ def test_a_cancelled_profile_puts_the_last_one_back(searched, gate, finish):
     finish(searched)
     assert (searched.profile, searched.fisher_TL, searched.result, searched.chosen) == kept
     assert searched.notices["sensitivity"][1] == "info"
+
+
+def test_a_comparison_shows_what_is_finished_while_it_runs(searched, pipeline, monkeypatch, finish):
+    seen, report = [], type(pipeline)._report
+
+    def report_and_look(self, *args):
+        report(self, *args)
+        searched.sync()
+        seen.append(re.findall(r'alt="(\w+)"|<i></i>', compare.cards(searched)))
+
+    monkeypatch.setattr(type(pipeline), "_report", report_and_look)
+    compare.compare(searched, "a\nb", 0, 4)
+    finish(searched)
+    assert seen[1:] == [["float", "", "", ""], ["float", "", "float", ""], ["float", "quantized", "float", ""],
+                        ["float", "quantized", "float", "quantized"]]
+    assert searched.drafts is None and 'data-pick' in compare.cards(searched)
+
+
+def test_a_cancelled_comparison_leaves_no_drafts(searched, gate, finish):
+    compare.compare(searched, "a", 0, 4)
+    assert "drawing" in compare.cards(searched) and "as they are finished" in compare.shown(searched)["nothing"]
+    common.stop(searched)
+    gate.set()
+    finish(searched)
+    assert searched.drafts is None and "Generate" in compare.shown(searched)["nothing"]
+
+
+def test_a_profile_selects_its_most_fragile_cell_unless_one_was_picked_meanwhile(session, gate, finish):
+    profile(session, steps=6)
+    gate.set()
+    finish(session)
+    assert session.cell == session.profile.sensitivity.most_fragile
+    gate.clear()
+    profile(session, steps=6)
+    session.set(cell=(2, 1))
+    gate.set()
+    finish(session)
+    assert session.cell == (2, 1)
 
 
 def test_a_stopped_search_keeps_its_events(profiled, gate, finish):

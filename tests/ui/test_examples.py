@@ -1,12 +1,21 @@
 """An example fills the screens, says that it is one, and lets nothing be made from it."""
 
 import pytest
+import torch
 
-from tests.ui.fakes import MODEL_HASH, FakeBundle, FakePipeline
+from tests.ui.fakes import MODEL_HASH, FakeBundle, FakePipeline, make_schedule
 from workbench import examples
 from workbench.options import BadInput, Budget, QuantConfig, SearchConfig, SensitivityConfig, TraceConfig
+from workbench.types import Conditioning, Trace
 from workbench.ui import guide, page
 from workbench.ui.actions import compare, export, search, sensitivity
+
+
+def make_trace(samples, steps=4):
+    latent_STMD = torch.linspace(-1, 1, samples * (steps + 1) * 6).reshape(samples, steps + 1, 3, 2)
+    return Trace(schedule=make_schedule(steps), latent_STMD=latent_STMD, target_STMD=latent_STMD[:, 1:].clone(), model_hash=MODEL_HASH,
+                 conditioning=Conditioning(per_sample={"text": torch.ones(samples, 2)}, shared={"ids": torch.ones(3)}),
+                 prompts=tuple(f"p{i}" for i in range(samples)), seeds=tuple(range(samples)))
 
 
 @pytest.fixture
@@ -16,7 +25,8 @@ def example():
     result = pipeline.search(bundle, found, Budget(max_mean_act_bits=4), SearchConfig())
     quantized = pipeline.quantize(bundle, found, result.chosen.plan)
     return examples.Example(made="made elsewhere", seconds=1.0, sensitivity=found.sensitivity, table=found.table, costs=found.costs,
-                            quant=found.quant, result=result, comparison=pipeline.compare(bundle, quantized, ("a", "b"), 0, 4))
+                            quant=found.quant, result=result, comparison=pipeline.compare(bundle, quantized, ("a", "b"), 0, 4),
+                            trace=make_trace(4), look=pipeline.inspect(bundle, found.trace, *found.sensitivity.most_fragile, found.quant))
 
 
 def test_what_was_saved_comes_back_but_only_for_its_own_weights(example, tmp_path):
@@ -24,7 +34,10 @@ def test_what_was_saved_comes_back_but_only_for_its_own_weights(example, tmp_pat
     back = examples.load("emoji-flux", MODEL_HASH, tmp_path)
     assert back.sensitivity.fisher_TL.equal(example.sensitivity.fisher_TL) and back.result.front == example.result.front
     assert (back.comparison.pairs[1].image_float == example.comparison.pairs[1].image_float).all()
-    assert back.trace is None and back.comparison.trajectories is None
+    assert back.trace.samples == examples.TRAJECTORIES_KEPT and back.trace.prompts == ("p0", "p1")
+    assert back.trace.latent_STMD.dtype == back.comparison.trajectories.float_STMD.dtype == torch.float32
+    assert torch.allclose(back.trace.latent_STMD, example.trace.latent_STMD[:2], rtol=2**-11)  # kept in half precision
+    assert (back.look.layer, back.look.step) == example.sensitivity.most_fragile
     assert examples.load("emoji-flux", "another-hash", tmp_path) is None
     assert examples.load("other", MODEL_HASH, tmp_path) is None
 
@@ -32,6 +45,8 @@ def test_what_was_saved_comes_back_but_only_for_its_own_weights(example, tmp_pat
 def test_an_example_fills_the_screens_and_gives_way_to_one_s_own(session, example, finish):
     page.show_example(session, example)
     assert session.chosen is not None and session.comparison is not None and guide.here(session) == 0
+    assert session.cell == example.sensitivity.most_fragile and session.look is example.look  # nothing on screen waits for a click
+    assert session.budget["max_weight_bytes"] >= session.chosen.plan.weight_bytes / 1e6
     sensitivity.pick_row(session, {"layer": 3, "step": 2})
     search.click_point(session, {"list": "front", "index": 0})
     assert session.cell == (3, 2) and session.chosen is example.result.front[0]

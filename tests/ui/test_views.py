@@ -435,7 +435,7 @@ def test_each_part_of_the_search_says_what_it_added(result):
     found = {"lagrangian": 4e-2, "beam": 2e-2, "refined": 3e-2}  # refinement found nothing better
     finalists = tuple(result.front[0].model_copy(update={"origin": origin, "error": error}) for origin, error in found.items())
     html = search.parts_table(dataclasses.replace(result, finalists=finalists))
-    rows = re.findall(r"<tr><td>(.*?)</td><td>(.*?)</td><td>(.*?)</td><td>(.*?)</td></tr>", html)
+    rows = [tuple(cells) for cells in cells_of(html)[1:]]
     assert rows == [("Lagrangian sweep", "4.00e-02", "13.98", ""), ("beam search", "2.00e-02", "16.99", "+3.01"),
                     ("refinement", "3.00e-02", "15.23", "+0.00")]
     assert search.parts_table(dataclasses.replace(result, finalists=())) == ""

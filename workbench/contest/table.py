@@ -60,7 +60,7 @@ def _row(entrant: Entrant, against: Entrant | None) -> dict:
            "search_evaluations": entrant.search_evaluations, "seconds_per_image": entrant.seconds_per_image,
            "compute": entrant.compute, "reason": entrant.reason, "plan_id": entrant.plan.plan_id, "marks": {}}
     for name, values in entrant.values.items():
-        row[name] = _plain(metrics.interval(values))
+        row[name] = _plain(metrics.interval_of(name, values))
     if entrant.retrieved:
         row["retrieval"] = _plain(metrics.proportion(entrant.retrieved))
     row["paired"] = None if against is None or against.method == entrant.method else {

@@ -1,6 +1,7 @@
 """Plotly figures as plain dicts: the few kinds of plot that the screens share, without colours of text and grid.
 
-The widget paints text, grid and background from the page's theme, so that one figure serves light and dark.
+The widget paints text, grid and background from the page's theme, so that one figure serves light and dark. `meta.narrow` holds what
+else of the layout holds where there is room for a phone's width only, and `meta.narrow_height` the height there.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def figure(data: list[dict], revision: str, **layout) -> dict:
 
 def empty(message: str) -> dict:
     """A plot that says what will be here."""
-    note = {"text": message, "xref": "paper", "yref": "paper", "x": 0.5, "y": 0.5, "showarrow": False, "font": {"size": 13},
+    note = {"name": "note", "text": message, "xref": "paper", "yref": "paper", "x": 0.5, "y": 0.5, "showarrow": False, "font": {"size": 13},
             "opacity": 0.65}
     hidden = {"visible": False}
     return figure([], "empty", xaxis=hidden, yaxis=hidden, annotations=[note], margin={"l": 8, "r": 8, "t": 8, "b": 8},
@@ -114,7 +115,9 @@ def _two_parts(left_L, right_LT, *, rows, x, revision: str, shared: dict, bar: d
     steps = part(right_LT, x=list(x), name="steps", hovertemplate=f"%{{y}}<br>step %{{x}}: {words[1]}<extra></extra>",
                  colorbar={"orientation": "h", "tickangle": 0, "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom",
                            "len": 0.6, "thickness": 10, "ypad": 4} | bar)
-    return figure([weights, steps], revision, xaxis=step_axis(len(x)) | {"domain": [0.07, 1], "showgrid": False, "zeroline": False},
+    narrow = {"xaxis": {"domain": [0.14, 1]}, "xaxis2": {"domain": [0, 0.1]}}
+    return figure([weights, steps], revision, meta={"narrow": narrow},
+                  xaxis=step_axis(len(x)) | {"domain": [0.07, 1], "showgrid": False, "zeroline": False},
                   xaxis2={"domain": [0, 0.05], "anchor": "y", "showgrid": False, "tickangle": 0, "fixedrange": True},
                   yaxis=row_axis(anchor="x2", nticks=60, tickfont={"size": 10}), margin={"l": 58, "r": 8, "t": 48, "b": 44})
 
@@ -156,14 +159,17 @@ def band(x, low, high, name: str, colour: str) -> dict:
             "showlegend": False}
 
 
-def limit(x: float, x_axis: str = "x") -> tuple[list[dict], dict]:
-    """A budget: a dashed vertical line, the infeasible side of it shaded, and its label, in the unit of the axis."""
-    place = {"xref": x_axis, "yref": "paper", "y0": 0, "y1": 1}
+def limit(x: float, span: tuple[float, float], x_axis: str = "x", y_axis: str = "y") -> tuple[list[dict], dict]:
+    """A budget: a dashed vertical line, the infeasible side of it shaded, and its label, in the unit of the axis, on the side where
+    the axis, which shows `span`, has more room."""
+    place = {"xref": x_axis, "yref": f"{y_axis} domain", "y0": 0, "y1": 1}
     line_ = {"type": "line", "name": "limit", "x0": x, "x1": x, "line": {"color": RED, "width": 2, "dash": "dash"}} | place
     beyond = {"type": "rect", "name": "infeasible", "x0": x, "x1": x + 1e6, "line": {"width": 0}, "fillcolor": RED,
               "opacity": 0.07, "layer": "below"} | place
-    label = {"xref": x_axis, "yref": "paper", "x": x, "y": 1, "text": f"≤ {x:,.0f}" if x >= 1000 else f"≤ {x:.4g}", "showarrow": False,
-             "font": {"color": RED, "size": 11}, "xanchor": "left", "yanchor": "top", "xshift": 3}
+    label = {"xref": x_axis, "yref": f"{y_axis} domain", "x": x, "y": 1, "showarrow": False,
+             "text": f"≤ {x:,.0f}" if x >= 1000 else f"≤ {x:.4g}",
+             "font": {"color": RED, "size": 11}, "yanchor": "top",
+             **({"xanchor": "left", "xshift": 3} if x - span[0] < span[1] - x else {"xanchor": "right", "xshift": -3})}
     return [line_, beyond], label
 
 

@@ -13,7 +13,8 @@ from workbench.options import GROUP_SIZES, LATENCY_TARGETS, WEIGHT_BITS, Frozen
 
 NONE = "none"
 CHOICES = {  # fields whose validator knows a short list
-    "group_size": [*GROUP_SIZES, NONE], "modulation_bits": list(WEIGHT_BITS), "target": list(LATENCY_TARGETS)}
+    "group_size": [*GROUP_SIZES, NONE], "weight_bits": list(WEIGHT_BITS), "modulation_bits": list(WEIGHT_BITS),
+    "target": list(LATENCY_TARGETS)}
 WIDE = 1000  # a slider over a larger range cannot be aimed; use a number box
 
 

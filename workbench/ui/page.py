@@ -8,6 +8,7 @@ from collections.abc import Callable
 import gradio as gr
 
 from workbench.jobs import Board
+from workbench.options import Budget
 from workbench.ui import budgets, endpoints, guide, limits, style, tables, widget
 from workbench.ui.actions import export as export_actions
 from workbench.ui.live import Page
@@ -66,9 +67,10 @@ def _adopted(session) -> None:
 def show_example(session, found) -> None:
     """Fill every screen with a run that was made elsewhere, and say so."""
     smap, chosen = found.sensitivity, found.result.chosen
-    limits_ = {axis.field: axis.shown(chosen.plan) for axis in budgets.offered(found)}
+    kept = Budget(max_weight_bytes=chosen.plan.weight_bytes, max_mean_act_bits=chosen.plan.act_bits_mean)
     session.set(profile=found, example=found.made, fisher_TL=tuple(smap.fisher_TL.tolist()), stderr_TL=smap.stderr_TL.tolist(),
-                budget=limits_, result=found.result, events=found.result.events, chosen=chosen, comparison=found.comparison,
+                cell=smap.most_fragile, look=found.look, budget=budgets.start(found, kept), result=found.result,
+                events=found.result.events, chosen=chosen, comparison=found.comparison,
                 comparisons={chosen.plan.plan_id: found.comparison})
 
 

@@ -47,8 +47,8 @@ class Drafted:
 
 # What depends on the profile is forgotten with a new profile; what depends on the model, when another one is loaded.
 OF_PROFILE = {"events": (), "replay": None, "result": None, "chosen": None, "pinned": None, "edits": (), "comparison": None,
-              "comparisons": {}, "pair": 0, "at_step": False, "preview": None, "blind": None, "exported": None, "look": None,
-              "floor_db": None, "sliders_moved": None, "written": None}
+              "comparisons": {}, "drafts": None, "pair": 0, "at_step": False, "preview": None, "blind": None, "exported": None,
+              "look": None, "floor_db": None, "sliders_moved": None, "written": None}
 OF_MODEL = {"profile": None, "example": None, "fisher_TL": (), "stderr_TL": None, "cell": (None, None), **OF_PROFILE}
 LIGHT_THREADS = 2
 
@@ -57,7 +57,8 @@ class Session:
     """One visitor's state. Read attributes freely; write through `set`.
 
     fisher_TL holds a row per step, None while a step is unknown; cell is the selected (layer index, step), budget the limits by
-    field of `Budget`, in the units of the sliders. example names where a shown example run was made, None for one's own."""
+    field of `Budget`, in the units of the sliders. drafts: small pictures of what a running comparison has finished, by stage, None when
+    none runs. example names where a shown example run was made, None for one's own."""
 
     def __init__(self, board: Board, store: Store):
         self.id = secrets.token_urlsafe(24)
@@ -210,6 +211,8 @@ class Session:
                 rows = self.fisher_TL
                 if step < len(rows) and self.profile is None:
                     self.set(fisher_TL=(*rows[:step], list(detail["fisher_L"]), *rows[step + 1:]))
+            elif hasattr(detail, "thumbnails") and self.drafts is not None:
+                self.set(drafts=self.drafts | {stage: (*self.drafts.get(stage, ())[:detail.first], *detail.thumbnails)})
             elif stage == "search" and hasattr(detail, "survivors") and self.result is None:
                 self.set(events=(*self.events, detail), replay=None)
 

@@ -16,6 +16,7 @@ def theme() -> gr.themes.Base:
         block_border_width="1px", block_shadow="none", block_label_text_weight="500", block_title_text_weight="500",
         block_title_text_size="*text_sm",
         block_info_text_size="*text_xs", layout_gap="10px",
+        checkbox_border_color_dark="*neutral_500", slider_color_dark="#3b86d8",
         button_large_text_size="*text_md", button_large_text_weight="500", button_large_padding="6px 14px",
         button_secondary_background_fill="white", button_secondary_border_color="*neutral_300", button_border_width="1px",
         button_secondary_background_fill_dark="*neutral_800", button_secondary_border_color_dark="*neutral_600",

@@ -27,7 +27,7 @@ def badge(word: str) -> str:
 def known(text: str) -> str:
     """ "measured, 8 held-out prompts" as a badge and the rest."""
     word, comma, rest = text.partition(",")
-    return (badge(word) + escape(comma + rest)) if word in KNOWN else escape(text)
+    return f'<span class="whole">{badge(word)}{comma}</span>{escape(rest)}' if word in KNOWN else escape(text)
 
 
 def notice(text: str, kind: str = "error") -> str:
@@ -51,9 +51,15 @@ def _breakable(text) -> str:
     return re.sub(r"([./_])", r"\1<wbr>", escape(str(text)))
 
 
+def _value(text) -> str:
+    """A number, or an interval, stays in one piece on a narrow screen."""
+    whole = re.fullmatch(r"[\d+\[-]\S*|\[.*\]", str(text))
+    return f'<span class="whole">{escape(str(text))}</span>' if whole else escape(str(text))
+
+
 def table(headers, rows, caption: str = "") -> str:
     head = "".join(f'<th scope="col">{escape(str(h))}</th>' for h in headers)
-    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in (_breakable(first), *(escape(str(cell)) for cell in rest))) + "</tr>"
+    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in (_breakable(first), *map(_value, rest))) + "</tr>"
                    for first, *rest in rows)
     return framed(f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>", caption)
 
@@ -65,9 +71,12 @@ def framed(content: str, caption: str = "", kind: str = "") -> str:
 
 
 def numbers(rows, caption: str = "") -> str:
-    """Rows of (what, value, unit, how it is known)."""
-    body = "".join(f'<tr><th scope="row">{_breakable(what)}</th><td><b>{escape(str(value))}</b> {escape(str(unit))}</td>'
-                   f"<td>{known(how)}</td></tr>" for what, value, unit, how in rows)
+    """Rows of (what, value, unit, how it is known). Two spaces in a value are where a narrow screen may break it."""
+    def row(what, value, unit, how) -> str:
+        shown = "  ".join(map(_value, str(value).split("  ")))
+        return f'<tr><th scope="row">{_breakable(what)}</th><td><b>{shown}</b> {escape(str(unit))}</td><td>{known(how)}</td></tr>'
+
+    body = "".join(row(*each) for each in rows)
     head = '<thead><tr><th></th><th scope="col">value</th><th scope="col">known as</th></tr></thead>'
     return framed(f"{head}<tbody>{body}</tbody>", caption, "facts")
 
@@ -78,7 +87,7 @@ def pick_table(headers, rows, caption: str, *, numeric: tuple[int, ...] = ()) ->
     head = "".join(f'<th scope="col"{s}>{escape(str(h))}</th>' for h, s in zip(headers, shade))
     body = ""
     for payload, chosen, cells in rows:
-        shown = "".join(f"<td{s}>{_breakable(cell)}</td>" for cell, s in zip(cells, shade))
+        shown = "".join(f"<td{s}>{escape(str(cell)) if s else _breakable(cell)}</td>" for cell, s in zip(cells, shade))
         body += f'<tr {pick(payload, tag="tr")} aria-pressed="{str(bool(chosen)).lower()}">{shown}</tr>'
     return framed(f'<thead><tr>{head}</tr></thead><tbody data-group="1">{body}</tbody>', caption, "picks")
 

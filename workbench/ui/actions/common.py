@@ -18,7 +18,7 @@ def bundle_of(session: Session):
 
 
 def profile_of(session: Session):
-    """The session's own profile: an example has neither trace nor solved weights, so nothing can be made from it."""
+    """The session's own profile: an example has no solved weights, so nothing can be made from it."""
     found = need(session.profile, "profile the model first, on the Sensitivity screen")
     if session.example is not None:
         raise BadInput("this is the example run, to look at; press Profile on the Sensitivity screen to make your own")
@@ -53,7 +53,7 @@ def look_closer(session: Session) -> None:
     if layer is None or found is None or (session.look is not None and (session.look.layer, session.look.step) == (layer, step)):
         return
     session.set(look=None)
-    if session.example is not None or found.trace is None:
+    if found.trace is None:
         return
 
     def work():

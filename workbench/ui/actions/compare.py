@@ -56,11 +56,14 @@ def compare(session: Session, prompts_text, seed, steps) -> None:
             at_step=False,
             preview=None,
             blind=None,
+            drafts=None,
             mode="slider" if session.mode == "blind" else session.mode,
         )
 
+    session.require_idle()
     session.compare_form = (config.prompts, config.seed, config.steps)
-    session.submit("compare", "compare", work)
+    session.set(drafts={})
+    session.submit("compare", "compare", work, {"drafts": None})
 
 
 def pick_pair(session: Session, payload) -> None:
@@ -153,6 +156,16 @@ def _next_blind(session: Session, blind: Blind | None) -> Blind:
     return replace(blind or Blind(pair=shown, float_is_a=True), pair=shown, float_is_a=bool(order.getrandbits(1)))
 
 
+def cards(session: Session) -> str:
+    """The compared prompts as small pictures; while they are being drawn, what is finished so far."""
+    def address(image):
+        return pictures.address(session, image)
+
+    if session.drafts is not None:
+        return views.drafts(session.compare_form[0], session.drafts, address)
+    return views.grid(session.comparison, session.pair, address, hidden=session.mode == "blind")
+
+
 def shown(session: Session) -> dict:
     """What the comparing canvas shows now."""
     comparison = session.comparison
@@ -163,7 +176,8 @@ def shown(session: Session) -> dict:
             mode="slider",
             gain=session.gain,
             caption="",
-            nothing="Choose a plan on the Search screen, then press Generate: both models draw the same seeds.",
+            nothing="Both models draw the same seeds; small pictures appear below as they are finished." if session.drafts is not None
+            else "Choose a plan on the Search screen, then press Generate: both models draw the same seeds.",
         )
     blinded = session.blind is not None
     shared = {"mode": "slider" if session.mode == "blind" and not blinded else session.mode, "gain": session.gain}

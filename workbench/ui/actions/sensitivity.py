@@ -27,6 +27,8 @@ def profile(session: Session, steps, seed, prompts_given, *settings) -> None:
         result = stages().profile(bundle, trace_config, config, quant, target=target, run=run_of(session), on_progress=on_progress)
         smap, start = result.sensitivity, budgets.start(result, stages().default_budget(bundle, result))
         session.set(profile=result, fisher_TL=tuple(smap.fisher_TL.tolist()), stderr_TL=smap.stderr_TL.tolist(), budget=start)
+        if session.cell[0] is None:
+            select_cell(session, *smap.most_fragile)
 
     session.require_idle()
     session.steps, session.seed = trace_config.steps, trace_config.seed  # for a reload

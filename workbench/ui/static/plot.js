@@ -3,6 +3,36 @@
   const CONFIG = {displaylogo: false, responsive: false, scrollZoom: false, showTips: false,
                   modeBarButtonsToRemove: ['sendChartToCloud', 'sendDataToCloud', 'lasso2d', 'select2d', 'autoScale2d']};
 
+  const NARROW = 520;  // pixels under which a figure is laid out as for a phone
+  const NOTE_PX = 6.8, TITLE_PX = 6;  // a letter of a note, and of a colour bar's title
+
+  function broken(text, letters) {  // into lines of so many letters, at spaces
+    const lines = [''];
+    for (const word of String(text).split(' ')) {
+      const last = lines.length - 1;
+      if (lines[last] && lines[last].length + word.length >= letters) lines.push(word);
+      else lines[last] += (lines[last] && ' ') + word;
+    }
+    return lines.join('<br>');
+  }
+
+  // The figure as it fits the width: what `meta.narrow` says on a phone, long lines broken.
+  function fitted(figure, width) {
+    const layout = {...figure.layout}, narrow = width < NARROW;
+    if (layout.annotations) layout.annotations = layout.annotations.map(
+      (note) => (note.name === 'note' ? {...note, text: broken(note.text, width / NOTE_PX)} : note));
+    if (!narrow) return {data: figure.data, layout};
+    for (const [axis, more] of Object.entries(layout.meta?.narrow || {})) layout[axis] = {...layout[axis], ...more};
+    const data = figure.data.map((trace) => {
+      const bar = trace.colorbar;
+      if (!bar) return trace;
+      const ends = bar.tickvals && bar.ticktext?.[0].length > 3 ? [0, bar.tickvals.length - 1] : null;  // long numbers: the ends alone
+      const ticks = ends ? {tickvals: ends.map((i) => bar.tickvals[i]), ticktext: ends.map((i) => bar.ticktext[i])} : {};
+      return {...trace, colorbar: {...bar, ...ticks, len: 1, title: {...bar.title, text: broken(bar.title.text, (width * 0.5) / TITLE_PX)}}};
+    });
+    return {data, layout};
+  }
+
   function painted(layout, element, node) {
     const css = getComputedStyle(element);
     const ink = css.getPropertyValue('--body-text-color').trim() || '#222';
@@ -80,10 +110,12 @@
       if (!P || !figure || !figure.data) return;
       missed = !node.clientWidth;  // on a hidden screen: drawn when it is shown
       if (missed) return;
-      const height = figure.layout.meta?.height;
+      const meta = figure.layout.meta || {}, width = node.clientWidth;
+      const height = (width < NARROW && meta.narrow_height) || meta.height;
       node.style.height = height ? `${height}px` : usual;
-      node.setAttribute('aria-description', figure.layout.meta?.says || '');
-      P.react(node, figure.data, painted(figure.layout, element, node), CONFIG).then(() => {
+      node.setAttribute('aria-description', meta.says || '');
+      const {data, layout} = fitted(figure, width);
+      P.react(node, data, painted(layout, element, node), CONFIG).then(() => {
         if (wired) return;
         wired = true;
         node.on('plotly_click', (event) => { const sent = payload(event); if (sent) send.click(sent); });

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gradio as gr
 
 from workbench.options import TraceConfig
-from workbench.ui import forms, limits, pictures, tables, widget
+from workbench.ui import forms, limits, tables, widget
 from workbench.ui.actions import common
 from workbench.ui.actions import compare as actions
 from workbench.ui.live import Page
@@ -35,8 +35,9 @@ def build(page: Page) -> list:
     page.show(start, ["busy", "chosen", "profile"], lambda s: gr.Button(
         interactive=bool(s.chosen and s.profile and not s.example) and not s.busy))
     page.show(cancel, ["busy"], lambda s: gr.Button(interactive=s.busy and s.job.kind == "compare"))
-    page.show(numbers, ["comparison"], lambda s: views.comparison_numbers(s.comparison) if s.comparison else tables.empty(
-        "Nothing has been compared", "PSNR, SSIM and latent error with their intervals, bytes, seconds and the kernel appear here."))
+    page.show(numbers, ["comparison", "drafts"], lambda s: views.comparison_numbers(s.comparison) if s.comparison else tables.empty(
+        "Both models are drawing" if s.drafts is not None else "Nothing has been compared",
+        "PSNR, SSIM and latent error with their intervals, bytes, seconds and the kernel appear here."))
     page.on(start.click, actions.compare, [prompts, seed, steps], tab="compare")
     page.on(cancel.click, common.stop, tab="compare")
     return [prompts, seed, steps]
@@ -46,8 +47,8 @@ def _pictures(page: Page) -> None:
     viewer, grid = widget.viewer("viewer"), widget.picker("pair-grid")
     curve = widget.plot(elem_id="latent-curve", height=250, label="Latent error after each step; click a step to see it")
     now = ["comparison", "pair", "mode"]
-    page.show(viewer, [*now, "gain", "at_step", "cell", "preview", "blind"], actions.shown)
-    page.show(grid, now, lambda s: views.grid(s.comparison, s.pair, lambda image: pictures.address(s, image), hidden=s.mode == "blind"))
+    page.show(viewer, [*now, "gain", "at_step", "cell", "preview", "blind", "drafts"], actions.shown)
+    page.show(grid, [*now, "drafts"], actions.cards)
     page.show(curve, ["comparison", "pair", "cell"], lambda s: views.error_over_steps(s.comparison, s.pair, s.cell[1]))
     page.on(viewer.look, actions.look, tab="compare", with_payload=True)
     page.on(grid.pick, actions.pick_pair, tab="compare", with_payload=True)

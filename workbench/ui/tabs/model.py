@@ -23,8 +23,8 @@ def build(page: Page) -> Form:
             source = gr.Textbox(value=EMBEDDED, label="or another model", elem_id="source", max_lines=1, interactive=True, info=info)
             load = gr.Button("Load model", elem_id="load")
             notice_line(page, "model")
-            outline = gr.HTML(elem_id="outline")
             form = Form(TraceConfig, forms.build(TraceConfig, "steps", "seed"))
+            outline = gr.HTML(elem_id="outline")
         with gr.Column(scale=6, min_width=320):
             prompts = _prompt_table()
             upload = gr.UploadButton(
@@ -69,13 +69,14 @@ def _show(page: Page, cards, outline, summary) -> None:
     page.show(
         outline,
         ["outline", "bundle"],
-        lambda s: views.outline_numbers(s.outline) if s.outline and not (s.bundle and s.bundle.source == s.outline.source) else "",
+        lambda s: views.outline_numbers(s.outline) if s.outline and not (s.bundle and s.bundle.source == s.outline.source)
+        else views.protected(s.bundle) if s.bundle else "",
     )
     page.show(
         summary,
         ["bundle", "busy"],
         lambda s: (
-            views.model_summary(s.bundle) + views.protected(s.bundle)
+            views.model_summary(s.bundle)
             if s.bundle
             else tables.empty("The model is loading" if s.busy else "No model is loaded", "Its layers and sizes appear here.")
         ),

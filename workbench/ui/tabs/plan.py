@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import gradio as gr
 
-from workbench.ui import pictures, tables, widget
+from workbench.ui import tables, widget
 from workbench.ui.actions import compare as compare_actions
 from workbench.ui.actions import search as actions
 from workbench.ui.live import Page
-from workbench.ui.views import compare as compare_views
 from workbench.ui.views import plans
 from workbench.ui.views import search as views
 
@@ -19,6 +18,7 @@ def build(page: Page) -> None:
     with gr.Row(equal_height=False):
         with gr.Column(scale=3, min_width=340):
             _bits(page)
+            _pin(page)
         with gr.Column(scale=2, min_width=320):
             _facts(page)
     _two_plans(page)
@@ -45,41 +45,43 @@ def _facts(page: Page) -> None:
     images, table = widget.picker("plan-images"), widget.picker("plan-table")
     page.show(numbers, ["chosen"], lambda s: plans.plan_numbers(s.chosen, s.bundle, s.profile and s.profile.costs) or tables.empty(
         "No plan is chosen", "A search chooses one; a click on the front, a link or a file chooses another."))
-    page.show(images, ["comparison", "pair", "chosen", "mode", "busy", "profile"], _images)
+    page.show(images, ["comparison", "pair", "chosen", "mode", "busy", "profile", "drafts"], _images)
     page.show(table, ["result", "chosen"], _tables)
     page.on(table.pick, actions.click_point, tab="search", with_payload=True)
     page.on(images.pick, compare_actions.pick_or_draw, tab="search", with_payload=True)
 
 
-def _two_plans(page: Page) -> None:
+def _pin(page: Page) -> None:
+    """Below the map: the chosen plan becomes A, and whatever is chosen next is compared with it."""
     with gr.Row(elem_classes=["tools"]):
         pin = gr.Button("Pin the chosen plan as A", elem_id="pin", min_width=190, scale=0, interactive=False)
         swap = gr.Button("Swap A and B", elem_id="swap", min_width=120, scale=0, interactive=False)
+    page.show(pin, ["chosen"], lambda s: gr.Button(interactive=s.chosen is not None))
+    page.show(swap, ["chosen", "pinned"], lambda s: gr.Button(interactive=s.chosen is not None and s.pinned is not None))
+    page.on(pin.click, actions.pin, tab="search")
+    page.on(swap.click, actions.swap, tab="search")
+
+
+def _two_plans(page: Page) -> None:
     with gr.Row(equal_height=False, visible=False) as both:
         with gr.Column(scale=3, min_width=340):
             change = widget.plot(elem_id="change-map", height=420, label="Recipe diff: bits of the chosen plan (B) less those of plan A")
         with gr.Column(scale=2, min_width=320):
             differ = gr.HTML(elem_id="plan-difference")
     page.show(both, ["pinned"], lambda s: gr.Row(visible=s.pinned is not None))
-    page.show(pin, ["chosen"], lambda s: gr.Button(interactive=s.chosen is not None))
-    page.show(swap, ["chosen", "pinned"], lambda s: gr.Button(interactive=s.chosen is not None and s.pinned is not None))
     page.show(differ, ["chosen", "pinned"], _difference)
     page.show(change, ["chosen", "pinned"], lambda s: plans.difference_map(
         s.pinned and s.pinned.plan, s.chosen and s.chosen.plan, s.bundle and s.bundle.layers))
-    page.on(pin.click, actions.pin, tab="search")
-    page.on(swap.click, actions.swap, tab="search")
 
 
 def _images(session) -> str:
     if session.chosen is None:
         return ""
-    if session.comparison is None:
+    if session.comparison is None and session.drafts is None:
         able = session.profile is not None and session.example is None and not session.busy
         button = f'<button type="button" {tables.pick({"draw": True}, tag="button")}{"" if able else " disabled"}>Draw its images</button>'
         return tables.empty("No images of this plan yet", "The prompts of the Compare screen, through float and through this plan.", button)
-    return compare_views.grid(
-        session.comparison, session.pair, lambda image: pictures.address(session, image), hidden=session.mode == "blind"
-    )
+    return compare_actions.cards(session)
 
 
 def _tables(session) -> str:

@@ -9,7 +9,7 @@ from workbench.ui import figures
 from workbench.ui.figures import BLUE, GREY, log_axis
 from workbench.ui.tables import KNOWN, badge, megabytes, numbers, pick
 
-METRIC_NAMES = {"psnr_db": "PSNR", "ssim": "SSIM", "latent_nmse": "latent NMSE"}
+METRIC_NAMES = {"psnr_db": "PSNR", "ssim": "SSIM", "vif": "VIF", "lpips": "LPIPS", "latent_nmse": "latent NMSE"}
 MODES = ("slider", "flip", "beside", "difference", "blind")
 _DIRECTIONS = {None: "", True: ", higher is better", False: ", lower is better"}
 
@@ -56,8 +56,8 @@ def pair_line(pair) -> str:
 
 def compute_badge(compute: str, reason: str) -> str:
     """Which kernel ran, and why no faster one did."""
-    word = badge(compute) if compute in KNOWN else f"<b>{escape(compute)}</b>"
-    return f'<p class="kernel">Kernel: {word} {escape(reason)}</p>'
+    word = f"{badge(compute)} " if compute in KNOWN else ""
+    return f'<p class="kernel">Kernel: {word}{escape(reason)}</p>'
 
 
 def error_over_steps(comparison, index: int, step: int | None = None) -> dict:
@@ -101,6 +101,20 @@ def grid(comparison, index: int, address, *, hidden: bool = False) -> str:
         )
     says = "compared prompts: float at the left, quantized at the right"
     return f'<div class="thumbs" data-group="1" role="group" aria-label="{says}">{"".join(cards)}</div>'
+
+
+def drafts(prompts, finished: dict, address) -> str:
+    """The cards of `grid` while both models draw: small pictures by stage, a blank where there is none yet."""
+    cards = []
+    for i, prompt in enumerate(prompts):
+        sides = [(which, finished.get(f"generate {which}", ())) for which in ("float", "quantized")]
+        images = "".join(f'<img src="{escape(address(done[i]))}" alt="{which}" width="96" height="96">' if i < len(done) else "<i></i>"
+                         for which, done in sides)
+        state = "drawing" if i >= len(sides[1][1]) else "drawn"
+        words = f"<span>{escape(prompt)}</span><small>{state}</small>"
+        cards.append(f'<div class="thumb draft"><span class="twins">{images}</span>{words}</div>')
+    says = "prompts being drawn: float at the left, quantized at the right"
+    return f'<div class="thumbs" role="group" aria-label="{says}">{"".join(cards)}</div>'
 
 
 def viewer(left: str, right: str, *, mode: str, gain: float, caption: str, **more) -> dict:

@@ -45,7 +45,7 @@ def bit_map(plan, layers, cell=(None, None), brush: int | None = None) -> dict:
 
 
 def _sized(figure: dict, rows: int, brush: int | None = None) -> dict:
-    figure["layout"]["meta"] = {"height": min(MAP_MOST_PX, MAP_EDGE_PX + ROW_PX * rows), "brush": brush}
+    figure["layout"]["meta"] |= {"height": min(MAP_MOST_PX, MAP_EDGE_PX + ROW_PX * rows), "brush": brush}
     return figure
 
 

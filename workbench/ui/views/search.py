@@ -34,6 +34,9 @@ RIVALS = (
     ("pentagon-open", "#6b7280"),
 )
 TABLE_ROWS = 40
+ENVELOPE = "least error"  # its line explains itself and has no entry in the legend
+GAP, TALL_GAP = 0.07, 0.13  # between the panels of the front: beside each other, and above each other on a phone
+PANEL_PX, LEGEND_PX = 230, 150  # heights there
 
 
 @dataclass(frozen=True)
@@ -81,36 +84,52 @@ def front(shown: list[Point], chosen: Point | None, pinned: Point | None, limits
     if not shown:
         return figures.empty("Plans appear here as soon as the search has measured them")
     panels = [a for a in budgets.AXES if any(p.values.get(a.field) is not None for p in shown)]
-    traces, layout, shapes, labels = [], {}, [], []
-    gap = 0.07
-    width = (1 - gap * (len(panels) - 1)) / len(panels)
+    traces, layout, narrow, shapes, labels = [], {}, {}, [], []
+    errors = log_axis(ERROR, [p.error for p in shown])
     for number, panel in enumerate(panels):
-        name, left, limit = f"x{number + 1}" if number else "x", number * (width + gap), limits.get(panel.field)
-        traces += _panel(shown, panel, name, limits) + _rings(chosen, pinned, panel, name)
-        span = _range([p.values.get(panel.field) for p in shown], limit)
-        layout["xaxis" + name[1:]] = axis(
-            panel.brief, domain=[left, left + width], range=span, tickangle=0, nticks=3, **({"anchor": "y"} if number else {}))
-        if limit is not None:
-            marks, label = figures.limit(limit, name)
+        x, y = (f"{letter}{number + 1}" if number else letter for letter in "xy")
+        traces += [trace | {"xaxis": x, "yaxis": y, "showlegend": not number and trace["name"] != ENVELOPE}
+                   for trace in (*_panel(shown, panel, limits), *_rings(chosen, pinned, panel))]
+        span = _range([p.values.get(panel.field) for p in shown], limits.get(panel.field))
+        wide, tall = _axes(panel, number, len(panels), errors, span)
+        layout |= {f"{letter}axis{x[1:]}": wide[letter] for letter in "xy"}
+        narrow |= {f"{letter}axis{x[1:]}": tall[letter] for letter in "xy"}
+        if limits.get(panel.field) is not None:
+            marks, label = figures.limit(limits[panel.field], span, x, y)
             shapes += marks
             labels.append(label)
-    if floor is not None:
-        place = {"xref": "paper", "x0": 0, "x1": 1, "y0": floor, "y1": floor}
-        shapes.append({"type": "line", "name": "floor", "line": {"color": GREEN, "dash": "dot", "width": 1.5}} | place)
-    layout |= {"legend": figures.SMALL_LEGEND, "margin": {"l": 64, "r": 14, "t": 44, "b": 48}}
-    return figures.figure(traces, f"front-{len(panels)}", yaxis=log_axis(ERROR, [p.error for p in shown]), showlegend=True, shapes=shapes,
-                          annotations=labels, **layout)
+        if floor is not None:
+            shapes.append({"type": "line", "name": "floor", "line": {"color": GREEN, "dash": "dot", "width": 1.5}, "xref": f"{x} domain",
+                           "x0": 0, "x1": 1, "yref": y, "y0": floor, "y1": floor})
+    layout |= {"legend": figures.SMALL_LEGEND, "margin": {"l": 64, "r": 14, "t": 44, "b": 48},
+               "meta": {"narrow": narrow, "narrow_height": PANEL_PX * len(panels) + LEGEND_PX}}
+    return figures.figure(traces, f"front-{len(panels)}", showlegend=True, shapes=shapes, annotations=labels, **layout)
 
 
-def _rings(chosen: Point | None, pinned: Point | None, panel, name: str) -> list[dict]:
+def _axes(panel, number: int, count: int, errors: dict, span) -> tuple[dict, dict]:
+    """A panel's two axes: beside each other with one scale of errors at the left, and what differs on a phone, where they are stacked."""
+    nth = str(number + 1) if number else ""
+    follower = {"matches": "y", "anchor": "x" + nth, "title": {"text": ""}, "showticklabels": False} if number else {}
+    wide = {"x": axis(panel.brief, domain=_part(number, count, GAP), range=span, tickangle=0, nticks=3, anchor="y" + nth),
+            "y": errors | follower}
+    return wide, {"x": {"domain": [0, 1]}, "y": {"domain": _part(count - 1 - number, count, TALL_GAP), "showticklabels": True,
+                                                  "title": {"text": "error"}}}
+
+
+def _part(number: int, count: int, gap: float) -> list[float]:
+    """The number-th of `count` equal parts of 0 to 1, with gaps between."""
+    width = (1 - gap * (count - 1)) / count
+    return [number * (width + gap), number * (width + gap) + width]
+
+
+def _rings(chosen: Point | None, pinned: Point | None, panel) -> list[dict]:
     """A ring around the chosen plan and a box around plan A."""
     rings = []
     for kind, point, colour, symbol in (("chosen", chosen, GREEN, "circle-open"), ("plan A", pinned, VIOLET, "square-open")):
         if point is not None and point.values.get(panel.field) is not None:
             mark = {"symbol": symbol, "size": 18, "color": colour, "line": {"width": 3}}
-            rings.append({"type": "scatter", "mode": "markers", "name": kind, "xaxis": name, "hoverinfo": "skip", "legendgroup": kind,
-                          "showlegend": name == "x", "x": [rounded(point.values[panel.field], 6)], "y": [rounded(point.error)],
-                          "marker": mark})
+            rings.append({"type": "scatter", "mode": "markers", "name": kind, "hoverinfo": "skip", "legendgroup": kind,
+                          "x": [rounded(point.values[panel.field], 6)], "y": [rounded(point.error)], "marker": mark})
     return rings
 
 
@@ -120,13 +139,13 @@ def _range(values, limit) -> tuple[float, float]:
     return min(known) - pad, max(known) + pad
 
 
-def _panel(shown: list[Point], panel, name: str, limits) -> list[dict]:
+def _panel(shown: list[Point], panel, limits) -> list[dict]:
     """One axis's points: the front with its envelope, marked by the part of the search, then every kind of rival with a mark of its own."""
     groups: dict[tuple[str, str], list[Point]] = {}
     for point in sorted(shown, key=lambda p: p.kind != "front"):
         same_mark = point.kind == "front" and point.origin not in PARTS
         groups.setdefault((point.kind, FRONT[2] if same_mark else point.origin), []).append(point)
-    traces = [_envelope([p for p in shown if p.kind == "front"], panel, name)]
+    traces = [_envelope([p for p in shown if p.kind == "front"], panel)]
     rivals = iter(RIVALS * len(groups))
     for (kind, origin), members in groups.items():
         members = [p for p in members if p.values.get(panel.field) is not None]
@@ -136,9 +155,7 @@ def _panel(shown: list[Point], panel, name: str, limits) -> list[dict]:
                 "type": "scatter",
                 "mode": "markers",
                 "name": label,
-                "xaxis": name,
                 "legendgroup": label,
-                "showlegend": name == "x",
                 "x": [rounded(p.values[panel.field], 6) for p in members],
                 "y": [rounded(p.error) for p in members],
                 "customdata": [[p.kind, p.index, origin_name(p.origin), _costs_words(p)] for p in members],
@@ -155,7 +172,7 @@ def _panel(shown: list[Point], panel, name: str, limits) -> list[dict]:
     return traces
 
 
-def _envelope(members: list[Point], panel, name: str) -> dict:
+def _envelope(members: list[Point], panel) -> dict:
     """The least error that can be had up to each value of the axis."""
     x, y, best = [], [], float("inf")
     for point in sorted((p for p in members if p.values.get(panel.field) is not None), key=lambda p: (p.values[panel.field], p.error)):
@@ -166,12 +183,10 @@ def _envelope(members: list[Point], panel, name: str) -> dict:
     return {
         "type": "scatter",
         "mode": "lines",
-        "name": "least error",
-        "xaxis": name,
+        "name": ENVELOPE,
         "x": x,
         "y": y,
         "hoverinfo": "skip",
-        "showlegend": False,
         "line": {"shape": "hv", "width": 1.5, "color": BLUE},
         "opacity": 0.45,
     }
