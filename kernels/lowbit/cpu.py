@@ -38,6 +38,10 @@ class Epilogue(ctypes.Structure):
                 ("residual", _P), ("gate", _P), ("gate_stride", _I), ("tokens", _I))
 
 
+class Layers(ctypes.Structure):
+    _fields_ = (("weights", _P), ("ends", _P), ("factor", _P), ("count", _I), ("block", _I), ("act_groups", _I))
+
+
 class _ActGrid(ctypes.Structure):
     _fields_ = (("bits", _I), ("mid_rise", _I), ("clip", ctypes.c_float))
 
@@ -50,7 +54,7 @@ _ARGUMENTS = {  # of lowbit.h's entry points; every one ends with the number of 
     "lowbit_hadamard": (_P, _I, _P, _I, _I, _I, _P, _I),
     "lowbit_act_quant": (_P, _I, _P, _I, _P, _I, _I, _I, _P, _P, _I),
     "lowbit_linear_wnan": (ctypes.POINTER(Weight), ctypes.POINTER(Epilogue), _P, _P, _I, _I, _I),
-    "lowbit_quant_linears": (_P, _P, _P, _P, _P, _I, _P, _P, _I, _I, _P, _I, _I, _I),
+    "lowbit_quant_linears": (_P, _P, _P, _P, _P, _P, _I, _I, _I, _I),
     "lowbit_linear_wna16": (ctypes.POINTER(Weight), ctypes.POINTER(Epilogue), _P, _I, _I, _I),
     "lowbit_modulate": (_P, _I, _P, _P, _I, _D, _I, _I, _I, _P, _I),
     "lowbit_attention": (_P, _I, _I, _P, _P, _D, _I, _I, _I, _I),
@@ -266,7 +270,7 @@ def attention(query: Sequence[Tensor], key: Sequence[Tensor], value: Sequence[Te
                              f"{samples} samples of {width} channels")
         if not q_norm.shape == k_norm.shape == (channels,):
             raise ValueError(f"norm weights are {[tuple(norm.shape) for norm in (q_norm, k_norm)]}; a head has {channels} channels")
-        stream = dense(q), dense(k), dense(v), _wide(q_norm), _wide(k_norm), torch.empty(shape, dtype=dtype)
+        stream = dense(q), dense(k), dense(v), _wide(q_norm), _wide(k_norm), torch.empty(*shape, dtype=dtype)
         ys.append(stream[-1])
         structs.append(_Stream(*[part.data_ptr() for part in stream], shape[1]))
         kept.append(stream)

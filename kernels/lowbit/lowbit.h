@@ -139,9 +139,10 @@ typedef struct {
     float clip;
 } ActGrid;
 
-/* act_quant/cpu.c: codes and scales (one per `group`) of a row of float32, whose rounding leaves `wide` as it was. */
+/* act_quant/cpu.c: codes, as bytes with the bits of `flip` flipped, and scales (one per `group`) of a row of float32, whose rounding
+   leaves `wide` as it was. */
 void lowbit_round_row(const float *restrict wide, const ActGrid *grid, int64_t group, int64_t k_in, int8_t *restrict q,
-                      float *restrict scale);
+                      float *restrict scale, int8_t flip);
 
 /* A packed weight: codes (N, P), scales (N, G) half, zeros (N, G) or NULL, `group` columns to a scale. */
 typedef struct {
@@ -163,6 +164,14 @@ typedef struct {
     int64_t gate_stride, tokens;
 } Epilogue;
 
+/* Layers that read one input, all of one K and one group size, prepared for many calls. */
+typedef struct {
+    const Weight *const *weights;
+    const Epilogue *ends; /* what belongs to the layer alone: bias and GELU */
+    const float *factor;  /* (K) or NULL */
+    int64_t count, block, act_groups;
+} Layers;
+
 /* One stream of tokens of attention: q, k, v, y (B, tokens, H C) in the call's format, norm weights (C) float32. */
 typedef struct {
     const void *q, *k, *v;
@@ -173,6 +182,16 @@ typedef struct {
 
 /* unpack.c: codes of columns first_n .. first_n + COLUMNS as bytes [k / 4][column][k % 4], zero where there is none. */
 void lowbit_unpack_tile(const Weight *weight, int64_t first_n, uint8_t *restrict to);
+/* AVX-512 multiplies unsigned by signed bytes. Products there hold tokens as unsigned q + 128 and make codes signed, c - zero: what the sums
+   hold too much is then 128 times the sum of a group's codes, which belongs to the tile, and tokens need no sums of their own. */
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
+enum { SIGNED_CODES = 1 };
+#else
+enum { SIGNED_CODES = 0 };
+#endif
+/* unpack.c: the same as signed bytes, less zero [group][column], or less half of the codes' range where that is NULL;
+   start [group][column]: -128 times their sum over the group. Only where SIGNED_CODES. */
+void lowbit_unpack_signed(const Weight *weight, int64_t first_n, const int32_t *zero, uint8_t *restrict to, int32_t *restrict start);
 /* scales (and zero points) of the tile's columns: [group][column], zero where there is none. */
 void lowbit_tile_scales(const Weight *weight, int64_t first_n, float *restrict scale, int32_t *restrict zero);
 /* epilogue.c: `rows` rows of COLUMNS sums become outputs; row_scale (rows) or NULL multiplies the sums first. */

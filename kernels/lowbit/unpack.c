@@ -39,8 +39,81 @@ INLINE void transpose_16x16(__m512i r[16]) {
     }
 }
 
-void lowbit_unpack_tile(const Weight *weight, int64_t first_n, uint8_t *restrict to) {
+/* A block of 16 quads of 16 columns, which lies within a group: made signed, and 128 times its sum taken from `start`. */
+#if defined(__AVX512VNNI__)
+INLINE void sign_16x16(__m512i r[16], int count, __m512i zero, int32_t *start) {
+    const __m512i by = _mm512_set1_epi8((char)128);
+    __m512i sums[4] = {_mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512()};
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++) {
+        r[i] = _mm512_sub_epi8(r[i], zero);
+        if (i < count) sums[i % 4] = _mm512_dpbusd_epi32(sums[i % 4], by, r[i]);
+    }
+    const __m512i sum = _mm512_add_epi32(_mm512_add_epi32(sums[0], sums[1]), _mm512_add_epi32(sums[2], sums[3]));
+    _mm512_store_si512(start, _mm512_sub_epi32(_mm512_load_si512(start), sum));
+}
+#else
+INLINE void sign_16x16(__m512i r[16], int count, __m512i zero, int32_t *start) {}
+#endif
+
+/* Where the tile goes. `start` NULL: codes as they are; else signed, in blocks that each lie within a group. */
+typedef struct {
+    const Weight *weight;
+    const int32_t *zero;
+    uint8_t *to;
+    int32_t *start;
+} Tile;
+
+INLINE void put_16x16(const Tile *tile, __m512i r[16], int64_t quad, int half) {
+    const int count = (int)smaller(16, ceil_div(tile->weight->k_in, 4) - quad);
+    if (tile->start) {
+        const int64_t at = quad * 4 / tile->weight->group * COLUMNS + half;
+        const __m512i centre = _mm512_set1_epi8((char)(1 << (tile->weight->bits - 1))), bytes = _mm512_set1_epi32(0x01010101);
+        sign_16x16(r, count, tile->zero ? _mm512_mullo_epi32(_mm512_load_si512(tile->zero + at), bytes) : centre, tile->start + at);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++)
+        if (i < count) _mm512_store_si512(tile->to + (quad + i) * 4 * COLUMNS + 4 * half, r[i]);
+}
+
+/* Codes of 4 bits are transposed while two quads still fill a lane of 32 bits: half the work. 64 of each row at a time. */
+INLINE void unpack_4(const Tile *tile, int64_t first_n) {
+    const Weight *weight = tile->weight;
+    const int64_t row_bytes = ceil_div(weight->k_in, 2), quads = ceil_div(weight->k_in, 4);
+    const __m512i even = _mm512_set1_epi64(0x2c2824200c080400), odd = _mm512_set1_epi64(0x3c3834301c181410), mask = _mm512_set1_epi8(15);
+    const uint8_t *first = weight->packed + first_n * row_bytes;
+    const int64_t columns = smaller(COLUMNS, weight->n_out - first_n);
+    for (int64_t quad = 0; quad < quads; quad += 16) {
+        const int64_t at = quad * 2, left = smaller(row_bytes - at, 32);
+        const __mmask32 inside = left >= 32 ? ~0u : (1u << left) - 1;
+        __m512i pairs[16], r[16];
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; i++) {
+            const __m256i low = _mm256_maskz_loadu_epi8(i < columns ? inside : 0, first + i * row_bytes + at);
+            const __m256i high = _mm256_maskz_loadu_epi8(i + 16 < columns ? inside : 0, first + (i + 16) * row_bytes + at);
+            pairs[i] = _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+        }
+        transpose_16x16(pairs);
+#pragma GCC unroll 2
+        for (int half = 0; half < COLUMNS; half += 16) {
+#pragma GCC unroll 8
+            for (int i = 0; i < 8; i++) {
+                const __m512i both = pairs[half / 2 + i];
+                r[2 * i] = _mm512_and_si512(_mm512_multishift_epi64_epi8(even, both), mask);
+                r[2 * i + 1] = _mm512_and_si512(_mm512_multishift_epi64_epi8(odd, both), mask);
+            }
+            put_16x16(tile, r, quad, half);
+        }
+    }
+}
+
+INLINE void unpack(const Tile *tile, int64_t first_n) {
+    const Weight *weight = tile->weight;
     const int64_t bits = weight->bits, row_bytes = ceil_div(weight->k_in * bits, 8), quads = ceil_div(weight->k_in, 4);
+    if (bits == 4) {
+        unpack_4(tile, first_n);
+        return;
+    }
     uint8_t spread_bytes[64];
     uint64_t shift_word = 0;
     for (int i = 0; i < 64; i++) spread_bytes[i] = (uint8_t)(i / 8 * bits + i % 8);
@@ -60,12 +133,14 @@ void lowbit_unpack_tile(const Weight *weight, int64_t first_n, uint8_t *restrict
                 if (bits != 8) rows[i] = expand(rows[i], spread, shifts, mask);
             }
             transpose_16x16(rows);
-            const int count = (int)smaller(16, quads - quad);
-#pragma GCC unroll 16
-            for (int i = 0; i < 16; i++)
-                if (i < count) _mm512_store_si512(to + (quad + i) * 4 * COLUMNS + 4 * half, rows[i]);
+            put_16x16(tile, rows, quad, half);
         }
     }
+}
+
+void lowbit_unpack_tile(const Weight *weight, int64_t first_n, uint8_t *restrict to) {
+    const Tile tile = {.weight = weight, .to = to};
+    unpack(&tile, first_n);
 }
 #else
 void lowbit_unpack_tile(const Weight *weight, int64_t first_n, uint8_t *restrict to) {
@@ -88,14 +163,50 @@ void lowbit_unpack_tile(const Weight *weight, int64_t first_n, uint8_t *restrict
 }
 #endif
 
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
+static void sign_tile(const Weight *weight, const int32_t *zero, uint8_t *restrict to, int32_t *restrict start) {
+    const int64_t quads = ceil_div(weight->k_in, 4);
+    for (int64_t quad = 0; quad < quads; quad++) {
+        const int64_t group = quad * 4 / weight->group * COLUMNS;
+        for (int i = 0; i < 4 * COLUMNS; i++) {
+            uint8_t *code = to + quad * 4 * COLUMNS + i;
+            *code = (uint8_t)(*code - (zero ? zero[group + i / 4] : 1 << (weight->bits - 1)));
+            start[group + i / 4] -= 128 * (int8_t)*code;
+        }
+    }
+}
+
+void lowbit_unpack_signed(const Weight *weight, int64_t first_n, const int32_t *zero, uint8_t *restrict to, int32_t *restrict start) {
+    memset(start, 0, (size_t)ceil_div(weight->k_in, weight->group) * COLUMNS * sizeof *start);
+#if defined(__AVX512VBMI__)
+    if (weight->group % 64 == 0 || weight->group >= weight->k_in) {
+        const Tile tile = {weight, zero, to, start};
+        unpack(&tile, first_n);
+        return;
+    }
+#endif
+    lowbit_unpack_tile(weight, first_n, to);
+    sign_tile(weight, zero, to, start);
+}
+#else
+void lowbit_unpack_signed(const Weight *weight, int64_t first_n, const int32_t *zero, uint8_t *restrict to, int32_t *restrict start) {}
+#endif
+
 void lowbit_tile_scales(const Weight *weight, int64_t first_n, float *restrict scale, int32_t *restrict zero) {
     const int64_t groups = ceil_div(weight->k_in, weight->group), columns = smaller(COLUMNS, weight->n_out - first_n);
     memset(scale, 0, (size_t)groups * COLUMNS * sizeof *scale);
     if (weight->zero) memset(zero, 0, (size_t)groups * COLUMNS * sizeof *zero);
     for (int64_t column = 0; column < columns; column++) {
         const int64_t row = (first_n + column) * groups;
-        for (int64_t g = 0; g < groups; g++) scale[g * COLUMNS + column] = from_half(weight->scale[row + g]);
+        int64_t g = 0;
+#if defined(__F16C__)
+        for (float four[4]; g + 4 <= groups; g += 4) {
+            _mm_storeu_ps(four, _mm_cvtph_ps(_mm_loadl_epi64((const __m128i *)(weight->scale + row + g))));
+            for (int i = 0; i < 4; i++) scale[(g + i) * COLUMNS + column] = four[i];
+        }
+#endif
+        for (; g < groups; g++) scale[g * COLUMNS + column] = from_half(weight->scale[row + g]);
         if (weight->zero)
-            for (int64_t g = 0; g < groups; g++) zero[g * COLUMNS + column] = weight->zero[row + g];
+            for (g = 0; g < groups; g++) zero[g * COLUMNS + column] = weight->zero[row + g];
     }
 }

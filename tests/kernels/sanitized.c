@@ -7,8 +7,8 @@
 int lowbit_hadamard(const void *, int64_t, const float *, int64_t, int64_t, int64_t, void *, int64_t);
 int lowbit_act_quant(const void *, int64_t, const float *, int64_t, const ActGrid *, int64_t, int64_t, int64_t, int8_t *, float *, int64_t);
 int lowbit_linear_wnan(const Weight *, const Epilogue *, const int8_t *, const float *, int64_t, int64_t, int64_t);
-int lowbit_quant_linears(const Weight *const *, const Epilogue *, const Epilogue *, void *const *, const ActGrid *, int64_t, const void *,
-                         const void *, int64_t, int64_t, const float *, int64_t, int64_t, int64_t, int64_t);
+int lowbit_quant_linears(const Layers *, const Epilogue *, void *const *, const ActGrid *, const void *, const void *, int64_t, int64_t,
+                         int64_t, int64_t);
 int lowbit_linear_wna16(const Weight *, const Epilogue *, const void *, int64_t, int64_t, int64_t);
 int lowbit_modulate(const void *, int64_t, const void *, const void *, int64_t, double, int64_t, int64_t, int64_t, void *, int64_t);
 int lowbit_attention(const Stream *, int64_t, int64_t, const float *, const float *, double, int64_t, int64_t, int64_t, int64_t);
@@ -59,13 +59,14 @@ static void linear(void) {
         const Weight *const both[] = {&weight, &weight};
         const Epilogue ends[] = {{bias, NULL, NULL, NULL, format, 0, 0, 0}, {bias, NULL, NULL, NULL, format, 0, 1, 0}};
         const ActGrid grids[] = {{4, draw(2), 1}, {draw(2) ? 4 : 8, 0, 0.9f}};
-        if (lowbit_quant_linears(both, ends, NULL, (void *[]){y, second}, grids, 2, x, NULL, 0, y_format, NULL, 1, act_groups, m,
-                                 1 + draw(2))) exit(2);
+        Layers layers = {both, ends, NULL, 2, 1, act_groups};
+        if (lowbit_quant_linears(&layers, NULL, (void *[]){y, second}, grids, x, NULL, 0, y_format, m, 1 + draw(2))) exit(2);
+        layers.count = 1;
         void *gate = floats_of((size_t)n, y_format), *left = floats_of((size_t)m, y_format);
         void *right = floats_of((size_t)(m * (k - 1)), y_format);
         const Epilogue gated = {.residual = second, .gate = gate, .gate_stride = n, .tokens = m};
-        if (lowbit_quant_linears(both, ends, &gated, (void *[]){y}, grids, 1, k > 1 ? left : x, k > 1 ? right : NULL, 1, y_format, NULL, 1,
-                                 act_groups, m, 1 + draw(2))) exit(2);
+        if (lowbit_quant_linears(&layers, &gated, (void *[]){y}, grids, k > 1 ? left : x, k > 1 ? right : NULL, 1, y_format, m,
+                                 1 + draw(2))) exit(2);
         free(second), free(gate), free(left), free(right);
         for (int64_t i = 0; i < m * k; i++) q[i] = q[i] == -128 ? 0 : q[i];
         if (lowbit_linear_wnan(&weight, &end, q, act_scale, act_groups, m, 1 + draw(2))) exit(2);

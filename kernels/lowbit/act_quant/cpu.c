@@ -4,7 +4,16 @@
 /* Largest magnitude. As integers, magnitudes of floats order alike; NaN is above everything. */
 INLINE float absmax(const float *restrict x, int64_t count) {
     uint32_t most = 0;
-    for (int64_t i = 0; i < count; i++) {
+    int64_t i = 0;
+#if defined(__AVX512F__)
+    const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+    __m512i m[4] = {_mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512()};
+    for (; i + 64 <= count; i += 64)
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) m[j] = _mm512_max_epu32(m[j], _mm512_and_si512(_mm512_loadu_si512(x + i + 16 * j), magnitude));
+    most = _mm512_reduce_max_epu32(_mm512_max_epu32(_mm512_max_epu32(m[0], m[1]), _mm512_max_epu32(m[2], m[3])));
+#endif
+    for (; i < count; i++) {
         const uint32_t bits = float_to_bits(x[i]) & 0x7fffffff;
         most = bits > most ? bits : most;
     }
@@ -12,45 +21,47 @@ INLINE float absmax(const float *restrict x, int64_t count) {
 }
 
 /* Nearest integers within -top ... top; `inside`: none can be beyond, as after scaling by the largest of finite numbers. */
-INLINE void round_to_codes(const float *restrict x, int64_t count, float inverse, int top, const int inside, int8_t *restrict q) {
+INLINE void round_to_codes(const float *restrict x, int64_t count, float inverse, int top, const int inside, int8_t flip,
+                           int8_t *restrict q) {
     int64_t i = 0;
 #if defined(__AVX512F__)
     const __m512 by = _mm512_set1_ps(inverse), most = _mm512_set1_ps((float)top), least = _mm512_set1_ps((float)-top);
+    const __m128i turn = _mm_set1_epi8(flip);
     for (; i + 16 <= count; i += 16) { /* of a NaN and a number, the maximum is the second */
         __m512 value = _mm512_mul_ps(_mm512_loadu_ps(x + i), by);
         if (!inside) value = _mm512_min_ps(_mm512_max_ps(value, least), most);
-        _mm_storeu_si128((__m128i *)(q + i), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(value)));
+        _mm_storeu_si128((__m128i *)(q + i), _mm_xor_si128(_mm512_cvtepi32_epi8(_mm512_cvtps_epi32(value)), turn));
     }
 #endif
     for (; i < count; i++) {
         const float value = __builtin_rintf(x[i] * inverse);
         const float low = value > -top ? value : -top; /* NaN becomes -top; its scale is NaN too */
-        q[i] = (int8_t)(int32_t)(low < top ? low : top);
+        q[i] = (int8_t)(int32_t)(low < top ? low : top) ^ flip;
     }
 }
 
 /* Odd integers 2 floor + 1 within -top ... top, which is 2^b - 1. */
-INLINE void round_to_odd_codes(const float *restrict x, int64_t count, float inverse, int top, int8_t *restrict q) {
+INLINE void round_to_odd_codes(const float *restrict x, int64_t count, float inverse, int top, int8_t flip, int8_t *restrict q) {
     const int low = -(top + 1) / 2, high = (top - 1) / 2; /* of the floor */
     int64_t i = 0;
 #if defined(__AVX512F__)
     const __m512 by = _mm512_set1_ps(inverse), most = _mm512_set1_ps((float)high), least = _mm512_set1_ps((float)low);
-    const __m512i one = _mm512_set1_epi32(1);
+    const __m512i one = _mm512_set1_epi32(1 ^ flip);
     for (; i + 16 <= count; i += 16) {
         const __m512 value = _mm512_min_ps(_mm512_max_ps(_mm512_mul_ps(_mm512_loadu_ps(x + i), by), least), most);
         const __m512i down = _mm512_cvt_roundps_epi32(value, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
-        _mm_storeu_si128((__m128i *)(q + i), _mm512_cvtepi32_epi8(_mm512_or_si512(_mm512_slli_epi32(down, 1), one)));
+        _mm_storeu_si128((__m128i *)(q + i), _mm512_cvtepi32_epi8(_mm512_xor_si512(_mm512_slli_epi32(down, 1), one)));
     }
 #endif
     for (; i < count; i++) {
         const float value = __builtin_floorf(x[i] * inverse);
         const float least = value > low ? value : low; /* NaN becomes -top; its scale is NaN too */
-        q[i] = (int8_t)(2 * (int32_t)(least < high ? least : high) + 1);
+        q[i] = (int8_t)(2 * (int32_t)(least < high ? least : high) + 1) ^ flip;
     }
 }
 
 void lowbit_round_row(const float *restrict wide, const ActGrid *grid, int64_t group, int64_t k_in, int8_t *restrict q,
-                      float *restrict scale) {
+                      float *restrict scale, int8_t flip) {
     const int half = 1 << (grid->bits - 1), cells = grid->mid_rise ? half : half - 1; /* from zero to the end of the grid */
     const int divisor = grid->mid_rise ? 2 * half : cells;
     for (int64_t first = 0; first < k_in; first += group) {
@@ -58,9 +69,9 @@ void lowbit_round_row(const float *restrict wide, const ActGrid *grid, int64_t g
         /* a subnormal maximum would overflow the reciprocal */
         const float inverse = most > FLT_MIN * cells ? cells / most : 0.0f;
         scale[first / group] = most / divisor;
-        if (grid->mid_rise) round_to_odd_codes(wide + first, group, inverse, divisor - 1, q + first);
-        else if (grid->clip == 1.0f && most < INFINITY) round_to_codes(wide + first, group, inverse, cells, 1, q + first);
-        else round_to_codes(wide + first, group, inverse, cells, 0, q + first);
+        if (grid->mid_rise) round_to_odd_codes(wide + first, group, inverse, divisor - 1, flip, q + first);
+        else if (grid->clip == 1.0f && most < INFINITY) round_to_codes(wide + first, group, inverse, cells, 1, flip, q + first);
+        else round_to_codes(wide + first, group, inverse, cells, 0, flip, q + first);
     }
 }
 
@@ -79,7 +90,7 @@ EXPORT int lowbit_act_quant(const void *x, int64_t format, const float *factor, 
             continue;
         }
         lowbit_load_row(x, format, row, factor, block, k_in, wide);
-        lowbit_round_row(wide, grid, group, k_in, q + row * k_in, scale + row * (k_in / group));
+        lowbit_round_row(wide, grid, group, k_in, q + row * k_in, scale + row * (k_in / group), 0);
     }
     return failed;
 }

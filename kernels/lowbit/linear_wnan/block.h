@@ -7,10 +7,11 @@
 typedef struct {
     const int8_t *q; /* the block's tokens, rows `stride` bytes apart, padded with zeros to whole quads */
     int64_t stride;
-    const uint8_t *codes;      /* lowbit_unpack_tile */
+    const uint8_t *codes;      /* lowbit_unpack_tile; signed by lowbit_unpack_signed where SIGNED_CODES */
+    const int32_t *start;      /* [group][COLUMNS], of signed codes: where sums start */
     const float *scale;        /* [group][COLUMNS] */
-    const int32_t *zero;       /* [group][COLUMNS] or NULL: `centre` for all */
-    const int32_t *token_sums; /* [row][group]: sum of q over the group */
+    const int32_t *zero;       /* [group][COLUMNS] or NULL: `centre` for all, or nothing where codes are signed */
+    const int32_t *token_sums; /* [row][group]: sum of q over the group; NULL where nothing needs them */
     const float *act_scale;    /* [row][group], or NULL: one scale per token, applied at the end */
     float *sums;               /* [row][COLUMNS] out */
     int64_t groups, group, k_in, centre;
@@ -21,26 +22,26 @@ enum { ROWS = 12, ROWS_GROUPED = 6 }; /* 24 of 32 registers hold sums: integers 
 enum { AHEAD = 2048 };             /* bytes of codes fetched ahead */
 
 /* In place: given the intrinsic, gcc copies every sum to another register and back, and spills. */
-INLINE void add_dot(__m512i *sum, __m512i codes, __m512i q) { __asm__("vpdpbusd %2, %1, %0" : "+v"(*sum) : "v"(codes), "v"(q)); }
+INLINE void add_dot(__m512i *sum, __m512i q, __m512i codes) { __asm__("vpdpbusd %2, %1, %0" : "+v"(*sum) : "v"(q), "v"(codes)); }
 
-/* Exact sums of one group; they start at what the zero point takes away. */
+/* Exact sums of one group; they start at what 128 and the zero point have added. */
 INLINE void sum_group(const Block *b, const int rows, int64_t g, __m512i acc[][2]) {
     const int64_t quads = ceil_div(b->group, 4), first = g * quads, last = smaller(first + quads, ceil_div(b->k_in, 4));
     const uint8_t *codes = b->codes + first * 4 * COLUMNS;
     const int8_t *q[ROWS / 3]; /* of every third row */
 #pragma GCC unroll 4
     for (int r = 0; r < ROWS / 3; r++) q[r] = b->q + 3 * r * b->stride + first * 4;
+    const __m512i s0 = _mm512_load_si512(b->start + g * COLUMNS), s1 = _mm512_load_si512(b->start + g * COLUMNS + 16);
+#pragma GCC unroll 12
+    for (int r = 0; r < rows; r++) acc[r][0] = s0, acc[r][1] = s1;
     if (b->zero) {
         const __m512i z0 = _mm512_load_si512(b->zero + g * COLUMNS), z1 = _mm512_load_si512(b->zero + g * COLUMNS + 16);
 #pragma GCC unroll 12
         for (int r = 0; r < rows; r++) {
-            const __m512i s = _mm512_set1_epi32(-b->token_sums[r * b->groups + g]);
-            acc[r][0] = _mm512_mullo_epi32(z0, s), acc[r][1] = _mm512_mullo_epi32(z1, s);
+            const __m512i s = _mm512_set1_epi32(b->token_sums[r * b->groups + g]);
+            acc[r][0] = _mm512_add_epi32(acc[r][0], _mm512_mullo_epi32(z0, s));
+            acc[r][1] = _mm512_add_epi32(acc[r][1], _mm512_mullo_epi32(z1, s));
         }
-    } else {
-#pragma GCC unroll 12
-        for (int r = 0; r < rows; r++)
-            acc[r][0] = acc[r][1] = _mm512_set1_epi32((int32_t)(-b->centre * b->token_sums[r * b->groups + g]));
     }
     for (int64_t quad = first; quad < last; quad++, codes += 4 * COLUMNS) {
         const __m512i w0 = _mm512_load_si512(codes), w1 = _mm512_load_si512(codes + 64);
@@ -51,8 +52,8 @@ INLINE void sum_group(const Block *b, const int rows, int64_t g, __m512i acc[][2
             int32_t four;
             memcpy(&four, q[r / 3] + r % 3 * b->stride, 4);
             const __m512i a = _mm512_set1_epi32(four);
-            add_dot(&acc[r][0], w0, a);
-            add_dot(&acc[r][1], w1, a);
+            add_dot(&acc[r][0], a, w0);
+            add_dot(&acc[r][1], a, w1);
         }
 #pragma GCC unroll 4
         for (int r = 0; r < ROWS / 3; r++) q[r] += 4;

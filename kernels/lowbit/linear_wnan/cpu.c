@@ -1,7 +1,8 @@
 /* linear_wnan on a CPU: packed n-bit weight x int8-held activations, int32 sums, scales at the end of each group.
 
-   Codes stay unsigned, activations signed, which is what the dot-product instructions take; a zero point z of a group adds
-   -z sum_k q[m, k], so the sums start there and no weight is shifted. Sums of a group are exact integers. */
+   The dot-product instructions take one unsigned and one signed factor. With AVX2 codes stay unsigned and activations are signed; a zero
+   point z of a group adds -z sum_k q[m, k], so the sums start there. With AVX-512 it is the other way round (block.h). Sums of a group are
+   exact integers. */
 #include "block.h"
 
 /* Rows per block: as even as the registers allow, so that no block is left with one or two. */
@@ -13,17 +14,18 @@ static int64_t rows_per_block(int64_t m, int64_t groups) {
 /* Bytes between rows of quantized tokens: whole cache lines, of an odd number, so that rows of a block do not share places in the cache. */
 static int64_t row_bytes(int64_t k_in) { return (ceil_div(k_in, 64) | 1) * 64; }
 
+enum { FLIP = SIGNED_CODES ? -128 : 0 }; /* turns q into q + 128 */
+
+/* Of tokens as they are held. */
 static int32_t sum_of(const int8_t *restrict q, int64_t count) {
-    int64_t i = 0;
     int32_t sum = 0;
-#if defined(__AVX512VNNI__)
-    __m512i sums = _mm512_setzero_si512();
-    for (; i + 64 <= count; i += 64) sums = _mm512_dpbusd_epi32(sums, _mm512_set1_epi8(1), _mm512_loadu_si512(q + i));
-    sum = _mm512_reduce_add_epi32(sums);
-#endif
-    for (; i < count; i++) sum += q[i];
+    for (int64_t i = 0; i < count; i++) sum += (int8_t)(q[i] ^ FLIP);
     return sum;
 }
+
+/* Does its product need the sums of the tokens? Codes of 8 bits less a zero point do not fit a signed byte: of those 128 is taken away, and
+   the rest of the zero point with the sums. */
+INLINE int reads_sums(const Weight *weight) { return !SIGNED_CODES || (weight->zero && weight->bits == 8); }
 
 enum { MOST_WEIGHTS = 8 }; /* of one call */
 static __thread Scratch of_call, of_thread;
@@ -32,18 +34,27 @@ static __thread Scratch of_call, of_thread;
 static void run_tile(const Weight *weight, const Epilogue *end, Block block, const float *token_scale, int64_t first_m, int64_t last_m,
                      int64_t step, int64_t first_n, uint8_t *codes) {
     const int64_t quads = ceil_div(weight->k_in, 4);
-    float *scale = (float *)(codes + quads * 4 * COLUMNS), *sums = scale + 2 * block.groups * COLUMNS;
-    int32_t *zero = (int32_t *)(scale + block.groups * COLUMNS);
-    lowbit_unpack_tile(weight, first_n, codes);
+    float *scale = (float *)(codes + quads * 4 * COLUMNS), *sums = scale + 3 * block.groups * COLUMNS;
+    int32_t *zero = (int32_t *)(scale + block.groups * COLUMNS), *start = zero + block.groups * COLUMNS;
     lowbit_tile_scales(weight, first_n, scale, zero);
+    if (!SIGNED_CODES) {
+        lowbit_unpack_tile(weight, first_n, codes);
+        block.zero = weight->zero ? zero : NULL;
+    } else if (reads_sums(weight)) {
+        lowbit_unpack_signed(weight, first_n, NULL, codes, start);
+        for (int64_t i = 0; i < block.groups * COLUMNS; i++) zero[i] = 128 - zero[i];
+        block.zero = zero;
+    } else {
+        lowbit_unpack_signed(weight, first_n, weight->zero ? zero : NULL, codes, start);
+    }
     const int8_t *q = block.q;
     const float *act_scale = block.act_scale;
     const int32_t *token_sums = block.token_sums;
-    block.codes = codes, block.scale = scale, block.zero = weight->zero ? zero : NULL, block.sums = sums;
+    block.codes = codes, block.scale = scale, block.start = start, block.sums = sums;
     for (int64_t row = first_m; row < last_m; row += step) {
         const int64_t rows = smaller(step, last_m - row);
         block.q = q + row * block.stride;
-        block.token_sums = token_sums + row * block.groups;
+        block.token_sums = token_sums ? token_sums + row * block.groups : NULL;
         block.act_scale = act_scale ? act_scale + row * block.groups : NULL;
         run_block(&block, (int)rows);
         lowbit_finish(weight, end, sums, act_scale ? NULL : token_scale + row, row, rows, first_n);
@@ -62,9 +73,9 @@ typedef struct {
 /* The tokens on one grid, as the products read them. */
 typedef struct {
     const ActGrid *grid; /* NULL: they are quantized already */
-    int32_t *token_sums; /* [row][group] */
+    int32_t *token_sums; /* [row][group], or NULL: no product reads them */
     float *act_scale;    /* [row][act_groups] */
-    int8_t *q;           /* rows of row_bytes(K) */
+    int8_t *q;           /* rows of row_bytes(K); q + 128 where codes are signed */
 } Panels;
 
 static void load_parts(const Tokens *tokens, int64_t row, int64_t k_in, float *wide) {
@@ -82,10 +93,10 @@ static int prepare_row(const Tokens *tokens, const Panels *of_width, int64_t wid
     if (wide) load_parts(tokens, row, k_in, wide);
     for (const Panels *to = of_width; to < of_width + widths; to++) {
         int8_t *q = to->q + row * row_bytes(k_in);
-        if (wide) lowbit_round_row(wide, to->grid, k_in / tokens->act_groups, k_in, q, to->act_scale + row * tokens->act_groups);
-        else memcpy(q, tokens->q + row * k_in, (size_t)k_in);
-        for (int64_t k = k_in; k < padded_k; k++) q[k] = 0;
-        for (int64_t g = 0; g < groups; g++)
+        if (wide) lowbit_round_row(wide, to->grid, k_in / tokens->act_groups, k_in, q, to->act_scale + row * tokens->act_groups, FLIP);
+        else for (int64_t k = 0; k < k_in; k++) q[k] = tokens->q[row * k_in + k] ^ FLIP;
+        for (int64_t k = k_in; k < padded_k; k++) q[k] = FLIP;
+        for (int64_t g = 0; to->token_sums && g < groups; g++)
             to->token_sums[row * groups + g] = sum_of(q + g * group, smaller(group, k_in - g * group));
     }
     return 1;
@@ -124,7 +135,7 @@ static int run(const Weight *const *weights, const Epilogue *ends, const ActGrid
     const int64_t shares = shares_of(m, padded_k, threads), share_rows = ceil_div(blocks, shares) * step;
     Panels of_width[MOST_WEIGHTS];
     const Panels *panels[MOST_WEIGHTS];
-    int64_t widths = 0, tiles = 0;
+    int64_t widths = 0, tiles = 0, sums = 0; /* sums of a token that products read */
     for (int64_t w = 0; w < count; w++) {
         const ActGrid *grid = grids ? grids + w : NULL;
         int64_t i = 0;
@@ -132,14 +143,15 @@ static int run(const Weight *const *weights, const Epilogue *ends, const ActGrid
         if (i == widths) of_width[widths++].grid = grid;
         panels[w] = of_width + i;
         tiles += ceil_div(weights[w]->n_out, COLUMNS);
+        if (reads_sums(weights[w])) sums = groups;
     }
     const int64_t scales = tokens->x[0] ? m * tokens->act_groups : 0;
-    const int64_t head = ceil_div((m * groups + scales) * 4, 64) * 64, bytes = head + m * row_bytes(k_in);
+    const int64_t head = ceil_div((m * sums + scales) * 4, 64) * 64, bytes = head + m * row_bytes(k_in);
     int8_t *at = reserve(&of_call, (size_t)(widths * bytes));
     if (!at) return 1;
     for (int64_t i = 0; i < widths; i++, at += bytes) {
-        of_width[i].token_sums = (int32_t *)at;
-        of_width[i].act_scale = tokens->x[0] ? (float *)at + m * groups : tokens->act_scale;
+        of_width[i].token_sums = sums ? (int32_t *)at : NULL;
+        of_width[i].act_scale = tokens->x[0] ? (float *)at + m * sums : tokens->act_scale;
         of_width[i].q = at + head;
     }
     int failed = 0;
@@ -150,7 +162,7 @@ static int run(const Weight *const *weights, const Epilogue *ends, const ActGrid
         for (int64_t block = 0; block < blocks; block++)
             for (int64_t row = block * step; row < smaller(m, (block + 1) * step); row++)
                 able &= prepare_row(tokens, of_width, widths, row, k_in, group);
-        uint8_t *codes = reserve(&of_thread, (size_t)((padded_k + 8 * groups + 4 * ROWS) * COLUMNS));
+        uint8_t *codes = reserve(&of_thread, (size_t)((padded_k + 12 * groups + 4 * ROWS) * COLUMNS));
         if (!codes || !able)
 #pragma omp atomic write
             failed = 1;
@@ -175,17 +187,17 @@ EXPORT int lowbit_linear_wnan(const Weight *weight, const Epilogue *end, const i
     return run(&weight, end, NULL, 1, &tokens, m, threads);
 }
 
-/* The same from x (M, K) in `format`, quantized as act_quant does on grids[i], for `count` weights of one K and group size; ys[i] is
-   the output of weights[i], in `format`. act_groups is 1 or the weights'. x may come as two parts side by side, the first k_first columns
-   wide, a multiple of `block`; else more_x is NULL. gated is NULL, or holds the residual of a single weight's output. */
-EXPORT int lowbit_quant_linears(const Weight *const *weights, const Epilogue *ends, const Epilogue *gated, void *const *ys,
-                                const ActGrid *grids, int64_t count, const void *x, const void *more_x, int64_t k_first, int64_t format,
-                                const float *factor, int64_t block, int64_t act_groups, int64_t m, int64_t threads) {
-    const Tokens tokens = {.x = {x, more_x}, .format = format, .factor = factor, .block = block, .k_first = k_first, .act_groups = act_groups};
+/* The same from x (M, K) in `format`, quantized as act_quant does on grids[i]; ys[i] is the output of layer i, in `format`. act_groups is 1
+   or the weights'. x may come as two parts side by side, the first k_first columns wide, a multiple of `block`; else more_x is NULL. gated is
+   NULL, or holds the residual of a single layer's output. */
+EXPORT int lowbit_quant_linears(const Layers *layers, const Epilogue *gated, void *const *ys, const ActGrid *grids, const void *x,
+                                const void *more_x, int64_t k_first, int64_t format, int64_t m, int64_t threads) {
+    const Tokens tokens = {.x = {x, more_x}, .format = format, .factor = layers->factor, .block = layers->block, .k_first = k_first,
+                           .act_groups = layers->act_groups};
     Epilogue own[MOST_WEIGHTS];
-    for (int64_t w = 0; w < count; w++) {
-        own[w] = ends[w], own[w].y = ys[w], own[w].y_format = format;
+    for (int64_t w = 0; w < layers->count; w++) {
+        own[w] = layers->ends[w], own[w].y = ys[w], own[w].y_format = format;
         if (gated) own[w].residual = gated->residual, own[w].gate = gated->gate, own[w].gate_stride = gated->gate_stride, own[w].tokens = gated->tokens;
     }
-    return run(weights, own, grids, count, &tokens, m, threads);
+    return run(layers->weights, own, grids, layers->count, &tokens, m, threads);
 }
