@@ -81,7 +81,12 @@ def interval_of(name: str, values) -> Interval:
     """`interval` of a metric of METRICS, cut to the values that the metric can take: the mean lies among them, so no coverage is lost."""
     metric = METRICS[name]
     found = interval(values, unit=metric.unit, higher_is_better=metric.higher_is_better)
-    return found if found.n == 1 else replace(found, low=max(found.low, metric.least), high=min(found.high, metric.most))
+    return cut(found, metric.least, metric.most)
+
+
+def cut(found: Interval, least: float, most: float) -> Interval:
+    """An interval without what its quantity cannot be; of one value it stays unbounded."""
+    return found if found.n == 1 else replace(found, low=max(found.low, least), high=min(found.high, most))
 
 
 def interval(values, *, unit: str = "", higher_is_better: bool | None = True) -> Interval:

@@ -55,6 +55,9 @@ def explain(error: ValidationError) -> str:
     return f"{where}: {message}" if where else message
 
 
+NAMELESS = " "  # for `Frozen.parse`: the field alone says where the mistake is, as on a form
+
+
 class Frozen(BaseModel):
     """Base of options and of everything read from outside."""
 
@@ -63,11 +66,11 @@ class Frozen(BaseModel):
     @classmethod
     def parse(cls, values: dict | str, what: str = ""):
         """Build from a dict or a JSON text; raises BadInput with one line instead of a traceback."""
-        label = what or cls.__name__
+        label = "" if what == NAMELESS else f"{what or cls.__name__}: "
         try:
             return cls.model_validate_json(values) if isinstance(values, str) else cls.model_validate(values)
         except ValidationError as error:
-            raise BadInput(f"{label}: {explain(error)}") from None
+            raise BadInput(label + explain(error)) from None
 
 
 def setting(default, help_text: str, *, step: float | None = None, **bounds):

@@ -61,9 +61,10 @@ def check(prompts, label: str = "prompts") -> tuple[str, ...]:
 
 def _parse_csv(text: str) -> tuple[str, ...]:
     rows = csv.DictReader(io.StringIO(text))
-    if "prompt" not in (rows.fieldnames or ()):
+    column = next((name for name in rows.fieldnames or () if name.strip().lower() == "prompt"), None)
+    if column is None:
         raise ValueError('its first line names no column "prompt"')
-    return tuple((row["prompt"] or "").strip() for row in rows)
+    return tuple((row[column] or "").strip() for row in rows)
 
 
 def _parse_json(text: str) -> tuple[str, ...]:

@@ -30,7 +30,8 @@ TOKENS_FOR_ERROR = 128  # rows that estimate the squared output error of a layer
 
 
 class LayerTap:
-    """While open, keeps every layer's input and makes its output part of the graph. One forward at a time."""
+    """While open, keeps every layer's input and makes its output part of the graph. One forward at a time: the model is locked, or
+    somebody else's forward would leave its inputs here."""
 
     def __init__(self, bundle: Bundle):
         self.bundle = bundle
@@ -39,6 +40,7 @@ class LayerTap:
         self._handles = []
 
     def __enter__(self):
+        self.bundle.lock.acquire()
         for layer in self.bundle.layers:
             self._handles.append(self.bundle.linear(layer.name).register_forward_hook(self._keep(layer)))
         return self
@@ -48,6 +50,7 @@ class LayerTap:
             handle.remove()
         self.inputs.clear()
         self.outputs.clear()
+        self.bundle.lock.release()
 
     def _keep(self, layer: LayerInfo):
         def hook(_module, args, output):

@@ -38,7 +38,7 @@ def record(bundle: Bundle, config: TraceConfig, *, on_progress: OnProgress = ign
 
 @torch.no_grad()
 def forward(bundle: Bundle, latent_SMD, schedule, step: int, conditioning):
-    """The model's output at one step, in chunks of samples so that memory stays bounded."""
-    parts = [bundle.velocity(latent_SMD[i:i + CHUNK], schedule, step, conditioning.rows(slice(i, i + CHUNK)))
-             for i in range(0, len(latent_SMD), CHUNK)]
-    return torch.cat(parts)
+    """The model's output at one step, in chunks of samples so that memory stays bounded. Whoever looks into a layer meanwhile waits."""
+    with bundle.lock:
+        return torch.cat([bundle.velocity(latent_SMD[i:i + CHUNK], schedule, step, conditioning.rows(slice(i, i + CHUNK)))
+                          for i in range(0, len(latent_SMD), CHUNK)])

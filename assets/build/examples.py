@@ -31,8 +31,7 @@ def make(model: str) -> examples.Example:
     look = pipeline.inspect(bundle, found.trace, *found.sensitivity.most_fragile, found.quant)
     seconds = time.perf_counter() - started
     made = (f"Example run, made on {datetime.date.today().isoformat()} in {seconds:.0f} s on {latency.cpu_name()}, "
-            f"{os.cpu_count()} cores: {STEPS} steps, {PROMPTS} prompts. Its seconds are of that machine. "
-            "Press a button above to make your own.")
+            f"{os.cpu_count()} cores: {STEPS} steps, {PROMPTS} prompts. Its seconds are of that machine.")
     return examples.Example(made=made, seconds=seconds, sensitivity=found.sensitivity, table=found.table, costs=found.costs,
                             quant=found.quant, result=result, comparison=comparison, trace=found.trace,
                             look=look)

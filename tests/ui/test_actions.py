@@ -13,9 +13,9 @@ import torch
 from tests.ui import fakes
 from workbench.options import ACT_BITS, WEIGHT_BITS, BadInput, LatencyConfig, QuantConfig, SearchConfig, SensitivityConfig
 from workbench.plans import LatencyTable
-from workbench.ui import budgets, guide
+from workbench.ui import budgets, contest_actions, guide
 from workbench.ui.actions import common, compare, export, model, search, sensitivity
-from workbench.ui.session import OF_MODEL
+from workbench.ui.session import OF_MODEL, Drafted
 from workbench.ui.views.layers import blocks_of
 
 PROFILE_SETTINGS = [*(getattr(SensitivityConfig(), n) for n in sensitivity.SENSITIVITY_FORM),
@@ -294,6 +294,69 @@ def test_a_profile_selects_its_most_fragile_cell_unless_one_was_picked_meanwhile
     gate.set()
     finish(session)
     assert session.cell == (2, 1)
+
+
+def test_images_that_arrive_after_another_plan_was_chosen_are_kept_for_their_own(searched, gate, finish):
+    first, other = searched.chosen, searched.result.front[0]
+    compare.compare(searched, "a", 0, 4)
+    common.choose(searched, other)
+    assert not compare.drawing(searched)
+    gate.set()
+    finish(searched)
+    assert searched.chosen is other and searched.comparison is None and "was drawn" in searched.notices["compare"][0]
+    common.choose(searched, first)
+    assert searched.comparison.plan.plan_id == first.plan.plan_id
+
+
+def test_a_plan_that_was_brought_outlives_a_profile_and_one_of_the_front_does_not(searched, finish):
+    profile(searched, steps=6)
+    finish(searched)
+    assert searched.chosen is None
+    brought = Drafted(fakes.make_scored(searched.profile, 4, 4).plan, origin="link")
+    common.choose(searched, brought)
+    profile(searched, steps=6)
+    finish(searched)
+    assert searched.chosen is brought
+
+
+def test_undo_knows_only_the_strokes_on_the_chosen_plan(searched):
+    searched.set(brush=8)
+    search.paint(searched, {"part": "steps", "row": 0, "last_row": 1, "column": 0, "last_column": 1})
+    assert len(searched.edits) == 1
+    common.choose(searched, searched.result.front[0])
+    with pytest.raises(BadInput, match="nothing has been painted"):
+        search.undo(searched)
+
+
+@pytest.mark.parametrize("floor", [-1, 121, 1e308, float("nan"), None, "30"])
+def test_a_floor_that_means_nothing_leaves_no_line(searched, floor):
+    search.pick_floor(searched, 1)
+    assert searched.floor_db == 1
+    with pytest.raises(BadInput, match="from 0 to 120 dB"):
+        search.pick_floor(searched, floor)
+    assert searched.floor_db is None
+    with pytest.raises(BadInput):
+        search.pick_floor(searched, 90)  # no plan reaches it: no line either
+    assert searched.floor_db is None
+
+
+def test_what_is_typed_into_a_budget_is_answered_in_words(searched):
+    before = searched.chosen
+    for typed, says in ((0.01, "no plan of the front"), (None, "must be a number"), (-3, "greater than 0")):
+        with pytest.raises(BadInput, match=says):
+            search.move_budget(searched, typed, None, 5.0)
+    assert searched.chosen is before
+    for step, shown in ((2, 2), (99, 99), (None, None), ("x", None)):
+        search.replay(searched, step)
+        assert searched.replay == shown
+
+
+def test_the_methods_screen_keeps_the_limits_of_a_space(session, monkeypatch):
+    monkeypatch.setenv("SPACE_ID", "someone/something")
+    with pytest.raises(BadInput, match="write 1 to 24"):
+        contest_actions.run(session, ["rtn"], "a\n" * 25, 0, 4, 4, 4.0, "stored")
+    with pytest.raises(BadInput, match="31 steps are more than the 30"):
+        contest_actions.run(session, ["rtn"], "a", 0, 31, 4, 4.0, "stored")
 
 
 def test_a_stopped_search_keeps_its_events(profiled, gate, finish):

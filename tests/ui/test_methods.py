@@ -52,7 +52,7 @@ def session(tmp_path):
 def test_the_table_has_float_every_method_and_its_marks(found):
     html = views.table(found)
     assert html.count("<tr") == 1 + 1 + 2 and "<b>36.00 ± 1.00</b>" in html and "<u>30.00 ± 1.00</u>" in html
-    assert "left out: gptq" in html and "4 prompts" in html
+    assert "left out: GPTQ" in html and "4 prompts" in html
     assert "<no kernel>" not in html and "&lt;no kernel&gt;" in html, "words from a stage are escaped"
     assert "No method has been compared yet" in views.table(None)
 

@@ -314,7 +314,8 @@ def test_a_rival_is_only_held_against_the_plan_where_it_keeps_the_budget(result)
     wide = search.rivals_line(result, chosen, limits(100, 16))
     best = min(result.references, key=lambda s: s.error)
     assert f"{best.error / chosen.error:.2f} ×" in wide
-    assert search.rivals_line(result, chosen, limits(0.1, 3)) == "No rival keeps this budget."
+    assert search.rivals_line(result, chosen, limits(0.1, 3)) == "The chosen plan is beyond this budget."
+    assert search.rivals_line(dataclasses.replace(result, references=()), chosen, limits(100, 16)) == "No rival keeps this budget."
 
 
 def test_bit_map_shows_every_width_of_the_plan(bundle, found):
@@ -456,3 +457,10 @@ def test_the_front_marks_which_part_found_a_plan(result):
     others = [dataclasses.replace(shown[0], origin=o, index=i) for i, o in enumerate(("uniform", "dp", "imported"), 3)]
     named = [t["name"] for t in search.front([*shown, *others], None, None, limits(100, 16))["data"] if t["showlegend"]]
     assert named.count("front") == 1 and len(named) == 4, "what is not the search's own shares one mark and one entry"
+
+
+def test_replaying_a_search_shows_what_had_been_measured_by_then_and_nothing_to_choose(result):
+    steps = search.beam_steps(result.events)
+    shown = search.points(result.events, result, 2)
+    assert [p.error for p in shown] == [error for *_, error in steps[1].front] and {p.index for p in shown} == {-1}
+    assert search.points(result.events, result, len(steps)) == search.points(result.events, result)

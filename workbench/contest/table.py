@@ -65,7 +65,7 @@ def _row(entrant: Entrant, against: Entrant | None) -> dict:
         row["retrieval"] = _plain(metrics.proportion(entrant.retrieved))
     row["paired"] = None if against is None or against.method == entrant.method else {
         name: _plain(metrics.paired(against.values[name], values)) for name, values in entrant.values.items()} | (
-        {"retrieval": _plain(metrics.paired(against.retrieved, entrant.retrieved))} if entrant.retrieved else {})
+        {"retrieval": _plain(metrics.cut(metrics.paired(against.retrieved, entrant.retrieved), -1.0, 1.0))} if entrant.retrieved else {})
     return row
 
 

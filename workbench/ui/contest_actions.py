@@ -11,11 +11,11 @@ from pathlib import Path
 from workbench import space
 from workbench.options import BadInput, ContestConfig, TraceConfig
 from workbench.prompts import parse_lines
-from workbench.ui import forms
+from workbench.ui import forms, limits
 
 TERMS = ("weight_bits", "act_bits", "modulation")
 TAB = "methods"
-PROMPTS_COMPARED = 64
+PROMPTS_COMPARED = 64  # at most, and where a place allows fewer, those
 
 
 def names() -> list[tuple[str, str]]:
@@ -28,6 +28,11 @@ def names() -> list[tuple[str, str]]:
 def default_names() -> list[str]:
     """A first choice that takes a minute or two."""
     return ["rtn", "quarot", "svdquant", "adatsq"]
+
+
+def most_prompts() -> int:
+    """Prompts of one comparison of methods, here."""
+    return min(PROMPTS_COMPARED, limits.here().prompts)
 
 
 def current(session) -> tuple[dict | None, object]:
@@ -46,8 +51,9 @@ def run(session, chosen, prompts_text, seed, steps, *terms) -> None:
     config = forms.read(ContestConfig, TERMS, terms)
     if not chosen:
         raise BadInput("no method is chosen; tick at least one")
-    if not 1 <= len(images.prompts) <= PROMPTS_COMPARED:
-        raise BadInput(f"{len(images.prompts)} prompts to compare; write 1 to {PROMPTS_COMPARED}, one per line")
+    if not 1 <= len(images.prompts) <= most_prompts():
+        raise BadInput(f"{len(images.prompts)} prompts to compare; write 1 to {most_prompts()}, one per line")
+    limits.here().check(steps=images.steps)
     contest, make = importlib.import_module("workbench.contest"), importlib.import_module("workbench.contest.make")
     runs = importlib.import_module("workbench.runs")
     settings = make.Settings(terms=config, trace=TraceConfig(steps=images.steps))

@@ -22,10 +22,12 @@ def _stage():
 MARKS = {"best": "<b>{}</b>", "second": "<u>{}</u>"}
 
 
-def table(found: dict | None) -> str:
+def table(found: dict | None, running: bool = False) -> str:
     """Every method with every number; best bold, second best underlined, the words beside it for who cannot see either."""
     if not found or not found["results"]:
-        return '<p class="notice info" role="status">No method has been compared yet; choose some and press Compare methods</p>'
+        says = ("The first method's row appears when it is done" if running
+                else "No method has been compared yet; choose some and press Compare methods")
+        return f'<p class="notice info" role="status">{says}</p>'
     stage = _stage()
     shown = [name for name in stage.QUALITY if any(name in row for row in found["results"])]
     head = "".join(f'<th scope="col">{escape(text)}</th>' for text in (
@@ -37,11 +39,16 @@ def table(found: dict | None) -> str:
         body += _row(row["label"], [stage.cell(row, name) for name in stage.NUMBERS], [_marked(row, name) for name in shown],
                      row["compute"], f"{row['description']}; {row['reason']}")
     n = next(iter(row["psnr_db"]["n"] for row in found["results"]))
-    skipped = f"; left out: {', '.join(found['skipped'])}" if found.get("skipped") else ""
+    skipped = f"; left out: {', '.join(map(_label, found['skipped']))}" if found.get("skipped") else ""
     caption = (f"{found['model']}, {found['steps']} steps, {n} prompts, 95 % intervals; best bold, second best underlined; "
                f"errors and seconds measured, bytes and bits exact{skipped}")
     return (f'<div class="scroll"><table class="numbers"><caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead>'
             f"<tbody>{body}</tbody></table></div>")
+
+
+def _label(name: str) -> str:
+    methods = importlib.import_module("workbench.methods").METHODS
+    return methods[name].label if name in methods else name
 
 
 def _row(label: str, plain: list[str], marked: list[str], compute: str, title: str) -> str:

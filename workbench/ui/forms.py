@@ -9,7 +9,8 @@ import typing
 import annotated_types
 import gradio as gr
 
-from workbench.options import GROUP_SIZES, LATENCY_TARGETS, WEIGHT_BITS, Frozen
+from workbench.options import GROUP_SIZES, LATENCY_TARGETS, NAMELESS, WEIGHT_BITS, Frozen
+from workbench.ui import limits
 
 NONE = "none"
 CHOICES = {  # fields whose validator knows a short list
@@ -25,7 +26,7 @@ def build(options: type[Frozen], *names: str) -> dict[str, gr.components.Compone
 
 def read(options: type[Frozen], names, values, **fixed):
     """The options that a form holds; raises BadInput with one line."""
-    return options.parse({**fixed, **{name: _clean(options, name, value) for name, value in zip(names, values)}})
+    return options.parse({**fixed, **{name: _clean(options, name, value) for name, value in zip(names, values)}}, NAMELESS)
 
 
 def prompts(value) -> tuple[str, ...]:
@@ -69,6 +70,7 @@ def _control(options: type[Frozen], name: str, elem_id: str) -> gr.components.Co
     kinds = typing.get_args(field.annotation) if isinstance(field.annotation, types.UnionType) else (field.annotation,)
     if int in kinds or float in kinds:
         low, high = bounds(options, name)
+        high = min(high, limits.here().steps) if name == "steps" else high
         step = (field.json_schema_extra or {}).get("step")
         if low is not None and high is not None and high - low <= WIDE:
             return gr.Slider(low, high, value=field.default, step=step, label=label, **shared)

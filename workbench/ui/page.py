@@ -11,11 +11,14 @@ from workbench.jobs import Board
 from workbench.options import Budget
 from workbench.ui import budgets, endpoints, guide, limits, style, tables, widget
 from workbench.ui.actions import export as export_actions
+from workbench.ui.actions.common import look_closer
 from workbench.ui.live import Page
 from workbench.ui.session import TICK_S, Store
 from workbench.ui.tabs import compare, export, methods, model, search, sensitivity
 
 TITLE = "AdaTSQ Workbench"
+OWN = "To search, draw and export, make your own: press 1 above, or Profile on the Sensitivity screen."
+
 
 def build(store: Store) -> gr.Blocks:
     """All screens in one Blocks: a Blocks rendered into a tab would lose its listeners."""
@@ -41,13 +44,13 @@ def build(store: Store) -> gr.Blocks:
                 methods.build(page)
         page.show(status, ["job", "bundle", "source"], lambda s: tables.status(TITLE, _model_line(s), s.snapshot()))
         page.show(tour, ["busy", "bundle", "profile", "example", "result", "comparison", "exported", "notice-guide"], guide.view)
-        page.show(example, ["example"], lambda s: tables.notice(s.example, "example") if s.example else "")
+        page.show(example, ["example"], lambda s: tables.notice(f"{s.example} {OWN}", "example") if s.example else "")
         page.show(tabs, ["screen"], lambda s: gr.Tabs(selected=s.screen) if s.screen else gr.skip())
         page.show(page.timer, ["pace"], lambda s: gr.Timer(s.pace_s or TICK_S, active=s.pace_s is not None))
         page.on(tour.pick, guide.follow, tab="guide", with_payload=True)
         page.on(exported.select, export_actions.write_files, tab="export")
         page.on_open = export_actions.follow_link
-        store.on_adopt = _adopted
+        store.on_adopt, store.on_ended = _adopted, look_closer
         page.bind(demo, kept_id)
         endpoints.add(store)
     return demo

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import datetime
+import os
 import platform
 from html import escape
 
 from workbench.ui import budgets, drawings
-from workbench.ui.figures import BIT_COLOURS, BLUE, GREEN, GREY, ORANGE
+from workbench.ui.figures import BIT_COLOURS, BLUE, GREEN, GREY, ORANGE, RED, VIOLET
 from workbench.ui.pictures import png
 from workbench.ui.views import compare as compare_views
 from workbench.ui.views import export as export_views
@@ -18,7 +19,8 @@ from workbench.ui.views import sensitivity as sensitivity_views
 from workbench.ui.views.layers import blocks_of, layer_labels
 from workbench.ui.widget import STATIC
 
-PAIRS = 8
+COLOURS = (BLUE, ORANGE, GREEN, VIOLET, RED, GREY)
+PAIRS = len(COLOURS)
 STYLE = (STATIC / "report.css").read_text(encoding="utf-8")
 MEANING = """<ul><li><b>exact</b> follows from sizes alone; <b>measured</b> was taken on the machine named above;
 <b>modelled</b> comes from a
@@ -30,12 +32,14 @@ NMSE is the squared error of the final latent over its squared norm.</li></ul>""
 
 def write(session) -> str:
     """The page, from whatever the session has."""
+    from workbench.latency import cpu_name  # brings torch
+
     bundle = session.bundle
     now = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     name = f"{bundle.name}, plan {session.chosen.plan.plan_id}" if session.chosen else bundle.name
     parts = [
-        f"<h1>{escape(name)}</h1><p>Written by the AdaTSQ Workbench on {escape(now)}; {escape(platform.machine())}, "
-        f"{escape(platform.system())}. "
+        f"<h1>{escape(name)}</h1><p>Written by the AdaTSQ Workbench on {escape(now)}; {escape(cpu_name())}, "
+        f"{os.cpu_count()} cores, {escape(platform.system())}. "
         f"Model {escape(bundle.model_hash)}.</p>"
     ]
     if session.example:
@@ -101,20 +105,12 @@ def _plan(session) -> str:
         "activation bits, layer by step",
         words=lambda bits: f"{bits} bits",
         marks=True,
-    )
-    weights = drawings.colour_map(
-        [[bits] for bits in plan.weight_bits_L],
-        [""] * len(layers),
-        BIT_COLOURS.__getitem__,
-        "weight bits of each layer",
-        words=lambda bits: f"{bits} bits",
-        x_title="W",
-        marks=True,
+        first_Y=plan.weight_bits_L,
     )
     numbers = plans.plan_numbers(session.chosen, session.bundle, session.profile and session.profile.costs)
     return (
         f"<h2>The chosen plan</h2>{numbers}<p>{escape(export_views.bit_sentence(plan, layers))}</p>"
-        f'<div class="scroll" style="white-space:nowrap">{chart}{weights}</div>'
+        f'<div class="scroll" style="white-space:nowrap">{chart}</div>'
     )
 
 
@@ -128,8 +124,8 @@ def _comparison(session) -> str:
         f"<br>{p.psnr_db:.2f} dB, SSIM {p.ssim:.4f}, seed {p.seed}</span>"
         for p in pairs
     )
-    curves = [(p.prompt, colour, list(enumerate(p.latent_nmse_T)), True) for p, colour in zip(pairs[:3], (BLUE, ORANGE, GREY))]
-    chart = drawings.plot(curves, "latent error after each step", x_title="step (0 = noisiest)", y_title="latent NMSE")
+    curves = [(p.prompt, colour, list(enumerate(p.latent_nmse_T)), True) for p, colour in zip(pairs, COLOURS)]
+    chart = drawings.plot(curves, "latent error after each step", x_title="step (0 = noisiest)", y_title="latent NMSE", whole=True)
     return (
         f"<h2>Float (left) against quantized (right)</h2>{pictures}{compare_views.comparison_numbers(comparison)}"
         f"{chart}"

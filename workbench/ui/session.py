@@ -31,6 +31,7 @@ log = logging.getLogger("workbench.ui")
 KEPT_SESSIONS, KEPT_PROFILES = 256, 8  # a profile holds its trace and every solved weight; a session without one is small
 SHOWN_PROMPTS = 16  # of the model's calibration prompts; the box can be edited
 EMBEDDED = ModelSpec().source
+RESUMED = ("profile", "search", "contest")  # jobs that go on from the run folder where they were stopped
 TICK_S, WAITING_S = 0.25, 1.0  # how often a page asks while its job runs, and while it waits in line
 
 
@@ -159,7 +160,9 @@ class Session:
         def finish(state: str, error: str) -> None:
             if state != "done":
                 self.set(**(undo or {}))
-                self.say(tab, error or f"{kind} was stopped; what was finished is kept", "error" if error else "info")
+                kept = "; what was finished is kept" if kind in RESUMED else ""
+                self.say(tab, error or f"{kind} was stopped{kept}", "error" if error else "info")
+            self.store.on_ended(self)
 
         self._events_read = 0
         self.set(job=self.board.submit(kind, self.id, work, finish))
@@ -226,6 +229,7 @@ class Store:
         self.preload: Job | None = None
         self.light = ThreadPoolExecutor(LIGHT_THREADS, thread_name_prefix="light")
         self.on_adopt: Callable[[Session], None] = lambda session: None  # what to show of a model nobody has profiled yet
+        self.on_ended: Callable[[Session], None] = lambda session: None  # a job of the session has ended, and the model is free
         self._sessions: OrderedDict[str, Session] = OrderedDict()
         self._lock = threading.Lock()
 

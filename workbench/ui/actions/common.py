@@ -69,14 +69,16 @@ def look_closer(session: Session) -> None:
     session.soon("look", work)
 
 
-def choose(session: Session, scored) -> None:
-    """Make a plan the chosen one; the search's own choice keeps its judgement on held-out prompts."""
+def choose(session: Session, scored, edits=()) -> None:
+    """Make a plan the chosen one; the search's own choice keeps its judgement on held-out prompts. `edits`: the plans that undoing leads
+    back to, none unless it was painted."""
     best = session.result.chosen if session.result is not None else None
     if best is not None and best.plan.plan_id == scored.plan.plan_id:
         scored = best
     if session.chosen is None or scored.plan.plan_id != session.chosen.plan.plan_id:
         session.set(
             chosen=scored,
+            edits=edits,
             exported=None,
             comparison=session.comparisons.get(scored.plan.plan_id),
             pair=0,

@@ -26,9 +26,9 @@ class Blind:
     ties: int = 0
 
 
-def quantized_model(session: Session, on_progress):
-    """The chosen plan as a quantized model, made once."""
-    bundle, found, scored = bundle_of(session), profile_of(session), chosen_of(session)
+def quantized_model(session: Session, scored, on_progress):
+    """A plan as a quantized model, made once."""
+    bundle, found = bundle_of(session), profile_of(session)
     if session.quantized is None or session.quantized[0] != scored.plan.plan_id:
         session.quantized = (scored.plan.plan_id, stages().quantize(bundle, found, scored.plan, on_progress=on_progress))
     return session.quantized[1]
@@ -37,7 +37,8 @@ def quantized_model(session: Session, on_progress):
 def compare(session: Session, prompts_text, seed, steps) -> None:
     bundle = bundle_of(session)
     profile_of(session)
-    plan_id = chosen_of(session).plan.plan_id
+    scored = chosen_of(session)  # another may be chosen before its turn comes
+    plan_id = scored.plan.plan_id
     config = forms.read(TraceConfig, ("steps", "seed"), (steps, seed), prompts=forms.prompts(prompts_text))
     most = limits.here().compared
     if not 1 <= len(config.prompts) <= most:
@@ -45,24 +46,20 @@ def compare(session: Session, prompts_text, seed, steps) -> None:
     limits.here().check(steps=config.steps)
 
     def work(on_progress):
-        model = quantized_model(session, on_progress)
+        model = quantized_model(session, scored, on_progress)
         result = stages().compare(bundle, model, config.prompts, config.seed, config.steps, on_progress=on_progress)
         for pair in result.pairs:  # written now, so that no click has to wait for it
             pictures.address(session, pair.image_float), pictures.address(session, pair.image_quantized)
-        session.set(
-            comparison=result,
-            comparisons={**session.comparisons, plan_id: result},
-            pair=0,
-            at_step=False,
-            preview=None,
-            blind=None,
-            drafts=None,
-            mode="slider" if session.mode == "blind" else session.mode,
-        )
+        session.set(comparisons={**session.comparisons, plan_id: result}, drafts=None)
+        if session.chosen is None or session.chosen.plan.plan_id != plan_id:
+            session.say("compare", f"plan {plan_id} was drawn; choose it again to see its images", "info")
+            return
+        session.set(comparison=result, pair=0, at_step=False, preview=None, blind=None,
+                    mode="slider" if session.mode == "blind" else session.mode)
 
     session.require_idle()
     session.compare_form = (config.prompts, config.seed, config.steps)
-    session.set(drafts={})
+    session.set(drafts={"plan": plan_id})
     session.submit("compare", "compare", work, {"drafts": None})
 
 
@@ -156,12 +153,28 @@ def _next_blind(session: Session, blind: Blind | None) -> Blind:
     return replace(blind or Blind(pair=shown, float_is_a=True), pair=shown, float_is_a=bool(order.getrandbits(1)))
 
 
+def drawing(session: Session) -> bool:
+    """Is the chosen plan being drawn?"""
+    return session.drafts is not None and session.chosen is not None and session.drafts["plan"] == session.chosen.plan.plan_id
+
+
+def _nothing_yet(session: Session) -> str:
+    """What stands where the images will be, and what brings them."""
+    if drawing(session):
+        return "Both models draw the same seeds; small pictures appear below as they are finished."
+    if session.chosen is None:
+        return "Choose a plan on the Search screen, then press Generate: both models draw the same seeds."
+    if session.profile is None:
+        return "A plan is chosen. Profile the model on the Sensitivity screen: that solves its weights. Then press Generate."
+    return "Press Generate: both models draw the same seeds."
+
+
 def cards(session: Session) -> str:
     """The compared prompts as small pictures; while they are being drawn, what is finished so far."""
     def address(image):
         return pictures.address(session, image)
 
-    if session.drafts is not None:
+    if drawing(session):
         return views.drafts(session.compare_form[0], session.drafts, address)
     return views.grid(session.comparison, session.pair, address, hidden=session.mode == "blind")
 
@@ -176,8 +189,7 @@ def shown(session: Session) -> dict:
             mode="slider",
             gain=session.gain,
             caption="",
-            nothing="Both models draw the same seeds; small pictures appear below as they are finished." if session.drafts is not None
-            else "Choose a plan on the Search screen, then press Generate: both models draw the same seeds.",
+            nothing=_nothing_yet(session),
         )
     blinded = session.blind is not None
     shared = {"mode": "slider" if session.mode == "blind" and not blinded else session.mode, "gain": session.gain}

@@ -26,10 +26,13 @@ def export(session: Session) -> None:
     folder = session.folder / "export" / f"{bundle.name}-{scored.plan.plan_id}"
 
     def work(on_progress):
-        model = quantized_model(session, on_progress)
+        model = quantized_model(session, scored, on_progress)
         stages().export(bundle, model, folder)
         archive = shutil.make_archive(str(session.downloads / folder.name), "zip", folder)
-        session.set(exported=(folder, Path(archive)))
+        if session.chosen is not None and session.chosen.plan.plan_id == scored.plan.plan_id:
+            session.set(exported=(folder, Path(archive)))
+        else:
+            session.say("export", f"plan {scored.plan.plan_id} was written; choose it and press again to have its files here", "info")
 
     session.submit("export", "export", work)
 

@@ -12,6 +12,7 @@ from workbench.ui.session import Drafted, Session
 
 SEARCH_FORM = ("beam", "configs", "samples", "scoring", "rollout", "finalists")
 KEPT_EDITS = 100
+MOST_DB = 120  # identical latents in float32 are about there
 
 
 def search(session: Session, *given) -> None:
@@ -74,10 +75,12 @@ def pick_floor(session: Session, floor_db) -> None:
     from workbench.search import picks
 
     front = need(session.result, "search first: the floor picks a point of the front").front
-    if not isinstance(floor_db, int | float) or not math.isfinite(floor_db):
-        raise BadInput("the quality floor must be a number of dB")
+    session.set(floor_db=None)
+    if not isinstance(floor_db, int | float) or not 0 <= floor_db <= MOST_DB:
+        raise BadInput(f"the quality floor must be a number from 0 to {MOST_DB} dB")
+    reached = picks.pick_cheapest(front, floor_db)
     session.set(floor_db=float(floor_db))
-    _choose_freely(session, picks.pick_cheapest(front, floor_db))
+    _choose_freely(session, reached)
 
 
 def floor_error(floor_db: float) -> float:
@@ -107,8 +110,8 @@ def click_point(session: Session, payload) -> None:
 
 
 def replay(session: Session, step) -> None:
-    """Look at an earlier step of the beam; None follows the search."""
-    session.set(replay=step)
+    """Look at an earlier step of the beam; None, or what is no step, follows the search."""
+    session.set(replay=int(step) if isinstance(step, int | float) and math.isfinite(step) else None)
 
 
 # By hand
@@ -153,8 +156,7 @@ def paint(session: Session, payload) -> None:
                 act_bits_TL[step][layer] = bits
     painted = draft(bundle, found, plan, weight_choice_L, act_bits_TL)
     if painted.plan.plan_id != plan.plan_id:
-        session.set(edits=(*session.edits, scored)[-KEPT_EDITS:])
-        choose(session, painted)
+        choose(session, painted, (*session.edits, scored)[-KEPT_EDITS:])
 
 
 def undo(session: Session) -> None:
@@ -162,8 +164,7 @@ def undo(session: Session) -> None:
     if not session.edits:
         raise BadInput("nothing has been painted since the last undo")
     *rest, before = session.edits
-    session.set(edits=tuple(rest))
-    choose(session, before)
+    choose(session, before, tuple(rest))
 
 
 def draft(bundle, found, plan, weight_choice_L, act_bits_TL) -> Drafted:

@@ -11,6 +11,7 @@ from workbench.ui.views import quantities
 from workbench.ui.views.layers import blocks_of
 
 SENSITIVITY_FORM = ("estimator", "probes", "weighting", "tau", "distortion")
+BROUGHT = ("link", "imported")  # where plans come from that a new profile does not take away
 QUANT_FORM = ("transform", "solver", "hessian", "group_size", "act_grid")
 
 
@@ -34,7 +35,9 @@ def profile(session: Session, steps, seed, prompts_given, *settings) -> None:
     session.steps, session.seed = trace_config.steps, trace_config.seed  # for a reload
     session.prompts = trace_config.prompts or session.prompts
     undo = session.kept("profile", "fisher_TL", "stderr_TL", "cell", "example", *OF_PROFILE) if session.profile is not None else {}
-    session.set(profile=None, example=None, fisher_TL=(None,) * trace_config.steps, stderr_TL=None, cell=(None, None), **OF_PROFILE)
+    brought = session.chosen if getattr(session.chosen, "origin", "") in BROUGHT else None
+    session.set(profile=None, example=None, fisher_TL=(None,) * trace_config.steps, stderr_TL=None, cell=(None, None),
+                **OF_PROFILE | {"chosen": brought})
     session.submit("profile", "sensitivity", work, undo)
 
 

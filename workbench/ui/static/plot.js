@@ -66,6 +66,14 @@
     return {row: Math.round(y), column: inWeights ? 0 : along(full.xaxis), part: inWeights ? 'weights' : 'steps'};
   }
 
+  // The clicked cell, framed at once; the server's picture follows.
+  function framed(node, point) {
+    const [row, column] = point.pointIndex, axis = (point.data.xaxis || 'x');
+    const shapes = [{type: 'rect', xref: axis, yref: 'y', x0: column - 0.5, x1: column + 0.5, y0: row - 0.5, y1: row + 0.5,
+                     line: {color: '#ff4d4d', width: 3}}];
+    window.Plotly.relayout(node, {shapes});
+  }
+
   function allowPainting(node, send) {
     let from = null;
     const mark = (to) => {
@@ -118,7 +126,12 @@
       P.react(node, data, painted(layout, element, node), CONFIG).then(() => {
         if (wired) return;
         wired = true;
-        node.on('plotly_click', (event) => { const sent = payload(event); if (sent) send.click(sent); });
+        node.on('plotly_click', (event) => {
+          const sent = payload(event);
+          if (!sent) return;
+          send.click(sent);
+          if (event.points[0].data.type === 'heatmap' && !node.layout.meta?.brush) framed(node, event.points[0]);
+        });
         if (send.paint) allowPainting(node, send.paint);
       });
     }
@@ -137,7 +150,15 @@
 
   // HTML made by the server in which everything with data-pick can be clicked, or chosen with the keyboard.
   window.adatsqPicker = (element, watch, send) => {
-    const pick = (target) => { const found = target.closest('[data-pick]'); if (found && !found.disabled) send(JSON.parse(found.dataset.pick)); };
+    const pick = (target) => {
+      const found = target.closest('[data-pick]');
+      if (!found || found.disabled) return;
+      if (found.hasAttribute('aria-pressed')) {  // marked at once; the server's picture follows
+        for (const other of element.querySelectorAll('[data-pick][aria-pressed=true]')) other.setAttribute('aria-pressed', 'false');
+        found.setAttribute('aria-pressed', 'true');
+      }
+      send(JSON.parse(found.dataset.pick));
+    };
     let held = null;
     element.addEventListener('click', (event) => {
       const copy = event.target.closest('[data-copy]');

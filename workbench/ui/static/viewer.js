@@ -75,6 +75,8 @@
     }
 
     function paint() {
+      const inside = (place) => (state.zoom === 1 ? 0.5 : Math.min(1, Math.max(0, place)));  // never out of sight
+      state.x = inside(state.x); state.y = inside(state.y);
       const ratio = window.devicePixelRatio || 1;
       if (!width()) return;
       canvas.width = Math.round(width() * ratio); canvas.height = Math.round(height() * ratio);
@@ -154,7 +156,7 @@
     for (const [mode, name] of MODES) {
       const button = document.createElement('button');
       button.type = 'button'; button.dataset.mode = mode; button.textContent = name;
-      button.addEventListener('click', () => choose(mode));
+      button.addEventListener('click', () => { choose(mode); if (mode === 'flip') canvas.focus({preventScroll: true}); });
       modes.append(button);
     }
     find('.reset').addEventListener('click', () => { Object.assign(state, {zoom: 1, x: 0.5, y: 0.5, split: 0.5}); paint(); });

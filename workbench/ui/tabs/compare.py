@@ -15,7 +15,7 @@ from workbench.ui.views import compare as views
 
 def build(page: Page) -> list:
     """Returns the inputs of the Generate button."""
-    with gr.Row(equal_height=False):
+    with gr.Row(equal_height=False, elem_id="compare-screen"):
         with gr.Column(scale=2, min_width=320):
             label = f"prompts, one per line, at most {limits.here().compared}"
             prompts = gr.Textbox(label=label, lines=4, max_lines=8, elem_id="compare-prompts", interactive=True)
@@ -26,18 +26,18 @@ def build(page: Page) -> list:
                 start = gr.Button("Generate", variant="primary", elem_id="compare", min_width=110, interactive=False)
                 cancel = gr.Button("Cancel", elem_id="cancel-compare", min_width=90, interactive=False)
             notice_line(page, "compare")
-            numbers = gr.HTML(elem_id="compare-numbers")
         with gr.Column(scale=3, min_width=340):
             _pictures(page)
+        numbers = gr.HTML(elem_id="compare-numbers")
     page.show(prompts, ["bundle"], lambda s: "\n".join(s.compare_form[0]) if s.compare_form else gr.skip())
     page.show(seed, ["bundle"], lambda s: s.compare_form[1] if s.compare_form else gr.skip())
     page.show(steps, ["bundle", "steps", "profile"], lambda s: s.compare_form[2] if s.comparison else s.steps)
     page.show(start, ["busy", "chosen", "profile"], lambda s: gr.Button(
         interactive=bool(s.chosen and s.profile and not s.example) and not s.busy))
     page.show(cancel, ["busy"], lambda s: gr.Button(interactive=s.busy and s.job.kind == "compare"))
-    page.show(numbers, ["comparison", "drafts"], lambda s: views.comparison_numbers(s.comparison) if s.comparison else tables.empty(
-        "Both models are drawing" if s.drafts is not None else "Nothing has been compared",
-        "PSNR, SSIM and latent error with their intervals, bytes, seconds and the kernel appear here."))
+    page.show(numbers, ["comparison", "drafts", "chosen"], lambda s: views.comparison_numbers(s.comparison) if s.comparison else
+              tables.empty("Both models are drawing" if actions.drawing(s) else "Nothing has been compared",
+                           "PSNR, SSIM and latent error with their intervals, bytes, seconds and the kernel appear here."))
     page.on(start.click, actions.compare, [prompts, seed, steps], tab="compare")
     page.on(cancel.click, common.stop, tab="compare")
     return [prompts, seed, steps]
@@ -47,8 +47,8 @@ def _pictures(page: Page) -> None:
     viewer, grid = widget.viewer("viewer"), widget.picker("pair-grid")
     curve = widget.plot(elem_id="latent-curve", height=250, label="Latent error after each step; click a step to see it")
     now = ["comparison", "pair", "mode"]
-    page.show(viewer, [*now, "gain", "at_step", "cell", "preview", "blind", "drafts"], actions.shown)
-    page.show(grid, [*now, "drafts"], actions.cards)
+    page.show(viewer, [*now, "gain", "at_step", "cell", "preview", "blind", "drafts", "chosen", "profile"], actions.shown)
+    page.show(grid, [*now, "drafts", "chosen"], actions.cards)
     page.show(curve, ["comparison", "pair", "cell"], lambda s: views.error_over_steps(s.comparison, s.pair, s.cell[1]))
     page.on(viewer.look, actions.look, tab="compare", with_payload=True)
     page.on(grid.pick, actions.pick_pair, tab="compare", with_payload=True)

@@ -15,7 +15,7 @@ from workbench.ui.widget import plot
 
 def build(page: Page) -> None:
     chosen = gr.CheckboxGroup(actions.names(), value=actions.default_names(), label="methods", elem_id="methods-chosen", interactive=True)
-    prompts = gr.Textbox(label=f"prompts, one per line, at most {actions.PROMPTS_COMPARED}", lines=4, max_lines=8,
+    prompts = gr.Textbox(label=f"prompts, one per line, at most {actions.most_prompts()}", lines=4, max_lines=8,
                          elem_id="methods-prompts", interactive=True)
     with gr.Row():
         seed = forms.component(TraceConfig, "seed", elem_id="methods-seed")
@@ -37,7 +37,8 @@ def build(page: Page) -> None:
     for button in (skip, cancel):
         page.show(button, ["busy"], lambda s: gr.Button(interactive=bool(s.busy and s.job.kind == "contest")))
     now = ["contest", "bundle"]
-    page.show(table, now, lambda s: views.table(actions.current(s)[0]) + views.pairs(actions.current(s)[0]))
+    page.show(table, [*now, "busy"], lambda s: views.table(actions.current(s)[0], bool(s.busy and s.job.kind == "contest"))
+              + views.pairs(actions.current(s)[0]))
     page.show(figure, [*now, "result"], lambda s: views.quality_cost(actions.current(s)[0], s.result.front if s.result else ()))
     page.show(grid, now, lambda s: gr.Image(value=actions.current(s)[1], visible=actions.current(s)[1] is not None))
     for kind, button in zip(("csv", "md"), files):

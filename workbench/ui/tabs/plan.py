@@ -77,7 +77,7 @@ def _two_plans(page: Page) -> None:
 def _images(session) -> str:
     if session.chosen is None:
         return ""
-    if session.comparison is None and session.drafts is None:
+    if session.comparison is None and not compare_actions.drawing(session):
         able = session.profile is not None and session.example is None and not session.busy
         button = f'<button type="button" {tables.pick({"draw": True}, tag="button")}{"" if able else " disabled"}>Draw its images</button>'
         return tables.empty("No images of this plan yet", "The prompts of the Compare screen, through float and through this plan.", button)

@@ -30,6 +30,7 @@ def build(page: Page) -> list:
             beam = widget.plot(elem_id="beam", height=318, label="The beam: candidates, survivors and where they came from")
             scrub = "scrub through the search: step of the beam"
             replay = gr.Slider(1, 2, step=1, label=scrub, elem_id="replay", visible=False, interactive=True)
+            replay.preprocess = lambda value: value
     plan.build(page)
     _show(page, line, front, (beam, replay), (knee, floor))
     _show_sliders(page, sliders)
@@ -56,6 +57,8 @@ def _tools():
             sliders.append(
                 gr.Slider(0, 1, step=axis.step, label=f"at most, {axis.label}{unit}", elem_id=f"budget-{axis.short.lower()}", min_width=200,
                           interactive=False, visible=axis.column is not None))
+    for slider in sliders:
+        slider.preprocess = lambda value: value  # what is typed is checked by the action, which says in the screen's line what is wrong
     return start, stop, sliders
 
 
@@ -103,10 +106,11 @@ def _show(page: Page, line, front, beam_parts, picks) -> None:
         return session.events[-1] if session.events else None
 
     def draw(session):
-        shown = views.points(session.events, session.result)
+        shown = views.points(session.events, session.result, session.replay)
         floor = None if session.floor_db is None else actions.floor_error(session.floor_db)
         return views.front(
-            shown, views.place_of(session.chosen, session.result), views.place_of(session.pinned, session.result), session.budget, floor
+            shown, views.place_of(session.chosen, session.result), views.place_of(session.pinned, session.result), session.budget, floor,
+            **({} if session.profile else {"nothing": "Profile the model first, on the Sensitivity screen: a search plans by its tables"}),
         )
 
     def slider(session):
@@ -120,7 +124,7 @@ def _show(page: Page, line, front, beam_parts, picks) -> None:
             f"{views.search_line(last(s), s.result)} {views.rivals_line(s.result, s.chosen, s.budget)}".strip(), "plain"
         ),
     )
-    page.show(front, [*FOUND, "chosen", "pinned", "budget", "floor_db"], draw)
+    page.show(front, [*FOUND, "chosen", "pinned", "budget", "floor_db", "replay", "profile"], draw)
     page.show(beam, ["events", "replay"], lambda s: views.beam(views.beam_steps(s.events), s.replay))
     page.show(replay, ["events"], slider)
     for button in picks:

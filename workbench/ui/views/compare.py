@@ -57,7 +57,8 @@ def pair_line(pair) -> str:
 def compute_badge(compute: str, reason: str) -> str:
     """Which kernel ran, and why no faster one did."""
     word = f"{badge(compute)} " if compute in KNOWN else ""
-    return f'<p class="kernel">Kernel: {word}{escape(reason)}</p>'
+    why = "" if word else ", the fastest that this machine has for the plan's widths"
+    return f'<p class="kernel">Kernel: {word}{escape(reason)}{why}</p>'
 
 
 def error_over_steps(comparison, index: int, step: int | None = None) -> dict:
@@ -88,7 +89,7 @@ def grid(comparison, index: int, address, *, hidden: bool = False) -> str:
     if comparison is None:
         return ""
     if hidden:
-        return '<p class="notice plain">The prompts are hidden during the blind test.</p>'
+        return '<p class="notice plain">Small pictures are hidden during the blind test: they would tell.</p>'
     cards = []
     for i, pair in enumerate(comparison.pairs):
         images = "".join(

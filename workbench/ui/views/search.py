@@ -50,19 +50,25 @@ class Point:
     error: float
 
 
-def points(events, result) -> list[Point]:
-    """Every plan of a finished search, or what a running one has measured so far."""
+def points(events, result, replay: int | None = None) -> list[Point]:
+    """Every plan of a finished search, or what a running one has measured so far; with `replay`, what had been measured by that step of
+    the beam, to look at."""
+    steps = beam_steps(events)
+    if replay is not None and replay < len(steps):
+        return _measured(steps[max(1, replay) - 1].front)
     if result is not None:
         return [
             Point(kind, i, scored.origin, budgets.values_of(scored.plan), scored.error)
             for kind, plans in (("front", result.front), ("references", result.references))
             for i, scored in enumerate(plans)
         ]
-    live = events[-1].front if events else ()
-    return [
-        Point("front", i, "measured so far", {a.field: p[a.column] / a.scale for a in budgets.AXES if a.column is not None}, p[2])
-        for i, p in enumerate(live)
-    ]
+    return _measured(events[-1].front if events else ())
+
+
+def _measured(front) -> list[Point]:
+    """Points of a search's event. They hold no plan, so there is none to choose."""
+    return [Point("front", -1, "measured so far", {a.field: p[a.column] / a.scale for a in budgets.AXES if a.column is not None}, p[2])
+            for p in front]
 
 
 def _as_searched(scored, result):
@@ -79,10 +85,11 @@ def place_of(scored, result) -> Point | None:
     return Point("", -1, same.origin, budgets.values_of(same.plan), same.error)
 
 
-def front(shown: list[Point], chosen: Point | None, pinned: Point | None, limits: dict, floor: float | None = None) -> dict:
+def front(shown: list[Point], chosen: Point | None, pinned: Point | None, limits: dict, floor: float | None = None,
+          nothing: str = "Plans appear here as soon as the search has measured them") -> dict:
     """Error against every axis that the plans have a value on; a click finds the plan by (list, index)."""
     if not shown:
-        return figures.empty("Plans appear here as soon as the search has measured them")
+        return figures.empty(nothing)
     panels = [a for a in budgets.AXES if any(p.values.get(a.field) is not None for p in shown)]
     traces, layout, narrow, shapes, labels = [], {}, {}, [], []
     errors = log_axis(ERROR, [p.error for p in shown])
@@ -305,6 +312,8 @@ def rivals_line(result, chosen, limits: dict) -> str:
     keeping = [s for s in result.references if budgets.within(budgets.values_of(s.plan), limits)]
     if mine is None or not mine.error:
         return ""
+    if not budgets.within(budgets.values_of(chosen.plan), limits):
+        return "The chosen plan is beyond this budget."
     if not keeping:
         return "No rival keeps this budget."
     best = min(keeping, key=lambda s: s.error)
