@@ -51,6 +51,24 @@ def clock(monkeypatch):
     return timed
 
 
+def test_a_table_of_a_busy_machine_is_measured_anew(bundle, cache, monkeypatch):
+    """Half a second an image, then a tenth: whatever else ran when the table was made has gone."""
+    pace, timed = [5e5], []
+
+    def in_turns(runs, *_, **__):
+        timed.append(len(runs))
+        return {name: pace[0] for name in runs}
+    monkeypatch.setattr(latency, "in_turns", in_turns)
+    busy = latency.measure(bundle, QuantConfig())
+    pace[0] = 4.5e5
+    assert torch.equal(latency.measure(bundle, QuantConfig()).us_LWA, busy.us_LWA) and timed[1:] == [1], "as fast as then: read"
+    pace[0] = 1e5
+    quiet = latency.measure(bundle, QuantConfig())
+    assert timed[2] == 1 and timed[3] == timed[0] and bool((quiet.us_LWA < busy.us_LWA).any())
+    pace[0] = 5e5
+    assert torch.equal(latency.measure(bundle, QuantConfig()).us_LWA, quiet.us_LWA), "busy now: the quiet table stays"
+
+
 def test_layers_that_share_an_input_pay_for_its_quantization_once(bundle, cache, clock):
     measured = latency.measure(bundle, QuantConfig())
     four = WEIGHT_BITS.index(4)

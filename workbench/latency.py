@@ -40,6 +40,7 @@ STEPS_OF_SCHEDULE, FEW_STEPS, LARGE_MODEL = 20, 4, 1e9  # steps of the image tha
 ROUNDS, WARM_UP, SECONDS = 9, 2, 60.0  # turns that medians are taken over, turns before them, and when to stop early
 CELLS = "one layer, two of one input"  # what a cell holds: measurements of another kind are not read
 QUIET = 0.25  # quantile of the turns that says what the machine does where other programs, such as a browser, leave it alone
+BUSY, RECHECKED_US, RECHECKS = 0.75, 1e6, 3  # a table is made anew if its image, not longer than that, takes less than this share now
 SMALL_MACS, SMALL_CALLS = 1 << 28, 5  # a layer below that is called so often in a turn: as warm as in a model, whose steps repeat it
 
 
@@ -96,8 +97,19 @@ def _roofline_us(chip: Chip, layer: LayerInfo, weight_bits: int, act_bits: int, 
 # --- measured ---
 
 def measure(bundle: Bundle, quant: QuantConfig, *, on_progress: OnProgress = ignore_progress) -> LatencyTable:
-    """Times of the real modules on the bundle's device, for one image at a time; read where they were measured before."""
-    return measure_beside({}, bundle, quant, anew=False, on_progress=on_progress)[0]
+    """Times of the real modules on the bundle's device, for one image at a time; read where they were measured before, unless the machine
+    turns out to have been busy then."""
+    return measure_beside({}, bundle, quant, anew=_was_busy(bundle, quant), on_progress=on_progress)[0]
+
+
+def _was_busy(bundle: Bundle, quant: QuantConfig) -> bool:
+    """Does the image that the kept table rests on take much less time now? Not asked where that would be a wait."""
+    kept = reference(bundle, quant)
+    if kept is None or kept[1] > RECHECKED_US:
+        return False
+    with bundle.lock:
+        now_us = in_turns({"image": kept[0]}, RECHECKS, bundle.device, quantile=QUIET)["image"]
+    return now_us < BUSY * kept[1]
 
 
 def measure_beside(runs: Mapping[str, Callable[[], object]], bundle: Bundle, quant: QuantConfig, *, anew: bool = True,

@@ -50,6 +50,11 @@ def step_axis(steps: int) -> dict:
     return axis("step (0 = noisiest)", dtick=max(1, math.ceil(steps / 10)), range=[-0.5, steps - 0.5])
 
 
+def few_steps(steps: int) -> dict:
+    """What `step_axis` labels on a phone."""
+    return {"dtick": max(1, math.ceil(steps / 5)), "tickangle": 0}
+
+
 def log_axis(title: str, *series) -> dict:
     """A logarithmic axis labelled at powers of ten, or at 1, 2 and 5 times them where it spans little."""
     values = [v for values in series for v in values if v is not None and v > 0]
@@ -64,7 +69,7 @@ def log_heatmap(value_YX, *, rows, x, revision: str, unit: str, hover: str, sele
     if heat is None:
         return empty("every value is 0")
     return figure([heat], revision, xaxis=step_axis(len(x)) | {"showgrid": False, "zeroline": False}, shapes=frame(selected),
-                  yaxis=row_axis(), margin={"l": 58, "r": 8, "t": 40, "b": 44})
+                  yaxis=row_axis(), margin={"l": 58, "r": 8, "t": 40, "b": 44}, meta={"narrow": {"xaxis": few_steps(len(x))}})
 
 
 def row_axis(**more) -> dict:
@@ -80,7 +85,7 @@ def log_colours(value_YX, *, rows, x, unit: str, hover: str) -> dict | None:
     if not levels:
         return None
     low, high = min(levels), max(levels)
-    ticks = [low + (high - low) * i / 3 for i in range(4)] if high > low else [low]
+    ticks = [low + (high - low) * (0.999 * i / 3 + 0.0005) for i in range(4)] if high > low else [low]  # at the very end none is drawn
     return {"type": "heatmap", "z": log_YX, "x": list(x), "y": list(rows), "customdata": value_YX, "name": "map",
             "colorscale": CONTINUOUS, "zmin": low, "zmax": high if high > low else low + 1, "hovertemplate": hover + "<extra></extra>",
             "xgap": 1, "ygap": 1, "hoverongaps": False,
@@ -115,7 +120,7 @@ def _two_parts(left_L, right_LT, *, rows, x, revision: str, shared: dict, bar: d
     steps = part(right_LT, x=list(x), name="steps", hovertemplate=f"%{{y}}<br>step %{{x}}: {words[1]}<extra></extra>",
                  colorbar={"orientation": "h", "tickangle": 0, "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom",
                            "len": 0.6, "thickness": 10, "ypad": 4} | bar)
-    narrow = {"xaxis": {"domain": [0.14, 1]}, "xaxis2": {"domain": [0, 0.1]}}
+    narrow = {"xaxis": {"domain": [0.14, 1], **few_steps(len(x))}, "xaxis2": {"domain": [0, 0.1]}}
     return figure([weights, steps], revision, meta={"narrow": narrow},
                   xaxis=step_axis(len(x)) | {"domain": [0.07, 1], "showgrid": False, "zeroline": False},
                   xaxis2={"domain": [0, 0.05], "anchor": "y", "showgrid": False, "tickangle": 0, "fixedrange": True},

@@ -15,7 +15,7 @@ _DIRECTIONS = {None: "", True: ", higher is better", False: ", lower is better"}
 
 
 def _interval(value) -> str:
-    return f"{value.mean:.4g}  [{value.low:.4g}, {value.high:.4g}]" if math.isfinite(value.low) else f"{value.mean:.4g}"
+    return f"{value.mean:.4g}  [{value.low:.3g}, {value.high:.3g}]" if math.isfinite(value.low) else f"{value.mean:.4g}"
 
 
 def comparison_numbers(comparison) -> str:
