@@ -245,11 +245,18 @@ def test_painting_changes_plan_and_cost_at_once_and_can_be_undone(visit):
 def test_a_point_and_a_row_choose_the_same_plan(visit):
     page = visit()
     tour(page, 2)
-    page.locator("#plan-table tbody tr").nth(1).click()
-    page.wait_for_selector("#plan-table tbody tr:nth-child(2)[aria-pressed=true]")
-    by_row = page.inner_text("#plan-numbers caption")
-    page.locator("#plan-table tbody tr").nth(0).click()
-    page.wait_for_selector("#plan-table tbody tr:nth-child(1)[aria-pressed=true]")
+    caption = "#plan-numbers caption"
+
+    def choose_row(row):
+        """A row is marked at once; the server's answer is the plan's name."""
+        before = page.inner_text(caption)
+        page.locator("#plan-table tbody tr").nth(row).click()
+        page.wait_for_selector(f"#plan-table tbody tr:nth-child({row + 1})[aria-pressed=true]")
+        page.wait_for_function("([where, before]) => document.querySelector(where).innerText !== before", arg=[caption, before])
+        return page.inner_text(caption)
+
+    by_row = choose_row(1)
+    choose_row(0)
     page.locator("#pareto").scroll_into_view_if_needed()
     error = float(page.locator("#plan-table tbody tr").nth(1).locator("td").last.inner_text())
     place = page.evaluate("""error => {
@@ -262,7 +269,7 @@ def test_a_point_and_a_row_choose_the_same_plan(visit):
                 box.y + full.yaxis._offset + full.yaxis.l2p(Math.log10(front.y[i]))];
     }""", error)
     page.mouse.click(*place)
-    says(page, "#plan-numbers caption", by_row)
+    says(page, caption, by_row)
 
 
 def test_knee_floor_and_recipe_diff(visit):
@@ -350,6 +357,33 @@ def test_every_screen_in_every_state_fits(visit, shoot, width, dark):
             page.wait_for_timeout(250)
             assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), (screen, state)
             shoot(page, f"fake-{screen.lower()}-{state}-{name}")
+
+
+def test_flip_is_held_right_after_its_button_was_pressed(visit):
+    page = visit()
+    tour(page, stops=3)
+    tab(page, "Compare")
+    page.locator("#viewer .modes button[data-mode=flip]").click()
+    flipped = "document.querySelector('#viewer .viewer').adatsq.flipped"
+    page.keyboard.down(" ")
+    assert page.evaluate(flipped) is True
+    page.keyboard.up(" ")
+    assert page.evaluate(flipped) is False
+    page.keyboard.press("3")
+    for _ in range(30):  # however far one pushes, the images stay in sight
+        page.keyboard.press("ArrowRight")
+    assert page.evaluate("document.querySelector('#viewer .viewer').adatsq.x") == 0.5
+
+
+def test_a_budget_that_is_typed_is_answered_in_its_line_and_nowhere_else(visit):
+    page = visit()
+    tour(page, stops=2)
+    tab(page, "Search")
+    page.locator("#budget-mb input[type=number]").fill("0.1")
+    says(page, "#notice-search", "no plan of the front")
+    page.locator("#replay input[type=number]").fill("99")
+    page.wait_for_timeout(800)
+    assert page.locator(".toast-wrap [role=alert], .toast-body").count() == 0
 
 
 def test_a_phone_stacks_the_panels_of_the_front(visit):

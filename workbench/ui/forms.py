@@ -12,6 +12,10 @@ import gradio as gr
 from workbench.options import GROUP_SIZES, LATENCY_TARGETS, NAMELESS, WEIGHT_BITS, Frozen
 from workbench.ui import limits
 
+# A slider's box sends every digit that is typed, and gradio answers one out of range with a box of its own over the page. Here the action
+# answers, in its screen's line. On the class: a slider whose range changes is made anew for its session, without what an object was given.
+gr.Slider.preprocess = lambda self, payload: payload
+
 NONE = "none"
 CHOICES = {  # fields whose validator knows a short list
     "group_size": [*GROUP_SIZES, NONE], "weight_bits": list(WEIGHT_BITS), "modulation_bits": list(WEIGHT_BITS),

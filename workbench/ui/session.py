@@ -162,7 +162,10 @@ class Session:
                 self.set(**(undo or {}))
                 kept = "; what was finished is kept" if kind in RESUMED else ""
                 self.say(tab, error or f"{kind} was stopped{kept}", "error" if error else "info")
-            self.store.on_ended(self)
+            try:
+                self.store.on_ended(self)
+            except Exception:  # a job that has ended must count as ended
+                log.exception("after %s", kind)
 
         self._events_read = 0
         self.set(job=self.board.submit(kind, self.id, work, finish))

@@ -130,7 +130,7 @@
           const sent = payload(event);
           if (!sent) return;
           send.click(sent);
-          if (event.points[0].data.type === 'heatmap' && !node.layout.meta?.brush) framed(node, event.points[0]);
+          if (event.points[0].data?.type === 'heatmap' && !node.layout.meta?.brush) framed(node, event.points[0]);
         });
         if (send.paint) allowPainting(node, send.paint);
       });

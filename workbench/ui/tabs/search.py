@@ -30,7 +30,6 @@ def build(page: Page) -> list:
             beam = widget.plot(elem_id="beam", height=318, label="The beam: candidates, survivors and where they came from")
             scrub = "scrub through the search: step of the beam"
             replay = gr.Slider(1, 2, step=1, label=scrub, elem_id="replay", visible=False, interactive=True)
-            replay.preprocess = lambda value: value
     plan.build(page)
     _show(page, line, front, (beam, replay), (knee, floor))
     _show_sliders(page, sliders)
@@ -57,8 +56,6 @@ def _tools():
             sliders.append(
                 gr.Slider(0, 1, step=axis.step, label=f"at most, {axis.label}{unit}", elem_id=f"budget-{axis.short.lower()}", min_width=200,
                           interactive=False, visible=axis.column is not None))
-    for slider in sliders:
-        slider.preprocess = lambda value: value  # what is typed is checked by the action, which says in the screen's line what is wrong
     return start, stop, sliders
 
 
