@@ -359,6 +359,20 @@ def test_every_screen_in_every_state_fits(visit, shoot, width, dark):
             shoot(page, f"fake-{screen.lower()}-{state}-{name}")
 
 
+def test_a_press_before_the_scripts_have_come_is_not_lost(chrome, fake_app):
+    context, held = chrome.new_context(), []
+    page = context.new_page()
+    page.route("**/picker.js*", lambda route: held.append(route))
+    page.goto(fake_app.url)
+    says(page, "#status", "ready")
+    go(page, 0)
+    assert held and "profile" not in page.inner_text("#status")
+    for route in held:
+        route.continue_()
+    until_done(page, "profile")
+    context.close()
+
+
 def test_flip_is_held_right_after_its_button_was_pressed(visit):
     page = visit()
     tour(page, stops=3)

@@ -34,10 +34,14 @@ def served(path: Path) -> str:
     return f"/gradio_api/file={path}?v={int(path.stat().st_mtime)}"
 
 
-def scripts(*names: str) -> str:
-    """Tags for the page's head: plotly first, then files of this package."""
-    paths = [plotly_script(), *(STATIC / name for name in names)]
+def scripts(*paths: Path) -> str:
+    """Tags for the page's head, in this order."""
     return "".join(f'<script src="{served(path)}"></script>' for path in paths)
+
+
+def early() -> str:
+    """What the page's head must hold from the first moment."""
+    return f"<script>{(STATIC / 'early.js').read_text(encoding='utf-8')}</script>"
 
 
 def plot(value: dict | None = None, *, elem_id: str, height: int, label: str, paintable: bool = False) -> gr.HTML:
@@ -56,13 +60,13 @@ def plot(value: dict | None = None, *, elem_id: str, height: int, label: str, pa
         js_on_load=_PAINTABLE if paintable else _PLOT,
         container=True,
         elem_classes=["plot-card"],
-        head=scripts("plot.js"),
+        head=scripts(plotly_script(), STATIC / "plot.js"),
     )
 
 
 def picker(elem_id: str, value: str = "", **more) -> gr.HTML:
     """HTML made by `tables.py`; an element with data-pick sends its JSON as the event `pick` when clicked, or with Enter."""
-    return gr.HTML(value, elem_id=elem_id, js_on_load=_PICKER, head=scripts("plot.js"), padding=False, **more)
+    return gr.HTML(value, elem_id=elem_id, js_on_load=_PICKER, head=scripts(STATIC / "picker.js"), padding=False, **more)
 
 
 def _whole(value, limit: int) -> int | None:
@@ -125,7 +129,7 @@ def viewer(elem_id: str) -> gr.HTML:
         None,
         elem_id=elem_id,
         html_template=_VIEWER_TEMPLATE,
-        head=scripts("viewer.js"),
+        head=scripts(STATIC / "viewer.js"),
         container=True,
         elem_classes=["plot-card"],
         js_on_load="window.adatsqViewer(element, props, watch, (sent) => trigger('look', sent));",
