@@ -16,7 +16,7 @@ def build(page: Page) -> None:
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=320):
             write = gr.Button("Write checkpoint folder", variant="primary", elem_id="export", interactive=False)
-            load = gr.UploadButton("Import a plan (JSON)", file_types=[".json"], elem_id="plan-upload")
+            load = gr.UploadButton("Import a plan (JSON)", elem_id="plan-upload")  # any file: the action says what a wrong one is
             notice_line(page, "export")
             downloads = gr.HTML(elem_id="downloads")
             link = widget.picker("link")

@@ -27,9 +27,7 @@ def build(page: Page) -> Form:
             outline = gr.HTML(elem_id="outline")
         with gr.Column(scale=6, min_width=320):
             prompts = _prompt_table()
-            upload = gr.UploadButton(
-                "Upload prompts: .txt, .csv or .json", file_types=[".txt", ".json", ".csv"], size="sm", elem_id="upload-prompts"
-            )
+            upload = gr.UploadButton("Upload prompts: .txt, .csv or .json", size="sm", elem_id="upload-prompts")
             default = gr.Button("Back to the model's own set", size="sm", elem_id="default-prompts")
     _show(page, cards, outline, summary)
     page.show(prompts, ["prompts"], lambda s: [[text] for text in s.prompts] or [[""]])
