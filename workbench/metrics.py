@@ -16,7 +16,6 @@ from workbench.types import Interval
 PSNR_CEILING_DB = 120.0
 
 
-
 @dataclass(frozen=True, kw_only=True)
 class Metric:
     """Unit, direction, and the values that the metric can take."""

@@ -55,18 +55,16 @@ def explain(error: ValidationError) -> str:
     return f"{where}: {message}" if where else message
 
 
-NAMELESS = " "  # for `Frozen.parse`: the field alone says where the mistake is, as on a form
-
-
 class Frozen(BaseModel):
     """Base of options and of everything read from outside."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @classmethod
-    def parse(cls, values: dict | str, what: str = ""):
-        """Build from a dict or a JSON text; raises BadInput with one line instead of a traceback."""
-        label = "" if what == NAMELESS else f"{what or cls.__name__}: "
+    def parse(cls, values: dict | str, what: str | None = ""):
+        """Build from a dict or a JSON text; raises BadInput with one line instead of a traceback. `what` names the whole in that line, by
+        default the class; with None the field alone says where the mistake is, as on a form."""
+        label = "" if what is None else f"{what or cls.__name__}: "
         try:
             return cls.model_validate_json(values) if isinstance(values, str) else cls.model_validate(values)
         except ValidationError as error:

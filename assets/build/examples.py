@@ -33,8 +33,7 @@ def make(model: str) -> examples.Example:
     made = (f"Example run, made on {datetime.date.today().isoformat()} in {seconds:.0f} s on {latency.cpu_name()}, "
             f"{os.cpu_count()} cores: {STEPS} steps, {PROMPTS} prompts. Its seconds are of that machine.")
     return examples.Example(made=made, seconds=seconds, sensitivity=found.sensitivity, table=found.table, costs=found.costs,
-                            quant=found.quant, result=result, comparison=comparison, trace=found.trace,
-                            look=look)
+                            quant=found.quant, result=result, comparison=comparison, trace=found.trace, look=look)
 
 
 if __name__ == "__main__":

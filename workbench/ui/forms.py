@@ -9,7 +9,7 @@ import typing
 import annotated_types
 import gradio as gr
 
-from workbench.options import GROUP_SIZES, LATENCY_TARGETS, NAMELESS, WEIGHT_BITS, Frozen
+from workbench.options import GROUP_SIZES, LATENCY_TARGETS, WEIGHT_BITS, Frozen
 from workbench.ui import limits
 
 # A slider's box sends every digit that is typed, and gradio answers one out of range with a box of its own over the page. Here the action
@@ -30,7 +30,7 @@ def build(options: type[Frozen], *names: str) -> dict[str, gr.components.Compone
 
 def read(options: type[Frozen], names, values, **fixed):
     """The options that a form holds; raises BadInput with one line."""
-    return options.parse({**fixed, **{name: _clean(options, name, value) for name, value in zip(names, values)}}, NAMELESS)
+    return options.parse({**fixed, **{name: _clean(options, name, value) for name, value in zip(names, values)}}, None)
 
 
 def prompts(value) -> tuple[str, ...]:
