@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.ui.fakes import FakePipeline, make_layers
+from workbench.ui import limits
 from workbench.ui.guide import TOUR_STEPS
 
 pytestmark = pytest.mark.browser
@@ -415,3 +416,18 @@ def test_a_phone_stacks_the_panels_of_the_front(visit):
 
 def test_screenshots_are_kept_out_of_the_repository(root):
     assert "/tests/browser/screenshots/" in Path(root, ".gitignore").read_text()
+
+
+@pytest.mark.parametrize(("screen", "button"), [("Model", "Upload prompts: .txt, .csv or .json"), ("Export", "Import a plan (JSON)")])
+def test_a_file_above_the_limit_is_refused_in_the_screens_line(visit, tmp_path, screen, button):
+    page, large = visit(), tmp_path / "large.json"
+    with large.open("wb") as file:
+        file.truncate((limits.here().upload_mb * 1024 + 1) * 1024)
+    tab(page, screen)
+    refused = page.locator(".notice.error", has_text="large.json has 10.5 MB; a file may have at most 10 MB here")
+    for _ in range(2):  # the same file again is refused again
+        page.set_input_files(f"input[data-testid='{button}-upload-button']", large)
+        refused.wait_for()
+        assert refused.count() == 1 and page.locator(".toast-wrap [role=alert], .toast-body").count() == 0
+        page.locator("#status").click()  # whatever one does next, the line has been read
+        refused.wait_for(state="detached")

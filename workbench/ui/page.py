@@ -100,7 +100,7 @@ def launch(host: str, port: int, when_built: Callable[[], None] = lambda: None) 
         max_file_size=f"{limits.here().upload_mb}mb",
         theme=style.theme(),
         css=style.css(),
-        head=widget.early(),
+        head=widget.early(limits.here().upload_mb),
         footer_links=[],
         run_history=False,
     )

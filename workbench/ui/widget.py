@@ -39,9 +39,9 @@ def scripts(*paths: Path) -> str:
     return "".join(f'<script src="{served(path)}"></script>' for path in paths)
 
 
-def early() -> str:
+def early(upload_mb: int) -> str:
     """What the page's head must hold from the first moment."""
-    return f"<script>{(STATIC / 'early.js').read_text(encoding='utf-8')}</script>"
+    return f"<script>window.adatsqUploadMB = {upload_mb};{(STATIC / 'early.js').read_text(encoding='utf-8')}</script>"
 
 
 def plot(value: dict | None = None, *, elem_id: str, height: int, label: str, paintable: bool = False) -> gr.HTML:
