@@ -142,6 +142,65 @@ void lowbit_unpack_tile(const Weight *weight, int64_t first_n, uint8_t *restrict
     const Tile tile = {.weight = weight, .to = to};
     unpack(&tile, first_n);
 }
+#elif defined(__AVX2__)
+/* The bits of 4 quads in each half, from `shuffle` on in each lane of 32 bits, become a byte a code. */
+INLINE __m256i spread_codes(__m256i stream, __m256i shuffle, __m256i shifts, const int bits) {
+    if (bits == 8) return stream;
+    const __m256i quad = _mm256_srlv_epi32(_mm256_shuffle_epi8(stream, shuffle), shifts);
+    __m256i codes = _mm256_setzero_si256();
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++)
+        codes = _mm256_or_si256(codes, _mm256_and_si256(_mm256_slli_epi32(quad, (8 - bits) * i),
+                                                        _mm256_set1_epi32(((1 << bits) - 1) << 8 * i)));
+    return codes;
+}
+
+INLINE __m128i load_within(const uint8_t *row, int64_t at, int64_t row_bytes) {
+    if (at + 16 <= row_bytes) return _mm_loadu_si128((const __m128i *)(row + at));
+    uint8_t rest[16] = {0};
+    memcpy(rest, row + at, (size_t)(row_bytes - at));
+    return _mm_loadu_si128((const __m128i *)rest);
+}
+
+/* 4 quads of 8 columns at a time: column i and i + 4 side by side, so that transposing within lanes is enough. */
+INLINE void unpack_as(const Weight *weight, int64_t first_n, uint8_t *restrict to, const int bits) {
+    const int64_t row_bytes = ceil_div(weight->k_in * bits, 8), quads = ceil_div(weight->k_in, 4);
+    const int byte = 0x01010101, bytes = 0x03020100, odd = bits * 4 % 8; /* odd quads may begin within a byte */
+    const __m256i shuffle = _mm256_broadcastsi128_si256(
+        _mm_setr_epi32(bytes, bytes + bits / 2 * byte, bytes + bits * byte, bytes + bits * 3 / 2 * byte));
+    const __m256i shifts = _mm256_setr_epi32(0, odd, 0, odd, 0, odd, 0, odd);
+    for (int column = 0; column < COLUMNS; column += 8)
+        for (int64_t quad = 0; quad < quads; quad += 4) {
+            __m256i r[4], t[4];
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; i++) {
+                __m128i half[2];
+                for (int h = 0; h < 2; h++) {
+                    const int64_t n = first_n + column + i + 4 * h;
+                    const uint8_t *row = weight->packed + n * row_bytes;
+                    half[h] = n < weight->n_out ? load_within(row, quad / 2 * bits, row_bytes) : _mm_setzero_si128();
+                }
+                r[i] = spread_codes(_mm256_set_m128i(half[1], half[0]), shuffle, shifts, bits);
+            }
+            t[0] = _mm256_unpacklo_epi32(r[0], r[1]), t[1] = _mm256_unpackhi_epi32(r[0], r[1]);
+            t[2] = _mm256_unpacklo_epi32(r[2], r[3]), t[3] = _mm256_unpackhi_epi32(r[2], r[3]);
+            r[0] = _mm256_unpacklo_epi64(t[0], t[2]), r[1] = _mm256_unpackhi_epi64(t[0], t[2]);
+            r[2] = _mm256_unpacklo_epi64(t[1], t[3]), r[3] = _mm256_unpackhi_epi64(t[1], t[3]);
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; i++)
+                if (quad + i < quads) _mm256_store_si256((__m256i *)(to + (quad + i) * 4 * COLUMNS + 4 * column), r[i]);
+        }
+}
+
+void lowbit_unpack_tile(const Weight *weight, int64_t first_n, uint8_t *restrict to) {
+    switch (weight->bits) {
+        case 2: unpack_as(weight, first_n, to, 2); break;
+        case 3: unpack_as(weight, first_n, to, 3); break;
+        case 4: unpack_as(weight, first_n, to, 4); break;
+        case 6: unpack_as(weight, first_n, to, 6); break;
+        default: unpack_as(weight, first_n, to, 8);
+    }
+}
 #else
 void lowbit_unpack_tile(const Weight *weight, int64_t first_n, uint8_t *restrict to) {
     const int64_t bits = weight->bits, row_bytes = ceil_div(weight->k_in * bits, 8), quads = ceil_div(weight->k_in, 4);

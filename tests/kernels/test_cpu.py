@@ -170,6 +170,17 @@ def test_long_and_tall_products_have_exact_sums(m, n_out, k_in):
     assert torch.equal(ops.linear_wnan(*arguments), wnan_reference.linear_wnan(*arguments))
 
 
+@pytest.mark.parametrize("group_size", [0, 64])
+@pytest.mark.parametrize("bits", PACKED_BITS)
+@pytest.mark.parametrize("q", [-128, 127])
+def test_the_largest_products_overflow_no_partial_sum(q, bits, group_size):
+    packed_NP, scale_NG, zero_NG, *rest = layer(bits, group_size, False, 33, 300, 0, exact=True)
+    weight = torch.full_like(packed_NP, 255), torch.ones_like(scale_NG), torch.zeros_like(zero_NG), *rest
+    arguments = (torch.full((5, 300), q, dtype=torch.int8), torch.ones(5, 1), *weight, None, None, None, False, torch.float32)
+    y_MN = ops.linear_wnan(*arguments)
+    assert torch.equal(y_MN, torch.full((5, 33), 300.0 * q * (2**bits - 1))) and torch.equal(y_MN, wnan_reference.linear_wnan(*arguments))
+
+
 # --- products of any floats ---
 
 def check(y_MN, reference_MN, exact_MN, magnitude_MN, roundings):

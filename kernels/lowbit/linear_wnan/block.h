@@ -10,11 +10,11 @@ typedef struct {
     const uint8_t *codes;      /* lowbit_unpack_tile; signed by lowbit_unpack_signed where SIGNED_CODES */
     const int32_t *start;      /* [group][COLUMNS], of signed codes: where sums start */
     const float *scale;        /* [group][COLUMNS] */
-    const int32_t *zero;       /* [group][COLUMNS] or NULL: `centre` for all, or nothing where codes are signed */
+    const int32_t *zero;       /* [group][COLUMNS] or NULL: half of the codes' range for all, or nothing where codes are signed */
     const int32_t *token_sums; /* [row][group]: sum of q over the group; NULL where nothing needs them */
     const float *act_scale;    /* [row][group], or NULL: one scale per token, applied at the end */
     float *sums;               /* [row][COLUMNS] out */
-    int64_t groups, group, k_in, centre;
+    int64_t groups, group, k_in, bits;
 } Block;
 
 #if defined(__AVX512VNNI__)
@@ -100,26 +100,70 @@ INLINE void many_groups(const Block *b, const int rows) {
 #elif defined(__AVX2__)
 enum { ROWS = 4, ROWS_GROUPED = 4 }; /* 8 of 16 registers hold sums, for half a tile at a time */
 
-/* acc + the dot products of 4 unsigned codes with 4 signed activations. */
+/* acc + the dot products of 4 unsigned codes with 4 signed activations, and how many sums of two products, of codes of b bits and of
+   activations down to -128, add up within 16 bits: widening them that much later spares a multiplication of two. 0: `dot` widens first. */
 #if defined(__AVXVNNI__)
-INLINE __m256i dot(__m256i acc, __m256i codes, __m256i q, int wide) { return _mm256_dpbusd_avx_epi32(acc, codes, q); }
+INLINE __m256i dot(__m256i acc, __m256i codes, __m256i q) { return _mm256_dpbusd_avx_epi32(acc, codes, q); }
+INLINE int pairs_held(int64_t bits) { return 0; }
 #elif defined(LOWBIT_TEST_AVXVNNI) /* the same instruction in its AVX-512 encoding: tests the code path on CPUs without the other */
-__attribute__((target("avx512vl,avx512vnni"))) static inline __m256i dot(__m256i acc, __m256i codes, __m256i q, int wide) {
+__attribute__((target("avx512vl,avx512vnni"))) static inline __m256i dot(__m256i acc, __m256i codes, __m256i q) {
     return _mm256_dpbusd_epi32(acc, codes, q);
 }
+INLINE int pairs_held(int64_t bits) { return 0; }
 #else
-/* Pairs are summed in 16 bits, which holds 2 x 127 x 127 but not the codes of 8 bits (`wide`): those are widened first. */
-INLINE __m256i dot(__m256i acc, __m256i codes, __m256i q, int wide) {
-    const __m256i ones = _mm256_set1_epi16(1);
-    if (!wide) return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(codes, q), ones));
+INLINE __m256i dot(__m256i acc, __m256i codes, __m256i q) {
     const __m256i low_bytes = _mm256_set1_epi16(0xff);
     const __m256i even = _mm256_madd_epi16(_mm256_and_si256(codes, low_bytes), _mm256_srai_epi16(_mm256_slli_epi16(q, 8), 8));
     const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(codes, 8), _mm256_srai_epi16(q, 8));
     return _mm256_add_epi32(acc, _mm256_add_epi32(even, odd));
 }
+INLINE int pairs_held(int64_t bits) { return bits <= 4 ? 8 : bits <= 6 ? 2 : 0; } /* 8 x 2 x 15 x 128, 2 x 2 x 63 x 128 */
 #endif
 
-INLINE void half_block(const Block *b, const int rows, const int column, const int wide) {
+/* acc[r][h] += the products of quads first ... last - 1; `codes` is the first's, `q` the first row's. */
+INLINE void add_quads(const Block *b, const int rows, const uint8_t *codes, const int8_t *q, int64_t quads, __m256i acc[][2]) {
+    for (int64_t quad = 0; quad < quads; quad++) {
+        const __m256i w0 = _mm256_load_si256((const __m256i *)(codes + quad * 4 * COLUMNS));
+        const __m256i w1 = _mm256_load_si256((const __m256i *)(codes + quad * 4 * COLUMNS + 32));
+#pragma GCC unroll 4
+        for (int r = 0; r < rows; r++) {
+            int32_t four;
+            memcpy(&four, q + r * b->stride + 4 * quad, 4);
+            const __m256i a = _mm256_set1_epi32(four);
+            acc[r][0] = dot(acc[r][0], w0, a);
+            acc[r][1] = dot(acc[r][1], w1, a);
+        }
+    }
+}
+
+/* The same, `held` sums of pairs at a time in 16 bits. */
+INLINE void add_quads_held(const Block *b, const int rows, const uint8_t *codes, const int8_t *q, int64_t quads, const int held,
+                           __m256i acc[][2]) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    for (int64_t quad = 0; quad < quads; quad += held) {
+        const int64_t end = smaller(quad + held, quads);
+        __m256i pairs[ROWS][2];
+#pragma GCC unroll 4
+        for (int r = 0; r < rows; r++) pairs[r][0] = pairs[r][1] = _mm256_setzero_si256();
+        for (int64_t i = quad; i < end; i++) {
+            const __m256i w0 = _mm256_load_si256((const __m256i *)(codes + i * 4 * COLUMNS));
+            const __m256i w1 = _mm256_load_si256((const __m256i *)(codes + i * 4 * COLUMNS + 32));
+#pragma GCC unroll 4
+            for (int r = 0; r < rows; r++) {
+                int32_t four;
+                memcpy(&four, q + r * b->stride + 4 * i, 4);
+                const __m256i a = _mm256_set1_epi32(four);
+                pairs[r][0] = _mm256_add_epi16(pairs[r][0], _mm256_maddubs_epi16(w0, a));
+                pairs[r][1] = _mm256_add_epi16(pairs[r][1], _mm256_maddubs_epi16(w1, a));
+            }
+        }
+#pragma GCC unroll 4
+        for (int r = 0; r < rows; r++)
+            for (int h = 0; h < 2; h++) acc[r][h] = _mm256_add_epi32(acc[r][h], _mm256_madd_epi16(pairs[r][h], ones));
+    }
+}
+
+INLINE void half_block(const Block *b, const int rows, const int column, const int held) {
     const int64_t quads_in_all = ceil_div(b->k_in, 4), quads = ceil_div(b->group, 4);
     for (int64_t g = 0; g < b->groups; g++) {
         __m256i acc[ROWS][2];
@@ -127,23 +171,14 @@ INLINE void half_block(const Block *b, const int rows, const int column, const i
             const int32_t sum = b->token_sums[r * b->groups + g];
             for (int h = 0; h < 2; h++) {
                 const __m256i z = b->zero ? _mm256_loadu_si256((const __m256i *)(b->zero + g * COLUMNS + column + 8 * h))
-                                          : _mm256_set1_epi32((int32_t)b->centre);
+                                          : _mm256_set1_epi32(1 << (b->bits - 1));
                 acc[r][h] = _mm256_mullo_epi32(z, _mm256_set1_epi32(-sum));
             }
         }
-        const int64_t first = g * quads, last = smaller(first + quads, quads_in_all);
-        for (int64_t quad = first; quad < last; quad++) {
-            const uint8_t *codes = b->codes + quad * 4 * COLUMNS + 4 * column;
-            const __m256i w0 = _mm256_loadu_si256((const __m256i *)codes), w1 = _mm256_loadu_si256((const __m256i *)(codes + 32));
-#pragma GCC unroll 4
-            for (int r = 0; r < rows; r++) {
-                int32_t four;
-                memcpy(&four, b->q + r * b->stride + 4 * quad, 4);
-                const __m256i a = _mm256_set1_epi32(four);
-                acc[r][0] = dot(acc[r][0], w0, a, wide);
-                acc[r][1] = dot(acc[r][1], w1, a, wide);
-            }
-        }
+        const int64_t first = g * quads, count = smaller(first + quads, quads_in_all) - first;
+        const uint8_t *codes = b->codes + first * 4 * COLUMNS + 4 * column;
+        if (held) add_quads_held(b, rows, codes, b->q + 4 * first, count, held, acc);
+        else add_quads(b, rows, codes, b->q + 4 * first, count, acc);
         for (int r = 0; r < rows; r++)
             for (int h = 0; h < 2; h++) {
                 float *to = b->sums + r * COLUMNS + column + 8 * h;
@@ -157,10 +192,10 @@ INLINE void half_block(const Block *b, const int rows, const int column, const i
 
 INLINE void many_groups(const Block *b, const int rows) {
     for (int column = 0; column < COLUMNS; column += 16) {
-        if (b->centre > 32)
-            half_block(b, rows, column, 1);
-        else
-            half_block(b, rows, column, 0);
+        const int held = pairs_held(b->bits);
+        if (held == 8) half_block(b, rows, column, 8);
+        else if (held) half_block(b, rows, column, 2);
+        else half_block(b, rows, column, 0);
     }
 }
 
@@ -175,7 +210,7 @@ INLINE void many_groups(const Block *b, const int rows) {
         for (int r = 0; r < rows; r++) {
             int32_t acc[COLUMNS];
             const int32_t sum = b->token_sums[r * b->groups + g];
-            for (int n = 0; n < COLUMNS; n++) acc[n] = -sum * (b->zero ? b->zero[g * COLUMNS + n] : (int32_t)b->centre);
+            for (int n = 0; n < COLUMNS; n++) acc[n] = -sum * (b->zero ? b->zero[g * COLUMNS + n] : 1 << (b->bits - 1));
             for (int64_t quad = first; quad < last; quad++) {
                 const uint8_t *codes = b->codes + quad * 4 * COLUMNS;
                 const int8_t *q = b->q + r * b->stride + 4 * quad;

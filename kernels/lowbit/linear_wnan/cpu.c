@@ -120,7 +120,7 @@ static void run_item(const Weight *const *weights, const Epilogue *ends, const P
     int64_t w = 0, tile = i % tiles;
     for (; tile >= ceil_div(weights[w]->n_out, COLUMNS); w++) tile -= ceil_div(weights[w]->n_out, COLUMNS);
     const int64_t first = i / tiles * share_rows;
-    block.q = panels[w]->q, block.token_sums = panels[w]->token_sums, block.centre = (int64_t)1 << (weights[w]->bits - 1);
+    block.q = panels[w]->q, block.token_sums = panels[w]->token_sums, block.bits = weights[w]->bits;
     block.act_scale = tokens->act_groups > 1 ? panels[w]->act_scale : NULL;
     run_tile(weights[w], ends + w, block, panels[w]->act_scale, first, smaller(m, first + share_rows), step, tile * COLUMNS,
              codes);
