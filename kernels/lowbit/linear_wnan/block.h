@@ -100,61 +100,67 @@ INLINE void many_groups(const Block *b, const int rows) {
 #elif defined(__AVX2__)
 enum { ROWS = 4, ROWS_GROUPED = 4 }; /* 8 of 16 registers hold sums, for half a tile at a time */
 
-/* acc + the dot products of 4 unsigned codes with 4 signed activations, and how many sums of two products, of codes of b bits and of
-   activations down to -128, add up within 16 bits: widening them that much later spares a multiplication of two. 0: `dot` widens first. */
+/* acc + the dot products of 4 unsigned codes with 4 signed activations. */
 #if defined(__AVXVNNI__)
-INLINE __m256i dot(__m256i acc, __m256i codes, __m256i q) { return _mm256_dpbusd_avx_epi32(acc, codes, q); }
-INLINE int pairs_held(int64_t bits) { return 0; }
+enum { HELD = 0 };
+INLINE __m256i dot(__m256i acc, __m256i codes, __m256i q, const int wide) { return _mm256_dpbusd_avx_epi32(acc, codes, q); }
 #elif defined(LOWBIT_TEST_AVXVNNI) /* the same instruction in its AVX-512 encoding: tests the code path on CPUs without the other */
-__attribute__((target("avx512vl,avx512vnni"))) static inline __m256i dot(__m256i acc, __m256i codes, __m256i q) {
+enum { HELD = 0 };
+__attribute__((target("avx512vl,avx512vnni"))) static inline __m256i dot(__m256i acc, __m256i codes, __m256i q, int wide) {
     return _mm256_dpbusd_epi32(acc, codes, q);
 }
-INLINE int pairs_held(int64_t bits) { return 0; }
 #else
-INLINE __m256i dot(__m256i acc, __m256i codes, __m256i q) {
+enum { HELD = 8 }; /* sums of two products, of codes up to 4 bits, that add up within 16 bits: 8 x 2 x 15 x 128 */
+/* Pairs are summed in 16 bits, which holds 2 x 63 x 128 but not the codes of 8 bits (`wide`): those are widened first. */
+INLINE __m256i dot(__m256i acc, __m256i codes, __m256i q, const int wide) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    if (!wide) return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(codes, q), ones));
     const __m256i low_bytes = _mm256_set1_epi16(0xff);
     const __m256i even = _mm256_madd_epi16(_mm256_and_si256(codes, low_bytes), _mm256_srai_epi16(_mm256_slli_epi16(q, 8), 8));
     const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(codes, 8), _mm256_srai_epi16(q, 8));
     return _mm256_add_epi32(acc, _mm256_add_epi32(even, odd));
 }
-INLINE int pairs_held(int64_t bits) { return bits <= 4 ? 8 : bits <= 6 ? 2 : 0; } /* 8 x 2 x 15 x 128, 2 x 2 x 63 x 128 */
 #endif
 
-/* acc[r][h] += the products of quads first ... last - 1; `codes` is the first's, `q` the first row's. */
-INLINE void add_quads(const Block *b, const int rows, const uint8_t *codes, const int8_t *q, int64_t quads, __m256i acc[][2]) {
-    for (int64_t quad = 0; quad < quads; quad++) {
-        const __m256i w0 = _mm256_load_si256((const __m256i *)(codes + quad * 4 * COLUMNS));
-        const __m256i w1 = _mm256_load_si256((const __m256i *)(codes + quad * 4 * COLUMNS + 32));
+INLINE __m256i load_32(const uint8_t *codes) { return _mm256_load_si256((const __m256i *)codes); }
+
+INLINE __m256i broadcast_4(const int8_t *q) {
+    int32_t four;
+    memcpy(&four, q, 4);
+    return _mm256_set1_epi32(four);
+}
+
+/* acc[r][h] += the products of some quads of 16 columns; `codes` is the first's, `q` the first row's. */
+INLINE void add_quads(const Block *b, const int rows, const uint8_t *codes, const int8_t *q, int64_t quads, const int wide,
+                      __m256i acc[][2]) {
+    for (int64_t quad = 0; quad < quads; quad++, codes += 4 * COLUMNS, q += 4) {
+        const __m256i w0 = load_32(codes), w1 = load_32(codes + 32);
 #pragma GCC unroll 4
         for (int r = 0; r < rows; r++) {
-            int32_t four;
-            memcpy(&four, q + r * b->stride + 4 * quad, 4);
-            const __m256i a = _mm256_set1_epi32(four);
-            acc[r][0] = dot(acc[r][0], w0, a);
-            acc[r][1] = dot(acc[r][1], w1, a);
+            const __m256i a = broadcast_4(q + r * b->stride);
+            acc[r][0] = dot(acc[r][0], w0, a, wide);
+            acc[r][1] = dot(acc[r][1], w1, a, wide);
         }
     }
 }
 
-/* The same, `held` sums of pairs at a time in 16 bits. */
-INLINE void add_quads_held(const Block *b, const int rows, const uint8_t *codes, const int8_t *q, int64_t quads, const int held,
-                           __m256i acc[][2]) {
+/* In place, for the reason that add_dot has. */
+INLINE void add_pairs(__m256i *sum, __m256i pairs) { __asm__("vpaddw %1, %0, %0" : "+x"(*sum) : "x"(pairs)); }
+
+/* The same, of codes up to 4 bits: widened once for HELD quads, which spares nearly half of the multiplications. */
+INLINE void add_quads_held(const Block *b, const int rows, const uint8_t *codes, const int8_t *q, int64_t quads, __m256i acc[][2]) {
     const __m256i ones = _mm256_set1_epi16(1);
-    for (int64_t quad = 0; quad < quads; quad += held) {
-        const int64_t end = smaller(quad + held, quads);
+    for (int64_t quad = 0; quad < quads;) {
         __m256i pairs[ROWS][2];
 #pragma GCC unroll 4
         for (int r = 0; r < rows; r++) pairs[r][0] = pairs[r][1] = _mm256_setzero_si256();
-        for (int64_t i = quad; i < end; i++) {
-            const __m256i w0 = _mm256_load_si256((const __m256i *)(codes + i * 4 * COLUMNS));
-            const __m256i w1 = _mm256_load_si256((const __m256i *)(codes + i * 4 * COLUMNS + 32));
+        for (const int64_t end = smaller(quad + HELD, quads); quad < end; quad++, codes += 4 * COLUMNS, q += 4) {
+            const __m256i w0 = load_32(codes), w1 = load_32(codes + 32);
 #pragma GCC unroll 4
             for (int r = 0; r < rows; r++) {
-                int32_t four;
-                memcpy(&four, q + r * b->stride + 4 * i, 4);
-                const __m256i a = _mm256_set1_epi32(four);
-                pairs[r][0] = _mm256_add_epi16(pairs[r][0], _mm256_maddubs_epi16(w0, a));
-                pairs[r][1] = _mm256_add_epi16(pairs[r][1], _mm256_maddubs_epi16(w1, a));
+                const __m256i a = broadcast_4(q + r * b->stride);
+                add_pairs(&pairs[r][0], _mm256_maddubs_epi16(w0, a));
+                add_pairs(&pairs[r][1], _mm256_maddubs_epi16(w1, a));
             }
         }
 #pragma GCC unroll 4
@@ -163,7 +169,7 @@ INLINE void add_quads_held(const Block *b, const int rows, const uint8_t *codes,
     }
 }
 
-INLINE void half_block(const Block *b, const int rows, const int column, const int held) {
+INLINE void half_block(const Block *b, const int rows, const int column, const int bits) {
     const int64_t quads_in_all = ceil_div(b->k_in, 4), quads = ceil_div(b->group, 4);
     for (int64_t g = 0; g < b->groups; g++) {
         __m256i acc[ROWS][2];
@@ -177,8 +183,8 @@ INLINE void half_block(const Block *b, const int rows, const int column, const i
         }
         const int64_t first = g * quads, count = smaller(first + quads, quads_in_all) - first;
         const uint8_t *codes = b->codes + first * 4 * COLUMNS + 4 * column;
-        if (held) add_quads_held(b, rows, codes, b->q + 4 * first, count, held, acc);
-        else add_quads(b, rows, codes, b->q + 4 * first, count, acc);
+        if (HELD && bits <= 4) add_quads_held(b, rows, codes, b->q + 4 * first, count, acc);
+        else add_quads(b, rows, codes, b->q + 4 * first, count, bits > 6, acc);
         for (int r = 0; r < rows; r++)
             for (int h = 0; h < 2; h++) {
                 float *to = b->sums + r * COLUMNS + column + 8 * h;
@@ -192,10 +198,9 @@ INLINE void half_block(const Block *b, const int rows, const int column, const i
 
 INLINE void many_groups(const Block *b, const int rows) {
     for (int column = 0; column < COLUMNS; column += 16) {
-        const int held = pairs_held(b->bits);
-        if (held == 8) half_block(b, rows, column, 8);
-        else if (held) half_block(b, rows, column, 2);
-        else half_block(b, rows, column, 0);
+        if (b->bits <= 4) half_block(b, rows, column, 4);
+        else if (b->bits <= 6) half_block(b, rows, column, 6);
+        else half_block(b, rows, column, 8);
     }
 }
 
