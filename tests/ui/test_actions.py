@@ -5,6 +5,7 @@ import json
 import math
 import re
 import threading
+import time
 import zipfile
 
 import pytest
@@ -25,6 +26,13 @@ SEARCH_SETTINGS = [getattr(SearchConfig(), n) for n in search.SEARCH_FORM]
 
 def profile(session, steps=4, text="noto anchor\nfluent pizza"):
     sensitivity.profile(session, steps, 0, text, *PROFILE_SETTINGS)
+
+
+def wait_for(true, seconds=10.0):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -197,6 +205,35 @@ def test_a_budget_below_the_smallest_feasible_is_refused_before_it_starts(profil
     with pytest.raises(BadInput, match=r"0\.40 MB is below the smallest feasible, 0\.51 MB"):
         search.search(profiled, 0.4, None, 4.0, *SEARCH_SETTINGS)
     assert profiled.job is before
+
+
+def test_a_step_selected_on_another_screen_is_decoded_where_steps_are_looked_at(searched, finish):
+    compare.compare(searched, "noto anchor", 0, 4)
+    finish(searched)
+    compare.go_to_step(searched, 2)
+    wait_for(lambda: searched.preview is not None and searched.preview[:2] == (0, 2))
+    sensitivity.pick_row(searched, {"layer": 0, "step": 1})
+    wait_for(lambda: searched.preview[:2] == (0, 1))
+    assert compare.shown(searched)["step_words"] == "as predicted at step 1 (0 to 3)"
+
+
+def test_a_checkpoint_is_there_again_with_its_plan(searched, finish):
+    first = searched.chosen
+    export.export(searched)
+    finish(searched)
+    written = searched.exported
+    other = next(s for s in searched.result.front if s.plan.plan_id != first.plan.plan_id)
+    common.choose(searched, other)
+    assert searched.exported is None
+    common.choose(searched, first)
+    assert searched.exported == written
+
+
+def test_the_tour_leaves_the_steps_of_the_form_alone(session, finish):
+    session.steps = 17
+    guide.follow(session, {"stop": 0})
+    finish(session)
+    assert session.steps == 17 and session.profile.sensitivity.schedule.steps == guide.TOUR_STEPS
 
 
 def test_too_many_prompts_to_compare(searched):

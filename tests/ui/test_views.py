@@ -302,7 +302,8 @@ def test_the_beam_leaves_a_trail_that_fades(result):
 
 def test_the_table_holds_the_same_plans_and_marks_the_chosen(result):
     shown = search.points((), result)
-    html = search.plan_table(shown, lambda p: (p.kind, p.index) == ("front", 2))
+    html = search.plan_table(shown, lambda p: (p.kind, p.index) == ("front", 2), 2)
+    assert "errors are means over 2 calibration prompts" in html
     picks = [json.loads(unescape(text)) for text in re.findall(r'data-pick="([^"]+)"', html)]
     assert {(p["list"], p["index"]) for p in picks} == {(p.kind, p.index) for p in shown}
     chosen = re.findall(r'data-pick="([^"]+)"[^>]*aria-pressed="true"', html)
@@ -349,7 +350,15 @@ def test_plan_numbers_say_how_each_is_known(bundle, found):
     assert row["effective weight bits, quantized layers"][0] == f"{stored:.2f} bits/parameter"
     assert row["bit operations of one image"][1] == "◐modelled"
     assert row["predicted error"][1] == "◐modelled"
-    assert row["error (NMSE of the final latent)"][1] == "●measured, 4 held-out prompts"
+    assert row["error (NMSE of the final latent)"][1] == "●measured, no interval: 4 held-out prompts"
+    judged = scored.model_copy(update={"low": 1e-4, "high": 2e-3, "samples": 16})
+    row = {cells[0]: cells[1:] for cells in cells_of(plans.plan_numbers(judged, bundle, found.costs))}
+    assert row["error (NMSE of the final latent)"] == [f"{judged.error:.3e}  [1.00e-04, 2.00e-03]",
+                                                       "●measured, mean and 95 % interval over 16 held-out prompts"]
+    both = {cells[0]: cells[1:] for cells in cells_of(plans.two_plans(scored, judged, bundle, found.costs))}
+    assert both["error (NMSE of the final latent)"][1] == (
+        "●measured, A: no interval: 4 held-out prompts; B: mean and 95 % interval over 16 held-out prompts")
+    assert both["transformer in memory"][1] == "=exact"
     drafted = cells_of(plans.plan_numbers(Drafted(scored.plan), bundle, None))
     assert not any("●measured" in cell for cells in drafted for cell in cells)
 
@@ -455,8 +464,9 @@ def test_the_front_marks_which_part_found_a_plan(result):
     marks = {t["name"]: t["marker"]["symbol"] for t in traces if t["mode"] == "markers"}
     assert len(set(marks.values())) == len(marks) == 3
     others = [dataclasses.replace(shown[0], origin=o, index=i) for i, o in enumerate(("uniform", "dp", "imported"), 3)]
-    named = [t["name"] for t in search.front([*shown, *others], None, None, limits(100, 16))["data"] if t["showlegend"]]
-    assert named.count("front") == 1 and len(named) == 4, "what is not the search's own shares one mark and one entry"
+    traces = search.front([*shown, *others], None, None, limits(100, 16))["data"]
+    marks = {t["name"]: t["marker"]["symbol"] for t in traces if t["showlegend"]}
+    assert "on the front" in marks and len(set(marks.values())) == 4, "what is not the search's own shares one mark and one entry"
 
 
 def test_replaying_a_search_shows_what_had_been_measured_by_then_and_nothing_to_choose(result):

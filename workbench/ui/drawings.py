@@ -99,6 +99,10 @@ def _scale(values, start: float, end: float, log: bool):
     return place, [(10**t if log else t) for t in ticks]
 
 
+def _tick(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
 def plot(series, title: str, *, x_title: str, y_title: str, x_limit: float | None = None, whole: bool = False, width: int = 460) -> str:
     """series: (name, colour, points, joined) with points (x, y > 0) on a logarithmic y axis, each with a mark of its own; x_limit: a
     budget, its far side shaded; whole: x counts."""
@@ -118,7 +122,8 @@ def plot(series, title: str, *, x_title: str, y_title: str, x_limit: float | Non
         )
     if whole:
         ticks_x = _whole_steps(int(min(p[0] for p in points)), int(max(p[0] for p in points)))
-    parts += [_text(place_x(t), bottom + 14, f"{t:.3g}", "middle", 10) for t in ticks_x]
+    last = place_x(ticks_x[-1])
+    parts += [_text(place_x(t), bottom + 14, _tick(t), "end" if not whole and place_x(t) == last else "middle", 10) for t in ticks_x]
     parts += [_text(left - 5, place_y(t) + 4, f"{t:.1e}", "end", 10) for t in ticks_y]
     parts += [_text((left + right) / 2, height - 8, x_title, "middle"), _text(left, 14, y_title)]
     for number, (name, colour, ps, joined) in enumerate(series):

@@ -140,7 +140,7 @@ def bit_heatmap(bits_LT, *, rows, x, revision: str, weight_bits_L) -> dict:
 
 
 def change_heatmap(change_LT, *, rows, x, weights_L) -> dict:
-    """Bits gained (blue) and lost (red) between two plans; no change is blank."""
+    """Bits gained (red) and lost (blue) between two plans; no change is blank."""
     most = max([1, *(abs(c) for row in change_LT for c in row), *map(abs, weights_L)])
 
     def cell(change):

@@ -84,9 +84,8 @@ def follow(session: Session, payload) -> None:
 
 
 def _profile(session: Session) -> None:
-    session.set(steps=TOUR_STEPS)
     prompts = (session.prompts or session.bundle.prompts("calibration"))[:TOUR_PROMPTS]
-    kept = session.prompts
+    kept = session.prompts, session.steps
     sensitivity.profile(
         session,
         TOUR_STEPS,
@@ -96,7 +95,7 @@ def _profile(session: Session) -> None:
         *(getattr(QuantConfig(), name) for name in sensitivity.QUANT_FORM),
         LatencyConfig().target,
     )
-    session.prompts = kept
+    session.prompts, session.steps = kept
 
 
 def _search(session: Session) -> None:

@@ -49,9 +49,14 @@ class Recipe(Frozen):
         return prompts
 
 
+def fits(prompts) -> bool:
+    """Are they few and short enough to be in a link?"""
+    return sum(len(p.encode()) for p in prompts) <= PROMPTS_LIMIT_BYTES
+
+
 def encode(plan: BitPlan, source: str, prompts, seed: int) -> str:
     """The text of the link."""
-    prompts = tuple(prompts) if sum(len(p.encode()) for p in prompts) <= PROMPTS_LIMIT_BYTES else ()
+    prompts = tuple(prompts) if fits(prompts) else ()
     recipe = Recipe(
         model=source,
         model_hash=plan.model_hash,

@@ -22,7 +22,7 @@ from workbench.ui.widget import STATIC
 COLOURS = (BLUE, ORANGE, GREEN, VIOLET, RED, GREY)
 PAIRS = len(COLOURS)
 STYLE = (STATIC / "report.css").read_text(encoding="utf-8")
-MEANING = """<ul><li><b>exact</b> follows from sizes alone; <b>measured</b> was taken on the machine named above;
+MEANING = """<ul><li><b>exact</b> follows from sizes alone; <b>measured</b> was really run, on the machine named above;
 <b>modelled</b> comes from a
 model of cost or error; <b>emulated</b> means low-bit numbers in a float product: the values are right, the seconds say nothing about
 speed.</li><li>Transformer in memory counts packed weights, scales and everything kept in float (2 bytes a parameter), to the byte. A
@@ -37,9 +37,9 @@ def write(session) -> str:
     bundle = session.bundle
     now = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     name = f"{bundle.name}, plan {session.chosen.plan.plan_id}" if session.chosen else bundle.name
+    machine = "" if session.example else f"; {cpu_name()}, {os.cpu_count()} cores, {platform.system()}"  # an example names its own
     parts = [
-        f"<h1>{escape(name)}</h1><p>Written by the AdaTSQ Workbench on {escape(now)}; {escape(cpu_name())}, "
-        f"{os.cpu_count()} cores, {escape(platform.system())}. "
+        f"<h1>{escape(name)}</h1><p>Written by the AdaTSQ Workbench on {escape(now)}{escape(machine)}. "
         f"Model {escape(bundle.model_hash)}.</p>"
     ]
     if session.example:
@@ -86,12 +86,15 @@ def _front(session) -> str:
             drawings.plot(
                 series,
                 f"error against {axis.label}",
-                x_title=f"{axis.label}, {axis.unit}",
+                x_title=axis.label if axis.unit in axis.label else f"{axis.label}, {axis.unit}",
                 y_title=plans.ERROR,
                 x_limit=session.budget.get(axis.field),
             )
         )
-    return f"<h2>The front</h2><p>{len(result.front)} plans, {result.evaluations:,} model evaluations.</p>{''.join(charts)}"
+    samples = result.front[0].samples
+    says = (f"{len(result.front)} plans, {result.evaluations:,} model evaluations. Errors here are means over {samples} calibration "
+            f"prompt{'s'[: samples > 1]}, the chosen plan's too. A dashed line is a budget as the sliders stand; beyond it is shaded.")
+    return f"<h2>The front</h2><p>{says}</p>{''.join(charts)}"
 
 
 def _plan(session) -> str:
@@ -109,9 +112,21 @@ def _plan(session) -> str:
     )
     numbers = plans.plan_numbers(session.chosen, session.bundle, session.profile and session.profile.costs)
     return (
-        f"<h2>The chosen plan</h2>{numbers}<p>{escape(export_views.bit_sentence(plan, layers))}</p>"
+        f"<h2>The chosen plan</h2>{numbers}{_made_with(session)}<p>{escape(export_views.bit_sentence(plan, layers))}</p>"
         f'<div class="scroll" style="white-space:nowrap">{chart}</div>'
     )
+
+
+def _made_with(session) -> str:
+    """The settings that the numbers rest on."""
+    plan, found = session.chosen.plan, session.profile
+    quant = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in plan.quant.model_dump(mode="json").items())
+    says = f"Weights are solved with: {quant}."
+    if found is not None:
+        schedule = found.sensitivity.schedule
+        seeds = f", seeds from {found.trace.seeds[0]}" if found.trace is not None else ""
+        says = f"Profile: {found.sensitivity.samples} calibration prompts{seeds}, {schedule.steps} steps. {says}"
+    return f"<p>{escape(says)}</p>"
 
 
 def _comparison(session) -> str:
@@ -124,10 +139,12 @@ def _comparison(session) -> str:
         f"<br>{p.psnr_db:.2f} dB, SSIM {p.ssim:.4f}, seed {p.seed}</span>"
         for p in pairs
     )
+    fewer = f"<p>The first {PAIRS} of {len(comparison.pairs)} prompts; the numbers are over all.</p>" * (len(comparison.pairs) > PAIRS)
     curves = [(p.prompt, colour, list(enumerate(p.latent_nmse_T)), True) for p, colour in zip(pairs, COLOURS)]
     chart = drawings.plot(curves, "latent error after each step", x_title="step (0 = noisiest)", y_title="latent NMSE", whole=True)
     return (
-        f"<h2>Float (left) against quantized (right)</h2>{pictures}{compare_views.comparison_numbers(comparison)}"
+        f"<h2>Float (left) against quantized (right)</h2>{fewer}{pictures}"
+        f"{compare_views.comparison_numbers(comparison, here=not session.example)}"
         f"{chart}"
     )
 

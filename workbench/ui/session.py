@@ -49,6 +49,7 @@ class Drafted:
 # What depends on the profile is forgotten with a new profile; what depends on the model, when another one is loaded.
 OF_PROFILE = {"events": (), "replay": None, "result": None, "chosen": None, "pinned": None, "edits": (), "comparison": None,
               "comparisons": {}, "drafts": None, "pair": 0, "at_step": False, "preview": None, "blind": None, "exported": None,
+              "exports": {},
               "look": None, "floor_db": None, "sliders_moved": None, "written": None}
 OF_MODEL = {"profile": None, "example": None, "fisher_TL": (), "stderr_TL": None, "cell": (None, None), **OF_PROFILE}
 LIGHT_THREADS = 2

@@ -10,7 +10,7 @@ MB = 1e6
 # How a number is known: word, mark and what it means. The mark differs too, so that colour is never alone.
 KNOWN = {
     "exact": ("=", "follows from sizes alone, without any measurement"),
-    "measured": ("●", "taken on this machine, from this model"),
+    "measured": ("●", "really run, with this model; on this machine unless another is named"),
     "modelled": ("◐", "computed from a model of cost or error, not measured"),
     "emulated": ("◇", "low-bit numbers in a float product: right values, but its seconds say nothing about speed"),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from workbench.options import BadInput
 from workbench.space import stages
+from workbench.ui import pictures
 from workbench.ui.session import Session
 
 
@@ -41,9 +42,11 @@ def stop(session: Session) -> None:
 
 
 def select_cell(session: Session, layer: int | None, step: int) -> None:
-    """Select a layer and step on every screen, and look into it as soon as the model is free."""
+    """Select a layer and step on every screen: the look into it comes as soon as the model is free, images of that step where steps are
+    looked at."""
     session.set(cell=(layer, step))
     look_closer(session)
+    show_step(session)
 
 
 def look_closer(session: Session) -> None:
@@ -69,6 +72,27 @@ def look_closer(session: Session) -> None:
     session.soon("look", work)
 
 
+def show_step(session: Session) -> None:
+    """Decode the selected step of the shown pair, off the request."""
+    comparison, pair, step = session.comparison, session.pair, session.cell[1]
+    if not session.at_step or comparison is None or step is None or not step < len(comparison.pairs[pair].latent_nmse_T):
+        return
+    if session.preview is not None and session.preview[:2] == (pair, step):
+        return
+    bundle = bundle_of(session)
+    if comparison.trajectories is None:
+        session.set(at_step=False)
+        raise BadInput("the latents of this comparison were not kept, so only its final images can be shown")
+
+    def work():
+        images = stages().preview(bundle, comparison, pair, step)
+        addresses = [pictures.address(session, image) for image in images]
+        if session.comparison is comparison and (session.pair, session.cell[1]) == (pair, step):
+            session.set(preview=(pair, step, *addresses))
+
+    session.soon("compare", work)
+
+
 def choose(session: Session, scored, edits=()) -> None:
     """Make a plan the chosen one; the search's own choice keeps its judgement on held-out prompts. `edits`: the plans that undoing leads
     back to, none unless it was painted."""
@@ -79,7 +103,7 @@ def choose(session: Session, scored, edits=()) -> None:
         session.set(
             chosen=scored,
             edits=edits,
-            exported=None,
+            exported=session.exports.get(scored.plan.plan_id),
             comparison=session.comparisons.get(scored.plan.plan_id),
             pair=0,
             at_step=False,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from workbench.options import BadInput, TraceConfig
 from workbench.space import stages
 from workbench.ui import forms, limits, pictures, widget
-from workbench.ui.actions.common import bundle_of, chosen_of, profile_of, select_cell
+from workbench.ui.actions.common import bundle_of, chosen_of, profile_of, select_cell, show_step
 from workbench.ui.session import Session
 from workbench.ui.views import compare as views
 
@@ -69,7 +69,7 @@ def pick_pair(session: Session, payload) -> None:
     index = widget.picked(payload, "pair", count)
     if index is not None:
         session.set(pair=index)
-        _show_step(session)
+        show_step(session)
 
 
 def pick_or_draw(session: Session, payload) -> None:
@@ -103,9 +103,7 @@ def go_to_step(session: Session, step: int | None) -> None:
     """Look at both images as they stand after a step; None is the final image. The step is the selected one on every screen."""
     session.set(at_step=step is not None)
     if step is not None:
-        layer = session.cell[0]
-        select_cell(session, layer, step)
-        _show_step(session)
+        select_cell(session, session.cell[0], step)
 
 
 def click_curve(session: Session, payload) -> None:
@@ -114,25 +112,6 @@ def click_curve(session: Session, payload) -> None:
         step = widget.picked(payload, "row", len(session.comparison.pairs[session.pair].latent_nmse_T))
         if step is not None:
             go_to_step(session, step)
-
-
-def _show_step(session: Session) -> None:
-    """Decode the selected step of the shown pair, off the request."""
-    comparison, pair, step = session.comparison, session.pair, session.cell[1]
-    if not session.at_step or step is None or (session.preview is not None and session.preview[:2] == (pair, step)):
-        return
-    bundle = bundle_of(session)
-    if comparison.trajectories is None:
-        session.set(at_step=False)
-        raise BadInput("the latents of this comparison were not kept, so only its final images can be shown")
-
-    def work():
-        images = stages().preview(bundle, comparison, pair, step)
-        addresses = [pictures.address(session, image) for image in images]
-        if session.comparison is comparison:
-            session.set(preview=(pair, step, *addresses))
-
-    session.soon("compare", work)
 
 
 def vote(session: Session, choice: str) -> None:
@@ -164,6 +143,8 @@ def _nothing_yet(session: Session) -> str:
         return "Both models draw the same seeds; small pictures appear below as they are finished."
     if session.chosen is None:
         return "Choose a plan on the Search screen, then press Generate: both models draw the same seeds."
+    if session.example is not None:
+        return "The example run holds no images of this plan. Press 1 above to make your own profile; then any plan can be drawn."
     if session.profile is None:
         return "A plan is chosen. Profile the model on the Sensitivity screen: that solves its weights. Then press Generate."
     return "Press Generate: both models draw the same seeds."
@@ -206,9 +187,9 @@ def shown(session: Session) -> dict:
     more = {"steps": steps, "at": None, "step_words": "final image"}
     if session.at_step and step is not None and step < steps:
         ready = session.preview is not None and session.preview[:2] == (session.pair, step)
-        more |= {"at": step, "step_words": f"as predicted at step {step} of {steps}" if ready else f"decoding step {step} …"}
+        more |= {"at": step, "step_words": f"as predicted at step {step} (0 to {steps - 1})" if ready else f"decoding step {step} …"}
         if ready:
-            caption = f"{pair.prompt} · seed {pair.seed} · after step {step}: latent NMSE {pair.latent_nmse_T[step]:.3e}"
+            caption = f"{pair.prompt} · seed {pair.seed} · step {step}: latent NMSE after it {pair.latent_nmse_T[step]:.3e}"
             return views.viewer(session.preview[2], session.preview[3], caption=caption, **shared, **more)
     return views.viewer(
         pictures.address(session, pair.image_float),

@@ -29,10 +29,12 @@ def export(session: Session) -> None:
         model = quantized_model(session, scored, on_progress)
         stages().export(bundle, model, folder)
         archive = shutil.make_archive(str(session.downloads / folder.name), "zip", folder)
-        if session.chosen is not None and session.chosen.plan.plan_id == scored.plan.plan_id:
-            session.set(exported=(folder, Path(archive)))
+        plan_id, made = scored.plan.plan_id, (folder, Path(archive))
+        session.set(exports={**session.exports, plan_id: made})
+        if session.chosen is not None and session.chosen.plan.plan_id == plan_id:
+            session.set(exported=made)
         else:
-            session.say("export", f"plan {scored.plan.plan_id} was written; choose it and press again to have its files here", "info")
+            session.say("export", f"plan {plan_id} was written; choose it again to see its files", "info")
 
     session.submit("export", "export", work)
 

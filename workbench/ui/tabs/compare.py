@@ -31,16 +31,26 @@ def build(page: Page) -> list:
         numbers = gr.HTML(elem_id="compare-numbers")
     page.show(prompts, ["bundle"], lambda s: "\n".join(s.compare_form[0]) if s.compare_form else gr.skip())
     page.show(seed, ["bundle"], lambda s: s.compare_form[1] if s.compare_form else gr.skip())
-    page.show(steps, ["bundle", "steps", "profile"], lambda s: s.compare_form[2] if s.comparison else s.steps)
+    page.show(steps, ["bundle", "steps", "profile"], lambda s: s.compare_form[2] if s.comparison else _plan_steps(s))
     page.show(start, ["busy", "chosen", "profile"], lambda s: gr.Button(
         interactive=bool(s.chosen and s.profile and not s.example) and not s.busy))
     page.show(cancel, ["busy"], lambda s: gr.Button(interactive=s.busy and s.job.kind == "compare"))
-    page.show(numbers, ["comparison", "drafts", "chosen"], lambda s: views.comparison_numbers(s.comparison) if s.comparison else
-              tables.empty("Both models are drawing" if actions.drawing(s) else "Nothing has been compared",
-                           "PSNR, SSIM and latent error with their intervals, bytes, seconds and the kernel appear here."))
+    page.show(numbers, ["comparison", "drafts", "chosen"], _numbers)
     page.on(start.click, actions.compare, [prompts, seed, steps], tab="compare")
     page.on(cancel.click, common.stop, tab="compare")
     return [prompts, seed, steps]
+
+
+def _numbers(session) -> str:
+    if session.comparison is not None:
+        return views.comparison_numbers(session.comparison, here=session.example is None)
+    return tables.empty("Both models are drawing" if actions.drawing(session) else "Nothing has been compared",
+                        "PSNR, SSIM and latent error with their intervals, bytes, seconds and the kernel appear here.")
+
+
+def _plan_steps(session) -> int:
+    """As many as the plans of the profile have; before there is one, as many as it will have."""
+    return session.profile.sensitivity.schedule.steps if session.profile else session.steps
 
 
 def _pictures(page: Page) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gradio as gr
 
-from workbench.ui import tables, widget
+from workbench.ui import links, tables, widget
 from workbench.ui.actions import export as actions
 from workbench.ui.live import Page
 from workbench.ui.tabs import notice_line
@@ -29,7 +29,7 @@ def build(page: Page) -> None:
         lambda s: gr.Button(interactive=bool(s.chosen and s.profile and not s.example) and not s.busy),
     )
     page.show(made, ["exported", "chosen"], _made)
-    page.show(link, ["chosen", "prompts", "bundle"], lambda s: views.link(actions.link_code(s)))
+    page.show(link, ["chosen", "prompts", "bundle"], lambda s: views.link(actions.link_code(s), links.fits(s.prompts)))
     page.on(write.click, actions.export, tab="export")
     page.on(load.upload, actions.import_plan, [load], tab="export")
 

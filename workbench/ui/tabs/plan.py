@@ -87,7 +87,8 @@ def _images(session) -> str:
 def _tables(session) -> str:
     if session.result is None:
         return ""
-    plan_table = views.plan_table(views.points((), session.result), _is_chosen(session))
+    samples = session.result.front[0].samples
+    plan_table = views.plan_table(views.points((), session.result), _is_chosen(session), samples)
     return plan_table + views.parts_table(session.result) + views.ranking_table(session.result)
 
 

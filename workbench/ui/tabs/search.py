@@ -39,6 +39,7 @@ def build(page: Page) -> list:
     page.on(stop.click, common.stop, tab="search")
     page.on(knee.click, actions.pick_knee, tab="search")
     page.on(floor.click, actions.pick_floor, [floor_db], tab="search")
+    page.show(floor_db, ["floor_db"], lambda s: gr.skip() if s.floor_db is None else s.floor_db)  # what was typed stays
     for slider in sliders:
         page.on(slider.input, actions.move_budget, sliders, tab="search", trigger_mode="always_last")
     page.on(front.cell_click, actions.click_point, tab="search", with_payload=True)

@@ -17,6 +17,7 @@ from workbench.ui.views.quantities import QUANTITIES
 
 MAP = ("fisher_TL", "profile", "cell", "quantity", "map_bits")
 WIDTHS = (3, 4, 6, 8)
+WAYS = [("mean of its layers", "mean"), ("sum", "sum")]  # of putting the layers of a block together, where there is a choice
 
 
 def build(page: Page, model_form: Form) -> list:
@@ -32,7 +33,7 @@ def build(page: Page, model_form: Form) -> list:
     _show_map(page, blocks, layers, insight, cells)
     page.show(start, ["busy", "bundle"], lambda s: gr.Button(interactive=s.bundle is not None and not s.busy))
     page.show(cancel, ["busy"], lambda s: gr.Button(interactive=s.busy and s.job.kind == "profile"))
-    page.show(how, ["how", "quantity"], lambda s: gr.Radio(value=s.how, interactive=QUANTITIES[s.quantity].block is None))
+    page.show(how, ["how", "quantity"], lambda s: _how(s))
     page.show(bits, ["map_bits", "quantity"], lambda s: gr.Radio(value=s.map_bits, interactive=QUANTITIES[s.quantity].needs_bits))
     page.show(quantity, ["quantity"], lambda s: s.quantity)
     trace = [model_form.components[name] for name in ("steps", "seed", "prompts")]
@@ -46,16 +47,22 @@ def build(page: Page, model_form: Form) -> list:
     return [*trace, *settings]
 
 
+def _how(session) -> gr.Radio:
+    fixed = QUANTITIES[session.quantity].block
+    if fixed is None:
+        return gr.Radio(choices=WAYS, value=session.how, interactive=True)
+    return gr.Radio(choices=[("largest of its layers" if fixed == "max" else "mean of its layers", fixed)], value=fixed, interactive=False)
+
+
 def _tools():
     names = [(q.label, name) for name, q in QUANTITIES.items()]
-    ways = [("mean of its layers", "mean"), ("sum", "sum")]
     with gr.Row(equal_height=True, elem_classes=["tools"]):
         start = gr.Button("Profile", variant="primary", elem_id="profile", min_width=110, scale=0, interactive=False)
         cancel = gr.Button("Cancel", elem_id="cancel-profile", min_width=90, scale=0, interactive=False)
         quantity = gr.Dropdown(names, value="fisher", label="show", elem_id="quantity", scale=1, min_width=190, filterable=False)
         bits = gr.Radio([(str(b), b) for b in WIDTHS], value=4, label="activation bits b", elem_id="map-bits", scale=1, min_width=190,
                         interactive=False)
-        how = gr.Radio(ways, value="mean", label="value of a block", elem_id="how", scale=1, min_width=220)
+        how = gr.Radio(WAYS, value="mean", label="value of a block", elem_id="how", scale=1, min_width=220)
     return start, cancel, (quantity, bits, how)
 
 
@@ -124,7 +131,9 @@ def _show_map(page: Page, blocks, layers, insight, cells) -> None:
 
     def extremes(session, rows, label):
         stderr_TL = session.stderr_TL if session.quantity == "fisher" else None
-        lists = (views.extremes(rows, stderr_TL, session.bundle.layers, label, session.cell, most=most) for most in (True, False))
+        risk = QUANTITIES[session.quantity].risk
+        lists = (views.extremes(rows, stderr_TL, session.bundle.layers, label, session.cell, most=most, risk=risk)
+                 for most in (True, False))
         return "".join(lists)
 
     page.show(

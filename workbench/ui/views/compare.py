@@ -18,8 +18,8 @@ def _interval(value) -> str:
     return f"{value.mean:.4g}  [{value.low:.3g}, {value.high:.3g}]" if math.isfinite(value.low) else f"{value.mean:.4g}"
 
 
-def comparison_numbers(comparison) -> str:
-    """Metrics with their 95 % interval over prompts, and both models' bytes and seconds."""
+def comparison_numbers(comparison, *, here: bool = True) -> str:
+    """Metrics with their 95 % interval over prompts, and both models' bytes and seconds; here: was it this machine that compared?"""
     rows = [
         (METRIC_NAMES.get(name, name), _interval(value), value.unit, f"measured, n = {value.n}{_DIRECTIONS[value.higher_is_better]}")
         for name, value in comparison.metrics.items()
@@ -32,18 +32,19 @@ def comparison_numbers(comparison) -> str:
             "s",
             f"measured, {comparison.compute}",
         ),
-        *_alone(comparison.alone),
+        *_alone(comparison.alone, here),
     ]
-    kernel = compute_badge(comparison.compute, comparison.reason)
+    kernel = compute_badge(comparison.compute, comparison.reason, here=here)
     return kernel + numbers([*rows, *sizes], "Quantized against float (mean and 95 % interval over prompts)")
 
 
-def _alone(timed) -> list[tuple]:
+def _alone(timed, here: bool) -> list[tuple]:
     if timed is None:
         return []
     expected_ms = timed.predicted_ms * timed.slower
     off = 100 * (expected_ms / timed.quantized_ms - 1)
-    pace = f"; {timed.predicted_ms:.0f} ms when they were, the machine takes {timed.slower:.2f} times as long now" * (timed.slower != 1)
+    later = "the machine takes {:.2f} times as long now" if here else "its machine took {:.2f} times as long when it compared"
+    pace = f"; {timed.predicted_ms:.0f} ms when they were, {later.format(timed.slower)}" * (timed.slower != 1)
     return [
         ("time of one image alone", f"{timed.float_ms:.0f} → {timed.quantized_ms:.0f}", "ms", "measured, quiet quarter of 9 turns"),
         ("its prediction by the cost table", f"{expected_ms:.0f} ({off:+.0f} %)", "ms", f"modelled, a sum of measured layer times{pace}"),
@@ -54,11 +55,11 @@ def pair_line(pair) -> str:
     return f"{pair.prompt} · seed {pair.seed}: PSNR {pair.psnr_db:.2f} dB, SSIM {pair.ssim:.4f}, latent NMSE {pair.latent_nmse:.3e}"
 
 
-def compute_badge(compute: str, reason: str) -> str:
+def compute_badge(compute: str, reason: str, *, here: bool = True) -> str:
     """Which kernel ran, and why no faster one did."""
     word = f"{badge(compute)} " if compute in KNOWN else ""
-    why = "" if word else ", the fastest that this machine has for the plan's widths"
-    return f'<p class="kernel">Kernel: {word}{escape(reason)}{why}</p>'
+    why = "" if word else f", the fastest that {'this' if here else 'its'} machine has for the plan's widths"
+    return f'<p class="kernel">Kernel{"" if here else " of the example run"}: {word}{escape(reason)}{why}</p>'
 
 
 def error_over_steps(comparison, index: int, step: int | None = None) -> dict:

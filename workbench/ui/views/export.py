@@ -35,12 +35,13 @@ def downloads(rows, has_plan: bool) -> str:
     return f'<ul class="downloads">{"".join(items)}</ul>{note}'
 
 
-def link(code: str) -> str:
-    """The link that restores model, prompts and plan, with a button that copies its whole address."""
+def link(code: str, with_prompts: bool) -> str:
+    """The link that restores model, plan and, where they fit, prompts, with a button that copies its whole address."""
     if not code:
         return ""
     address = escape(f"?plan={code}")
-    says = f"A link that restores model, prompts and plan ({len(code):,} characters; it holds no images and no weights)"
+    what = "model, prompts and plan" if with_prompts else "model and plan; these prompts are too many for a link, send them as a file"
+    says = f"A link that restores {what} ({len(code):,} characters; it holds no images and no weights)"
     return (
         f'<div class="link"><span>{says}</span><button type="button" class="copy" data-copy="{address}">Copy link</button>'
         f'<a href="{address}" target="_blank" rel="noopener">open in a new tab</a></div>'
@@ -126,8 +127,9 @@ def front_csv(result) -> str:
 def comparison_csv(comparison) -> str:
     """A row per prompt."""
     steps = len(comparison.pairs[0].latent_nmse_T)
-    head = ["prompt", "seed", "PSNR dB", "SSIM", "latent NMSE", *(f"latent NMSE after step {t}" for t in range(steps))]
-    return _text([head, *([p.prompt, p.seed, p.psnr_db, p.ssim, p.latent_nmse, *p.latent_nmse_T] for p in comparison.pairs)])
+    head = ["prompt", "seed", "PSNR dB", "SSIM", "VIF", "LPIPS", "latent NMSE", *(f"latent NMSE after step {t}" for t in range(steps))]
+    return _text([head, *([p.prompt, p.seed, p.psnr_db, p.ssim, p.vif, p.lpips, p.latent_nmse, *p.latent_nmse_T]
+                          for p in comparison.pairs)])
 
 
 def tables(session) -> dict[str, str]:

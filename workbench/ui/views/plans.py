@@ -22,6 +22,7 @@ ORIGINS = {
     "bisection": "one width per step",
     "protect": "ends protected",
 }
+FEW = 5  # measurements on fewer prompts say little of their spread
 ROW_PX, MAP_EDGE_PX, MAP_MOST_PX = 14, 110, 1500
 
 
@@ -102,7 +103,10 @@ def _facts(scored, bundle, costs) -> list[tuple]:
     error, predicted, time = [], [], []
     if scored.error is not None:
         prompts = f"{scored.samples} {'held-out' if scored.held_out else 'calibration'} prompt{'s'[: scored.samples > 1]}"
-        error = [("error (NMSE of the final latent)", f"{scored.error:.3e}", "", f"measured, {prompts}")]
+        low, high = getattr(scored, "low", None), getattr(scored, "high", None)
+        interval = f"  [{low:.2e}, {high:.2e}]" if low is not None and high is not None else ""
+        spread = "mean and 95 % interval over " if interval else "no interval: " if scored.samples < FEW else "mean of "
+        error = [("error (NMSE of the final latent)", f"{scored.error:.3e}{interval}", "", f"measured, {spread}{prompts}")]
     if plan.predicted_error is not None:
         predicted = [("predicted error", f"{plan.predicted_error:.3e}", "squares, summed", "modelled")]
     if getattr(plan, "latency_ms", None) is not None:
@@ -136,8 +140,11 @@ def two_plans(first, second, bundle, costs) -> str:
         return ""
     of_first = {row[0]: row for row in _facts(first, bundle, costs)}
     of_second = {row[0]: row for row in _facts(second, bundle, costs)}
-    rows = [
-        (name, f"{of_first.get(name, ('', '–'))[1]} → {of_second.get(name, ('', '–'))[1]}", unit, how)
-        for name, _, unit, how in {**of_first, **of_second}.values()
-    ]
+    rows = []
+    for name, _, unit, how in {**of_first, **of_second}.values():
+        (_, a, _, how_a), (_, b, _, how_b) = (of.get(name, ("", "–", "", how)) for of in (of_first, of_second))
+        if how_a != how_b:  # errors on different prompts must not pass for one measurement
+            word = how_a.split(",")[0]
+            how_a = f"{word}, A: {how_a.removeprefix(f'{word}, ')}; B: {how_b.removeprefix(f'{word}, ')}"
+        rows.append((name, f"{a} → {b}", unit, how_a))
     return numbers(rows, f"A, plan {first.plan.plan_id} → B, plan {second.plan.plan_id}")

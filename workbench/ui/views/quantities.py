@@ -58,7 +58,7 @@ QUANTITIES = {
     "fisher": Quantity("Fisher information", "measured", lambda s: s.fisher_TL),
     "error": Quantity("error at b bits", "modelled", _error, needs_bits=True),
     "gain": Quantity("gain of one more bit", "modelled", _gain, needs_bits=True),
-    "alpha": Quantity("calibration weight α", "measured", _finished("alpha_TL"), block="mean"),
+    "alpha": Quantity("calibration weight α", "measured", _finished("alpha_TL"), block="mean", risk=False),
     "stderr": Quantity("standard error of Fisher", "measured", _finished("stderr_TL"), block="mean", risk=False),
     "range": Quantity("largest |activation|", "measured", _finished("act_absmax_TL"), block="max", risk=False),
 }

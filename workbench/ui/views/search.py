@@ -14,7 +14,7 @@ TRAIL = 8  # steps of the beam that fade behind the present one
 # The parts of the search: mark, colour and short name of the plans that each brought to the front.
 PARTS = {"lagrangian": ("diamond", "#74aee6", "Lagrangian"), "beam": ("circle", BLUE, "beam"),
          "refined": ("triangle-up", "#6a5fe0", "refinement")}
-FRONT = ("circle", BLUE, "front")
+FRONT = ("square", "#123a66", "on the front")  # of a rival's origin, or whatever a running search has measured
 PREDICTIONS = {
     "guide": "what the search plans by",
     "additive": "additive table",
@@ -203,7 +203,7 @@ def _costs_words(point: Point) -> str:
     return ", ".join(f"{point.values[a.field]:.2f} {a.unit}" for a in budgets.AXES if point.values.get(a.field) is not None)
 
 
-def plan_table(shown: list[Point], is_chosen) -> str:
+def plan_table(shown: list[Point], is_chosen, samples: int) -> str:
     """The front and its rivals for the keyboard and for those who read rather than look; every row can be picked."""
     panels = [a for a in budgets.AXES if any(p.values.get(a.field) is not None for p in shown)]
     ordered = sorted(shown, key=lambda p: (p.kind != "front", p.error))[:TABLE_ROWS]
@@ -220,7 +220,8 @@ def plan_table(shown: list[Point], is_chosen) -> str:
         for p in ordered
     ]
     headers = ["plan", *(a.unit for a in panels), "error"]
-    return pick_table(headers, rows, "The same plans as a table", numeric=tuple(range(1, len(headers)))) if rows else ""
+    caption = f"The same plans as a table; errors are means over {samples} calibration prompt{'s'[: samples > 1]}"
+    return pick_table(headers, rows, caption, numeric=tuple(range(1, len(headers)))) if rows else ""
 
 
 def parts_table(result) -> str:
@@ -235,7 +236,7 @@ def parts_table(result) -> str:
         gain = "" if best is None else f"{max(0.0, quality_db(error) - quality_db(best)):+.2f}"
         best = error if best is None else min(best, error)
         rows.append((origin_name(origin), f"{error:.2e}", f"{quality_db(error):.2f}", gain))
-    caption = "What each part of the search added within the budget (measured, calibration prompts)"
+    caption = "What each part of the search added within the budget that it was started with (measured, calibration prompts)"
     return table(("part", "best error", "dB", "gain, dB"), rows, caption) if rows else ""
 
 

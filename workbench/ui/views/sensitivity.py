@@ -186,19 +186,20 @@ def ranked(rows, limit: int, *, most: bool = True) -> list[tuple[float, int, int
     return sorted(cells, key=lambda c: (-c[0] if most else c[0], c[1], c[2]))[:limit]
 
 
-def extremes(rows, stderr_TL, layers, label: str, cell, *, most: bool) -> str:
+def extremes(rows, stderr_TL, layers, label: str, cell, *, most: bool, risk: bool = True) -> str:
     """The ten (step, layer) cells of largest or smallest value, for those who cannot use the map; each row can be picked.
 
-    stderr_TL: standard errors to show beside Fisher, else None."""
+    stderr_TL: standard errors to show beside Fisher, else None; risk: do the values say where bits are needed, and add up?"""
     labels = layer_labels(layers)
     total = sum(value for row in rows if row is not None for value in row)
     shown = []
     for value, t, i in ranked(rows, ROWS, most=most):
         spread = [f"{100 * stderr_TL[t][i] / value:.0f}" if value else ""] if stderr_TL is not None else []
-        share = f"{100 * value / total:.2g}" if total else "0"
-        shown.append(({"layer": i, "step": t}, (i, t) == cell, [t, labels[i], f"{value:.2e}", *spread, share]))
-    headers = ["step", "layer", "value", *(["± %"] if stderr_TL is not None else []), "share %"]
-    caption = f"{'Most fragile' if most else 'Most tolerant'}: {'largest' if most else 'smallest'} {label}"
+        share = [f"{100 * value / total:.2g}" if total else "0"] if risk else []
+        shown.append(({"layer": i, "step": t}, (i, t) == cell, [t, labels[i], f"{value:.2e}", *spread, *share]))
+    headers = ["step", "layer", "value", *(["± %"] if stderr_TL is not None else []), *(["share %"] if risk else [])]
+    size = "largest" if most else "smallest"
+    caption = f"{'Most fragile' if most else 'Most tolerant'}: {size} {label}" if risk else f"{size.capitalize()} values: {label}"
     return pick_table(headers, shown, caption, numeric=tuple(i for i in range(len(headers)) if i != 1))
 
 
@@ -223,8 +224,12 @@ def carriers(value_BT) -> tuple[list[int], list[int], float]:
 
 def insight(rows, layers, name: str, label: str) -> str:
     """What the map shows, in a sentence computed from it; empty while steps are missing or where nothing is at risk."""
-    if rows is None or any(row is None for row in rows) or not QUANTITIES[name].risk:
+    if rows is None or any(row is None for row in rows):
         return ""
+    if not QUANTITIES[name].risk:
+        (most, t, i), (least, u, j) = ranked(rows, 1)[0], ranked(rows, 1, most=False)[0]
+        labels = layer_labels(layers)
+        return f"The {label} goes from {least:.3g} ({labels[j]} at step {u}) to {most:.3g} ({labels[i]} at step {t})."
     blocks = blocks_of(layers)
     steps, kept, share = carriers(by_block(rows, blocks, "sum"))
     if not share:
