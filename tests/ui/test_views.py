@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 from html import unescape
 from types import SimpleNamespace
@@ -473,4 +474,12 @@ def test_replaying_a_search_shows_what_had_been_measured_by_then_and_nothing_to_
     steps = search.beam_steps(result.events)
     shown = search.points(result.events, result, 2)
     assert [p.error for p in shown] == [error for *_, error in steps[1].front] and {p.index for p in shown} == {-1}
-    assert search.points(result.events, result, len(steps)) == search.points(result.events, result)
+    whole = search.points(result.events, result)
+    assert search.points(result.events, result, len(steps)) == whole
+    chosen = dataclasses.replace(whole[0], error=whole[0].error / 7)  # not found by then
+    now, end = (search.front(points, chosen, None, limits(1, 4), whole=given) for points, given in ((shown, whole), (whole, ())))
+    for axis in ("xaxis", "xaxis2"):
+        assert now["layout"][axis]["range"] == end["layout"][axis]["range"], "axes stay where they are"
+    low, high = now["layout"]["yaxis"]["range"]
+    assert all(low < math.log10(p.error) < high for p in whole)
+    assert [t["name"] for t in end["data"]].count("chosen") == 2 and "chosen" not in [t["name"] for t in now["data"]]

@@ -104,12 +104,12 @@ def _show(page: Page, line, front, beam_parts, picks) -> None:
         return session.events[-1] if session.events else None
 
     def draw(session):
-        shown = views.points(session.events, session.result, session.replay)
+        shown, whole = (views.points(session.events, session.result, step) for step in (session.replay, None))
         floor = None if session.floor_db is None else actions.floor_error(session.floor_db)
-        return views.front(
-            shown, views.place_of(session.chosen, session.result), views.place_of(session.pinned, session.result), session.budget, floor,
-            **({} if session.profile else {"nothing": "Profile the model first, on the Sensitivity screen: a search plans by its tables"}),
-        )
+        rings = (views.place_of(scored, session.result) for scored in (session.chosen, session.pinned))
+        nothing = {} if session.profile else {
+            "nothing": "Profile the model first, on the Sensitivity screen: a search plans by its tables"}
+        return views.front(shown, *rings, session.budget, floor, whole=whole if session.replay is not None else (), **nothing)
 
     def slider(session):
         count = len(views.beam_steps(session.events))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from workbench.ui import budgets, figures
 from workbench.ui.figures import BLUE, GREEN, GREY, ORANGE, RED, VIOLET, axis, log_axis, rounded
@@ -55,7 +57,8 @@ def points(events, result, replay: int | None = None) -> list[Point]:
     the beam, to look at."""
     steps = beam_steps(events)
     if replay is not None and replay < len(steps):
-        return _measured(steps[max(1, replay) - 1].front)
+        known = {_key(p): p.values for p in points(events, result)} if result is not None else {}
+        return [replace(p, values=known.get(_key(p), p.values)) for p in _measured(steps[max(1, replay) - 1].front)]
     if result is not None:
         return [
             Point(kind, i, scored.origin, budgets.values_of(scored.plan), scored.error)
@@ -69,6 +72,11 @@ def _measured(front) -> list[Point]:
     """Points of a search's event. They hold no plan, so there is none to choose."""
     return [Point("front", -1, "measured so far", {a.field: p[a.column] / a.scale for a in budgets.AXES if a.column is not None}, p[2])
             for p in front]
+
+
+def _key(point: Point) -> tuple:
+    """What an event tells of a plan, to find it again among those that the search ended with."""
+    return (*(rounded(point.values[a.field], 6) for a in budgets.AXES if a.column is not None), rounded(point.error))
 
 
 def _as_searched(scored, result):
@@ -86,18 +94,24 @@ def place_of(scored, result) -> Point | None:
 
 
 def front(shown: list[Point], chosen: Point | None, pinned: Point | None, limits: dict, floor: float | None = None,
-          nothing: str = "Plans appear here as soon as the search has measured them") -> dict:
-    """Error against every axis that the plans have a value on; a click finds the plan by (list, index)."""
+          nothing: str = "Plans appear here as soon as the search has measured them", whole: Sequence[Point] = ()) -> dict:
+    """Error against every axis that the plans have a value on; a click finds the plan by (list, index). `whole`: where the search ended,
+    when an earlier step of it is shown: axes stay as they are there, and a plan that is not found yet has no ring."""
     if not shown:
         return figures.empty(nothing)
-    panels = [a for a in budgets.AXES if any(p.values.get(a.field) is not None for p in shown)]
+    within = [*shown, *whole]
+    errors = log_axis(ERROR, [p.error for p in within])
+    panels = [a for a in budgets.AXES if any(p.values.get(a.field) is not None for p in within)]
+    if whole:
+        errors["range"] = list(_range([math.log10(p.error) for p in within if p.error > 0], None))
+        found = set(map(_key, shown))
+        chosen, pinned = (point if point is not None and _key(point) in found else None for point in (chosen, pinned))
     traces, layout, narrow, shapes, labels = [], {}, {}, [], []
-    errors = log_axis(ERROR, [p.error for p in shown])
     for number, panel in enumerate(panels):
         x, y = (f"{letter}{number + 1}" if number else letter for letter in "xy")
         traces += [trace | {"xaxis": x, "yaxis": y, "showlegend": not number and trace["name"] != ENVELOPE}
                    for trace in (*_panel(shown, panel, limits), *_rings(chosen, pinned, panel))]
-        span = _range([p.values.get(panel.field) for p in shown], limits.get(panel.field))
+        span = _range([p.values.get(panel.field) for p in within], limits.get(panel.field))
         wide, tall = _axes(panel, number, len(panels), errors, span)
         layout |= {f"{letter}axis{x[1:]}": wide[letter] for letter in "xy"}
         narrow |= {f"{letter}axis{x[1:]}": tall[letter] for letter in "xy"}
