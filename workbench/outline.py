@@ -1,5 +1,5 @@
 """What a model is before it is loaded: family, size, layers and the memory it will take, from its configuration and the headers of its
-safetensors files. No tensor is read and torch is not imported."""
+safetensors files, on disk or, before anything is downloaded, on the hub. No tensor is read and torch is not imported."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ FLOAT_BYTES = 4  # a parameter in the float32 that a CPU computes in
 # Solved weights at every width below float stay in memory while a plan is searched, and one float copy of what runs.
 SEARCH_BYTES = sum(bits for bits in WEIGHT_BITS if bits != 16) / 8 + FLOAT_BYTES
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_VARIANT = re.compile(r"\.(fp16|bf16|fp8|int8|non_ema|ema)[.-]")
+HUB_SECONDS = 10.0  # that an answer may take
 _BLOCK = re.compile(r"(.*blocks)\.(\d+)\.")
 
 
@@ -56,13 +58,48 @@ def of(source: str) -> Outline:
     """The outline of an embedded name, a local folder or a hub id. Never raises for what is merely unknown."""
     folder, kind = _folder(source)
     if folder is None:
-        note = "its size is known once it has been downloaded" if kind == "hub id" else "no embedded model, folder or hub id has this name"
+        unknown = "no embedded model, folder or hub id has this name"
+        note = "not downloaded yet; the hub is asked for its size" if kind == "hub id" else unknown
         return Outline(source=source, kind=kind, note=note)
     try:
         family = str(json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"])
         shapes = {part.name: _shapes(part) for part in sorted(folder.iterdir()) if part.is_dir()}
     except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
         return Outline(source=source, kind=kind, note=f"it cannot be read as a diffusers pipeline ({type(error).__name__})")
+    return _outline(source, kind, family, shapes, sum(path.stat().st_size for path in folder.rglob("*.safetensors")))
+
+
+def on_hub(hub_id: str) -> Outline:
+    """The outline of a model that has not been downloaded, from the hub's list of files and the headers of those that would be: a few
+    kilobytes each. Never raises: the note says why nothing is known."""
+    from huggingface_hub import HfApi
+
+    try:
+        api = HfApi()
+        info = api.model_info(hub_id, files_metadata=True, timeout=HUB_SECONDS)
+        family = str(((info.config or {}).get("diffusers") or {})["_class_name"])
+        shapes: dict[str, dict] = {}
+        disk_bytes = 0
+        for file in _downloaded(info.siblings):
+            header = api.parse_safetensors_file_metadata(hub_id, file.rfilename, revision=info.sha, timeout=HUB_SECONDS)
+            part = shapes.setdefault(file.rfilename.split("/")[0], {})
+            part |= {name: tensor.shape for name, tensor in header.tensors.items()}
+            disk_bytes += file.size or 0
+    except KeyError:
+        return Outline(source=hub_id, kind="hub id", note="the hub does not list it as a diffusers pipeline")
+    except Exception as error:  # no network, no such model, or one that asks for an account
+        return Outline(source=hub_id, kind="hub id", note=f"the hub did not tell its size ({type(error).__name__})")
+    return _outline(hub_id, "hub id", family, shapes, disk_bytes)
+
+
+def _downloaded(files) -> list:
+    """Safetensors of the pipeline's parts, without their copies in another precision (`model.fp16.safetensors`)."""
+    found = [file for file in files if re.fullmatch(r"[^/]+/[^/]+\.safetensors", file.rfilename)]
+    return [file for file in found if not _VARIANT.search(file.rfilename)]
+
+
+def _outline(source: str, kind: str, family: str, shapes: dict[str, dict], disk_bytes: int) -> Outline:
+    """From the names and shapes of each part's tensors."""
     counts = {part: sum(math.prod(shape) for shape in tensors.values()) for part, tensors in shapes.items()}
     transformer = shapes.get("transformer", {})
     matrices = [name for name, shape in transformer.items() if name.endswith(".weight") and len(shape) == 2]
@@ -74,7 +111,7 @@ def of(source: str) -> Outline:
         all_parameters=sum(counts.values()),
         linears=len(matrices),
         blocks=len({match[0] for match in map(_BLOCK.match, matrices) if match}),
-        disk_bytes=sum(path.stat().st_size for path in folder.rglob("*.safetensors")),
+        disk_bytes=disk_bytes,
     )
 
 

@@ -26,9 +26,12 @@ def source_of(source: str | None) -> str:
 
 def load_model(session: Session, source: str | None) -> None:
     source = source_of(source)
-    outline.require_room(outline.of(source))
+    known = outline.of(source)
+    outline.require_room(known)
 
     def work(on_progress):
+        if _only_on_hub(known):
+            outline.require_room(outline.on_hub(source))
         session.adopt(stages().load(source, on_progress=on_progress))
 
     session.submit("load", "model", work)
@@ -37,7 +40,20 @@ def load_model(session: Session, source: str | None) -> None:
 def look_at_model(session: Session, source: str | None) -> None:
     """Another model was named: say how large it is before anything is loaded."""
     source = source_of(source)
-    session.set(outline=outline.of(source), source=source)
+    known = outline.of(source)
+    session.set(outline=known, source=source)
+
+    def ask():
+        found = outline.on_hub(source)
+        if session.source == source:
+            session.set(outline=found)
+
+    if _only_on_hub(known):
+        session.soon("model", ask)
+
+
+def _only_on_hub(known: outline.Outline) -> bool:
+    return known.kind == "hub id" and known.parameters is None
 
 
 def pick_model(session: Session, payload) -> None:
