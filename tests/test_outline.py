@@ -31,7 +31,8 @@ class Hub:
         if hub_id != "maker/model":
             raise OSError("no such model")
         names = [*FILES, "README.md", "model_index.json"]
-        return SimpleNamespace(sha="abc", config=self.family and {"diffusers": {"_class_name": self.family}}, siblings=[SimpleNamespace(rfilename=n, size=100) for n in names])
+        siblings = [SimpleNamespace(rfilename=n, size=100) for n in names]
+        return SimpleNamespace(sha="abc", config=self.family and {"diffusers": {"_class_name": self.family}}, siblings=siblings)
 
     def parse_safetensors_file_metadata(self, hub_id, filename, *, revision, timeout):
         return _header(FILES[filename])
