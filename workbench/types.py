@@ -182,6 +182,7 @@ class SearchEvent:
     seconds: float
     front: tuple[tuple[int, float, float], ...] = ()  # (weight_bytes, mean act bits, measured error)
     message: str = ""
+    plans: tuple[ScoredPlan, ...] = field(default=(), repr=False)  # measured just now; only reported, no result keeps them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,13 +198,18 @@ class Ranking:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchResult:
-    """front: non-dominated in (weight bytes, mean act bits, error); references: uniform and other rivals, as points, by `origin`;
-    ranking: how well each table predicted what was measured; finalists: plans within budget, the first to be judged on other prompts
-    first: the best of each origin, then by measured error."""
+class Found:
+    """front: non-dominated in (weight bytes, mean act bits, error); references: uniform and other rivals, as points, by `origin`."""
 
     front: tuple[ScoredPlan, ...]
     references: tuple[ScoredPlan, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchResult(Found):
+    """Where a search ended. ranking: how well each table predicted what was measured; finalists: plans within budget, the first to be
+    judged on other prompts first: the best of each origin, then by measured error."""
+
     chosen: ScoredPlan
     evaluations: int
     seconds: float

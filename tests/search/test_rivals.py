@@ -4,7 +4,7 @@ from itertools import pairwise, product
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from workbench.options import BadInput
@@ -83,6 +83,7 @@ def test_costs_that_are_not_whole_lose_less_than_a_thousandth_of_the_limit(seed,
 
 
 @given(seed=seeds, slack=slacks)
+@example(seed=0, slack=1 - 2 ** -53)  # so little below everything at 8 bits that HiGHS lets it pass
 @settings(max_examples=30, deadline=None)
 def test_layers_only_knows_no_time_and_loses_at_most_one_layer_to_the_exact_answer(seed, slack):
     problem = make_problem(seed, slack, steps=2, layers=4)

@@ -1,5 +1,6 @@
 """The verb: budgets, resume, cancel, failure."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -12,7 +13,7 @@ from tests.search.toys import ACT_BITS, EntangledEvaluator, TableEvaluator, answ
 from workbench.options import MOST_FINALISTS, BadInput, Budget, Cancelled
 from workbench.plans import mean_act_bits
 from workbench.search.ledger import SearchFailed
-from workbench.search.log import OWN
+from workbench.search.log import OWN, extended
 from workbench.search.pareto import non_dominated, plan_point, select, within
 
 COSTS = make_costs()
@@ -201,8 +202,19 @@ def test_progress_is_monotonic_and_its_total_is_known_from_the_start(rollout):
     assert len({report.total for report in reports}) == 1
     done = [report.done for report in reports]
     assert done == sorted(done) and done[-1] == reports[0].total
-    assert [report.detail for report in reports if report.detail is not None] == list(result.events)
+    events = [report.detail for report in reports if report.detail is not None]
+    assert [dataclasses.replace(event, plans=()) for event in events] == list(result.events)
     assert result.evaluations <= reports[0].total
+
+
+def test_what_was_found_so_far_can_be_chosen_from_and_grows_into_the_result():
+    reports, found = [], None
+    result = run(make_table(3), EntangledEvaluator(make_table(3)), on_progress=reports.append)
+    for event in (report.detail for report in reports if report.detail is not None):
+        found = extended(found, event.plans)
+        assert tuple(plan_point(scored) for scored in found.front) == event.front
+    assert (found.front, found.references) == (result.front, result.references) and result.references
+    assert not any(event.plans for event in result.events), "a result holds each plan once"
 
 
 def test_events_show_the_beam_and_the_growing_front():

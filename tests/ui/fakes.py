@@ -4,7 +4,7 @@ Each stage waits `pause` seconds per report, if it is set, so that a test can lo
 """
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -142,14 +142,15 @@ class FakePipeline:
 
     def search(self, bundle, found, budget, config, *, run=None, on_progress=ignore_progress):
         front = tuple(make_scored(found, w, a) for w, a in ((3, 3), (3, 4), (4, 4), (4, 6), (8, 8)))
+        references = tuple(make_scored(found, b, b, "uniform") for b in (3, 4, 8))
         steps, events = len(found.sensitivity.fisher_TL), []
         for t in range(steps):
             survivors = tuple((3.0 + i / 4, 0.1 ** (1 + i / 3) * (t + 1)) for i in range(config.beam))
             measured = tuple((s.plan.weight_bytes, s.plan.act_bits_mean, s.error) for s in front[:t])
             events.append(SearchEvent(step=t, steps=steps, candidates=tuple((b, 1.5 * e) for b, e in survivors), survivors=survivors,
                                       evaluations=8 * (t + 1), seconds=0.1 * t, front=measured))
-            self._report(on_progress, "search", t + 1, steps, events[-1])
-        references = tuple(make_scored(found, b, b, "uniform") for b in (3, 4, 8))
+            plans = (*references[t : t + 1], *front[t : t + 1])
+            self._report(on_progress, "search", t + 1, steps, replace(events[-1], plans=plans))
         return SearchResult(front=front, references=references, chosen=front[2], evaluations=100, seconds=2.0, events=tuple(events))
 
     def default_budget(self, bundle, found):

@@ -167,11 +167,11 @@ def test_a_budget_that_nothing_fits_says_what_would_and_keeps_the_plan(searched)
 def test_another_plan_forgets_what_was_made_of_the_last(searched, finish):
     compare.compare(searched, "noto anchor", 0, 4)
     finish(searched)
-    other = next(i for i, s in enumerate(searched.result.front) if s.plan.plan_id != searched.chosen.plan.plan_id)
-    search.click_point(searched, {"list": "front", "index": other})
-    assert searched.chosen is searched.result.front[other]
+    other = next(s for s in searched.result.front if s.plan.plan_id != searched.chosen.plan.plan_id)
+    search.click_point(searched, {"plan": other.plan.plan_id})
+    assert searched.chosen is other
     assert searched.comparison is None and searched.exported is None
-    search.click_point(searched, {"list": "references", "index": 0})
+    search.click_point(searched, {"plan": searched.result.references[0].plan.plan_id})
     assert searched.chosen.origin == "uniform"
 
 
@@ -394,6 +394,43 @@ def test_the_methods_screen_keeps_the_limits_of_a_space(session, monkeypatch):
         contest_actions.run(session, ["rtn"], "a\n" * 25, 0, 4, 4, 4.0, "stored")
     with pytest.raises(BadInput, match="31 steps are more than the 30"):
         contest_actions.run(session, ["rtn"], "a", 0, 31, 4, 4.0, "stored")
+
+
+def test_a_plan_can_be_chosen_while_the_search_goes_on(profiled, pipeline, monkeypatch, finish):
+    report, reports, go_on = type(pipeline)._report, iter(range(3)), threading.Event()
+
+    def three_at_once(self, *args):
+        if next(reports, None) is None:
+            assert go_on.wait(20)
+        report(self, *args)
+
+    monkeypatch.setattr(type(pipeline), "_report", three_at_once)
+    search.search(profiled, 1.2, None, 5.0, *SEARCH_SETTINGS)
+    while len(profiled.job.events) < 3:
+        time.sleep(0.01)
+    profiled.sync()
+    found = profiled.found
+    assert profiled.busy and profiled.result is None and len(found.front) > 2 and {s.origin for s in found.references} == {"uniform"}
+    search.click_point(profiled, {"plan": found.front[1].plan.plan_id})
+    assert profiled.chosen is found.front[1]
+    search.pick_knee(profiled)
+    assert profiled.chosen in found.front
+    with pytest.raises(BadInput, match="replaced by a better one"):
+        search.click_point(profiled, {"plan": "not there any more"})
+    go_on.set()
+    finish(profiled)
+    assert profiled.so_far is None and profiled.chosen is profiled.result.chosen
+
+
+def test_a_second_search_that_is_stopped_shows_the_first_again_and_says_so(searched, gate, finish):
+    first = searched.result
+    search.search(searched, 1.2, None, 5.0, *SEARCH_SETTINGS)
+    common.stop(searched)
+    gate.set()
+    finish(searched)
+    assert searched.result is first and searched.so_far is None
+    said, kind = searched.notices["search"]
+    assert "search before it is shown again" in said and kind == "info"
 
 
 def test_a_stopped_search_keeps_its_events(profiled, gate, finish):

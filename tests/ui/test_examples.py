@@ -48,7 +48,7 @@ def test_an_example_fills_the_screens_and_gives_way_to_one_s_own(session, exampl
     assert session.cell == example.sensitivity.most_fragile and session.look is example.look  # nothing on screen waits for a click
     assert session.budget["max_weight_bytes"] >= session.chosen.plan.weight_bytes / 1e6
     sensitivity.pick_row(session, {"layer": 3, "step": 2})
-    search.click_point(session, {"list": "front", "index": 0})
+    search.click_point(session, {"plan": example.result.front[0].plan.plan_id})
     assert session.cell == (3, 2) and session.chosen is example.result.front[0]
     for act in (lambda: search.search(session, 1.2, None, 5.0),
                 lambda: compare.compare(session, "a", 0, 4), lambda: export.export(session)):

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from tests.ui.fakes import FakeBundle, FakePipeline, make_scored, make_table
 from workbench.options import Budget, QuantConfig, SearchConfig, SensitivityConfig, TraceConfig
+from workbench.search.log import extended
 from workbench.types import Alone, LayerInfo, Ranking
 from workbench.ui import budgets, figures, tables
 from workbench.ui.session import Drafted
@@ -215,12 +216,12 @@ def limits(mb, bits):
     return {"max_weight_bytes": mb, "max_mean_act_bits": bits}
 
 
-def point(mb, bits, error, kind="front", index=0, origin="beam"):
-    return search.Point(kind, index, origin, limits(mb, bits), error)
+def point(mb, bits, error, kind="front", plan_id="a", origin="beam"):
+    return search.Point(kind, plan_id, origin, limits(mb, bits), error)
 
 
 def test_budget_lines_stand_at_the_sliders_the_far_side_is_shaded_and_points_beyond_fade():
-    shown = [point(1, 4, 1e-2), point(3, 4, 1e-3, index=1), point(1, 8, 1e-4, index=2)]
+    shown = [point(1, 4, 1e-2), point(3, 4, 1e-3, plan_id="b"), point(1, 8, 1e-4, plan_id="c")]
     figure = search.front(shown, None, None, limits(2.0, 5.0))
     lines = {shape["xref"]: shape["x0"] for shape in figure["layout"]["shapes"] if shape["name"] == "limit"}
     assert lines == {"x": 2.0, "x2": 5.0}
@@ -232,7 +233,7 @@ def test_budget_lines_stand_at_the_sliders_the_far_side_is_shaded_and_points_bey
     assert len(fronts) == 2
     for trace in fronts:
         assert trace["marker"]["opacity"] == [1.0, search.FADED, search.FADED]
-        assert [c[:2] for c in trace["customdata"]] == [["front", 0], ["front", 1], ["front", 2]]
+        assert [c[0] for c in trace["customdata"]] == ["a", "b", "c"]
 
 
 def test_the_envelope_is_the_least_error_up_to_each_cost():
@@ -242,19 +243,19 @@ def test_the_envelope_is_the_least_error_up_to_each_cost():
 
 
 def test_rivals_of_any_origin_get_marks_and_names_of_their_own():
-    shown = [point(1, 4, 1e-2), *(point(1, 4, 1e-2, "references", i, name) for i, name in enumerate(("uniform", "some_new_rival", "dp")))]
+    shown = [point(1, 4, 1e-2), *(point(1, 4, 1e-2, "references", f"of {name}", name) for name in ("uniform", "some_new_rival", "dp"))]
     traces = {t["name"]: t for t in search.front(shown, None, None, {})["data"] if t["showlegend"]}
     assert set(traces) == {"beam", "uniform bits", "some new rival", "dynamic programme"}
     marks = [(t["marker"]["symbol"], t["marker"]["color"]) for t in traces.values()]
     assert len(set(marks)) == 4
-    assert traces["some new rival"]["customdata"][0][:2] == ["references", 1]
+    assert traces["some new rival"]["customdata"][0][0] == "of some_new_rival"
 
 
 def test_a_further_axis_gets_a_panel_as_soon_as_plans_have_it():
     timed = [dataclasses.replace(point(1, 4, 1e-2), values=limits(1, 4) | {"max_latency_ms": 12.0})]
     layout = search.front(timed, None, None, {"max_latency_ms": 10.0})["layout"]
     assert {"xaxis", "xaxis2", "xaxis3"} <= set(layout) and "xaxis4" not in layout
-    assert "12.00 ms" in search.front(timed, None, None, {})["data"][1]["customdata"][0][3]
+    assert "12.00 ms" in search.front(timed, None, None, {})["data"][1]["customdata"][0][2]
 
 
 def test_zoom_survives_new_points_but_not_another_block(bundle, fisher_TL):
@@ -270,9 +271,9 @@ def test_zoom_survives_new_points_but_not_another_block(bundle, fisher_TL):
 
 
 def test_search_points_are_live_then_final(result):
-    live = search.points(result.events[:4], None)
-    assert [p.values["max_weight_bytes"] for p in live] == pytest.approx([p[0] / 1e6 for p in result.events[3].front])
-    final = search.points(result.events, result)
+    live = search.points(extended(None, result.front[:3]))
+    assert [p.values["max_weight_bytes"] for p in live] == pytest.approx([s.plan.weight_bytes / 1e6 for s in result.front[:3]])
+    final = search.points(result, result.events)
     assert [p.kind for p in final] == ["front"] * 5 + ["references"] * 3
     json.dumps(search.front(final, None, None, limits(1, 4)), allow_nan=False)
 
@@ -302,13 +303,13 @@ def test_the_beam_leaves_a_trail_that_fades(result):
 
 
 def test_the_table_holds_the_same_plans_and_marks_the_chosen(result):
-    shown = search.points((), result)
-    html = search.plan_table(shown, lambda p: (p.kind, p.index) == ("front", 2), 2)
+    shown = search.points(result)
+    html = search.plan_table(shown, result.front[2].plan.plan_id, 2)
     assert "errors are means over 2 calibration prompts" in html
     picks = [json.loads(unescape(text)) for text in re.findall(r'data-pick="([^"]+)"', html)]
-    assert {(p["list"], p["index"]) for p in picks} == {(p.kind, p.index) for p in shown}
+    assert {p["plan"] for p in picks} == {p.plan_id for p in shown}
     chosen = re.findall(r'data-pick="([^"]+)"[^>]*aria-pressed="true"', html)
-    assert [json.loads(unescape(text)) for text in chosen] == [{"list": "front", "index": 2}]
+    assert [json.loads(unescape(text)) for text in chosen] == [{"plan": result.front[2].plan.plan_id}]
 
 
 def test_a_rival_is_only_held_against_the_plan_where_it_keeps_the_budget(result):
@@ -460,22 +461,25 @@ def test_rank_correlations_are_shown_with_their_counts(result):
 
 def test_the_front_marks_which_part_found_a_plan(result):
     origins = ("lagrangian", "beam", "refined")
-    shown = [dataclasses.replace(p, kind="front", origin=o) for p, o in zip(search.points((), result), origins)]
+    shown = [dataclasses.replace(p, kind="front", origin=o) for p, o in zip(search.points(result), origins)]
     traces = search.front(shown, None, None, limits(100, 16))["data"]
     marks = {t["name"]: t["marker"]["symbol"] for t in traces if t["mode"] == "markers"}
     assert len(set(marks.values())) == len(marks) == 3
-    others = [dataclasses.replace(shown[0], origin=o, index=i) for i, o in enumerate(("uniform", "dp", "imported"), 3)]
+    others = [dataclasses.replace(shown[0], origin=o, plan_id=o) for o in ("uniform", "dp", "imported")]
     traces = search.front([*shown, *others], None, None, limits(100, 16))["data"]
     marks = {t["name"]: t["marker"]["symbol"] for t in traces if t["showlegend"]}
     assert "on the front" in marks and len(set(marks.values())) == 4, "what is not the search's own shares one mark and one entry"
 
 
-def test_replaying_a_search_shows_what_had_been_measured_by_then_and_nothing_to_choose(result):
+def test_replaying_a_search_shows_what_had_been_measured_by_then(result):
     steps = search.beam_steps(result.events)
-    shown = search.points(result.events, result, 2)
-    assert [p.error for p in shown] == [error for *_, error in steps[1].front] and {p.index for p in shown} == {-1}
-    whole = search.points(result.events, result)
-    assert search.points(result.events, result, len(steps)) == whole
+    shown = search.points(result, result.events, 2)
+    assert [p.error for p in shown] == [error for *_, error in steps[1].front]
+    assert [p.plan_id for p in shown] == [s.plan.plan_id for s in result.front[: len(shown)]], "what is still on the front can be chosen"
+    gone = search.points(dataclasses.replace(result, front=result.front[1:]), result.events, 3)
+    assert gone[0].plan_id == "" and gone[1].plan_id == result.front[1].plan.plan_id, "what a better plan has replaced is there to look at"
+    whole = search.points(result, result.events)
+    assert search.points(result, result.events, len(steps)) == whole
     chosen = dataclasses.replace(whole[0], error=whole[0].error / 7)  # not found by then
     now, end = (search.front(points, chosen, None, limits(1, 4), whole=given) for points, given in ((shown, whole), (whole, ())))
     for axis in ("xaxis", "xaxis2"):

@@ -17,19 +17,16 @@ def test_what_is_no_cell_is_ignored(payload):
 
 
 def test_a_cell_inside_is_taken():
-    assert widget.clicked_cell({"row": 2, "column": 3, "list": "", "index": -1}, rows=3, columns=4) == (2, 3)
+    assert widget.clicked_cell({"row": 2, "column": 3, "plan": ""}, rows=3, columns=4) == (2, 3)
 
 
-@pytest.mark.parametrize("payload", [
-    None, {"list": "front"}, {"list": "front", "index": 5}, {"list": "front", "index": -1}, {"list": "other", "index": 0},
-    {"list": ["front"], "index": 0}, {"list": "front" * 100, "index": 0}, {"list": "front", "index": "0"},
-])
-def test_what_is_no_point_is_ignored(payload):
-    assert widget.clicked_point(payload, {"front": 5}) is None
+@pytest.mark.parametrize("payload", [None, "x", {"list": "front"}, {"plan": ""}, {"plan": 5}, {"plan": ["a"]}, {"plan": "a" * 100}])
+def test_what_is_no_plan_is_ignored(payload):
+    assert widget.clicked_plan(payload) is None
 
 
-def test_a_known_point_is_taken():
-    assert widget.clicked_point({"list": "front", "index": 4}, {"front": 5}) == ("front", 4)
+def test_a_plan_is_known_by_its_id():
+    assert widget.clicked_plan({"row": 0, "column": -1, "plan": "0c1d"}) == "0c1d"
 
 
 def test_the_script_is_the_installed_one_and_nothing_is_fetched():

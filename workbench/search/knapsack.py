@@ -59,7 +59,8 @@ def relaxed(error_IC: np.ndarray, cost_IC: np.ndarray, limit: float) -> np.ndarr
     for item in np.flatnonzero(split_IC.any(axis=1)):
         part = np.flatnonzero(split_IC[item])
         columns_I[item] = part[cost_IC[item, part].argmin()]
-    return columns_I
+    spent = cost_IC[np.arange(len(columns_I)), columns_I].sum()
+    return columns_I if spent <= limit else hull(error_IC, cost_IC).within(limit)  # HiGHS keeps a limit to a tolerance only
 
 
 def _programme(error_IC, cost_IC, limit):

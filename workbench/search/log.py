@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from workbench.options import BadInput, OnProgress, Progress
-from workbench.plans import CostTable, mean_act_bits
+from workbench.plans import CostTable, ScoredPlan, mean_act_bits
 from workbench.search.beam import BeamStep
 from workbench.search.ledger import Evaluator, Ledger, Path, Row
-from workbench.search.pareto import non_dominated
-from workbench.types import SearchEvent
+from workbench.search.pareto import non_dominated, plan_point
+from workbench.types import Found, SearchEvent
 
 Checkpoint = Callable[[dict, dict[str, bytes]], None]
 FORMAT = "adatsq-search-1"
@@ -35,11 +35,21 @@ class Measured:
         return self.weight_bytes, self.act_bits_mean, self.error
 
 
-class Log:
-    """Owns the ledger, keeps every measured plan, and reports. Progress counts model steps of a total known at the start."""
+def extended(found: Found | None, new: Iterable[ScoredPlan]) -> Found:
+    """What has been found once `new` plans are measured, too: while a search runs, what its result will hold at the end."""
+    new = tuple(new)
+    before = found or Found(front=(), references=())
+    plans = (*before.front, *new)
+    return Found(front=tuple(plans[i] for i in non_dominated([plan_point(scored) for scored in plans])),
+                 references=(*before.references, *(scored for scored in new if scored.origin not in OWN)))
 
-    def __init__(self, evaluator: Evaluator, costs: CostTable, *, steps: int, summed: bool, question: str, on_progress: OnProgress,
-                 checkpoint: Checkpoint | None, resume: tuple[dict, dict[str, bytes]] | None):
+
+class Log:
+    """Owns the ledger, keeps every measured plan, and reports, each as `scored` makes it. Progress counts model steps of a total known at
+    the start."""
+
+    def __init__(self, evaluator: Evaluator, costs: CostTable, *, scored: Callable[[Measured], ScoredPlan], steps: int, summed: bool,
+                 question: str, on_progress: OnProgress, checkpoint: Checkpoint | None, resume: tuple[dict, dict[str, bytes]] | None):
         saved, blobs = resume or (None, {})
         if saved is not None and (saved.get("format"), saved.get("question")) != (FORMAT, question):
             raise BadInput("the checkpoint belongs to another model, profile or scoring; repeat its settings or start anew")
@@ -48,7 +58,7 @@ class Log:
         self.references: list[Measured] = []  # what others than the search propose, also where it proposes the same
         self.events: list[SearchEvent] = []
         self.total = 0
-        self._costs, self._steps, self._question = costs, steps, question
+        self._costs, self._steps, self._question, self._scored = costs, steps, question, scored
         self._on_progress, self._checkpoint = on_progress, checkpoint
         self._started = time.monotonic()
         self._message, self._phase_end, self._done, self._saved = "", 0, 0, 0
@@ -72,7 +82,8 @@ class Log:
         self.ledger.keep([])
         points = _finite((plan.act_bits_mean, plan.error) for plan in new)
         text = f"error {points[0][1]:.3g} at {points[0][0]:.2f} bits" if len(points) == 1 else f"{len(points)} plans measured"
-        self._report(self._steps, points, points, f"{what}: {text}" if points else f"{what}: no finite error")
+        self._report(self._steps, points, points, f"{what}: {text}" if points else f"{what}: no finite error",
+                     tuple(self._scored(plan) for plan in new if math.isfinite(plan.error)))
 
     def beam_step(self, step: BeamStep) -> None:
         """Report one step of the beam; only what can still be extended keeps its state."""
@@ -104,13 +115,14 @@ class Log:
         self._on_progress(Progress(stage="search", done=min(self._done, self._phase_end), total=self.total, message=self._message))
         self._done += 1
 
-    def _report(self, step: int, candidates, survivors, message: str) -> None:
+    def _report(self, step: int, candidates, survivors, message: str, plans: tuple[ScoredPlan, ...] = ()) -> None:
         event = SearchEvent(step=step, steps=self._steps, candidates=candidates, survivors=survivors,
                             evaluations=self.ledger.evaluations, seconds=self.seconds,
                             front=tuple(plan.point for plan in self.front()), message=message)
         self.events.append(event)
         self.save()
-        self._on_progress(Progress(stage="search", done=min(self._done, self._phase_end), total=self.total, message=message, detail=event))
+        self._on_progress(Progress(stage="search", done=min(self._done, self._phase_end), total=self.total, message=message,
+                                   detail=replace(event, plans=plans)))
 
 
 def _finite(points) -> tuple[tuple[float, float], ...]:

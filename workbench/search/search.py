@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from workbench.options import MOST_FINALISTS, Budget, Cancelled, OnProgress, QuantConfig, SearchConfig, ignore_progress
 from workbench.plans import BitChoice, CostTable, ScoredPlan, make_plan
@@ -39,8 +40,8 @@ def search(*, layers: Sequence[LayerInfo], sigma_T: Sequence[float], table: Dist
                 quant=quant, model_hash=model_hash, budget=budget, config=config, prompts=prompts,
                 ranked=ranked or {})
     task.check()
-    log = Log(evaluator, costs, steps=task.steps, summed=config.scoring == "raw", question=task.fingerprint(),
-              on_progress=on_progress, checkpoint=checkpoint, resume=resume)
+    log = Log(evaluator, costs, scored=partial(_scored, task, evaluator.samples), steps=task.steps, summed=config.scoring == "raw",
+              question=task.fingerprint(), on_progress=on_progress, checkpoint=checkpoint, resume=resume)
     try:
         _measure_all(task, log)
     except (Cancelled, SearchFailed) as stopped:
@@ -103,15 +104,15 @@ def _fits(task: Task, plan: Measured) -> bool:
 
 
 def _result(task: Task, log: Log, samples: int) -> SearchResult:
-    front = tuple(_scored(task, plan, samples) for plan in log.front())
+    front = tuple(_scored(task, samples, plan) for plan in log.front())
     rivals = [plan for plan in log.references if plan.error < math.inf]
-    return SearchResult(front=front, references=tuple(_scored(task, plan, samples) for plan in rivals),
-                        chosen=_scored(task, _choose(task, log), samples), evaluations=log.ledger.evaluations, seconds=log.seconds,
+    return SearchResult(front=front, references=tuple(_scored(task, samples, plan) for plan in rivals),
+                        chosen=_scored(task, samples, _choose(task, log)), evaluations=log.ledger.evaluations, seconds=log.seconds,
                         events=tuple(log.events), ranking=phases.ranking(task, log),
-                        finalists=tuple(_scored(task, plan, samples) for plan in _finalists(task, log)))
+                        finalists=tuple(_scored(task, samples, plan) for plan in _finalists(task, log)))
 
 
-def _scored(task: Task, measured: Measured, samples: int) -> ScoredPlan:
+def _scored(task: Task, samples: int, measured: Measured) -> ScoredPlan:
     """The measured plan with its costs and its predicted error."""
     choices = [BitChoice(weight_bits=bits, group_size=task.quant.group_size) for bits in measured.weight_bits_L]
     plan = make_plan(layers=task.layers, sigma_T=task.sigma_T, weight_choice_L=choices, act_bits_TL=measured.act_bits_TL,

@@ -18,7 +18,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ class Drafted:
 
 
 # What depends on the profile is forgotten with a new profile; what depends on the model, when another one is loaded.
-OF_PROFILE = {"events": (), "replay": None, "result": None, "chosen": None, "pinned": None, "edits": (), "comparison": None,
+OF_PROFILE = {"events": (), "replay": None, "so_far": None, "result": None, "chosen": None, "pinned": None, "edits": (), "comparison": None,
               "comparisons": {}, "drafts": None, "pair": 0, "at_step": False, "preview": None, "blind": None, "exported": None,
               "exports": {},
               "look": None, "floor_db": None, "sliders_moved": None, "written": None}
@@ -59,8 +59,8 @@ class Session:
     """One visitor's state. Read attributes freely; write through `set`.
 
     fisher_TL holds a row per step, None while a step is unknown; cell is the selected (layer index, step), budget the limits by
-    field of `Budget`, in the units of the sliders. drafts: small pictures of what a running comparison has finished, by stage, None when
-    none runs. example names where a shown example run was made, None for one's own."""
+    field of `Budget`, in the units of the sliders. so_far: what a search that has not ended has found. drafts: small pictures of what a
+    running comparison has finished, by stage, None when none runs. example names where a shown example run was made, None for one's own."""
 
     def __init__(self, board: Board, store: Store):
         self.id = secrets.token_urlsafe(24)
@@ -121,6 +121,11 @@ class Session:
             self.rev[f"notice-{tab}"] += 1
 
     @property
+    def found(self):
+        """What can be chosen from: the front and references of the finished search, or of the running one so far; None before."""
+        return self.result or self.so_far
+
+    @property
     def busy(self) -> bool:
         return self.job is not None and self.job.active
 
@@ -161,7 +166,8 @@ class Session:
         def finish(state: str, error: str) -> None:
             if state != "done":
                 self.set(**(undo or {}))
-                kept = "; what was finished is kept" if kind in RESUMED else ""
+                kept = "; what was finished is kept, and starting again goes on from there" if kind in RESUMED else ""
+                kept += f". The {kind} before it is shown again" if undo and kind in RESUMED else ""
                 self.say(tab, error or f"{kind} was stopped{kept}", "error" if error else "info")
             try:
                 self.store.on_ended(self)
@@ -221,7 +227,14 @@ class Session:
             elif hasattr(detail, "thumbnails") and self.drafts is not None:
                 self.set(drafts=self.drafts | {stage: (*self.drafts.get(stage, ())[:detail.first], *detail.thumbnails)})
             elif stage == "search" and hasattr(detail, "survivors") and self.result is None:
-                self.set(events=(*self.events, detail), replay=None)
+                self._take_search(detail)
+
+    def _take_search(self, event) -> None:
+        from workbench.search.log import extended  # brings torch
+
+        self.set(events=(*self.events, replace(event, plans=())), replay=None)
+        if event.plans:
+            self.set(so_far=extended(self.so_far, event.plans))
 
 
 class Store:

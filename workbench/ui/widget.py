@@ -82,14 +82,10 @@ def clicked_cell(payload, rows: int, columns: int) -> tuple[int, int] | None:
     return None if row is None or column is None else (row, column)
 
 
-def clicked_point(payload, lengths: dict[str, int]) -> tuple[str, int] | None:
-    """(list, index) of a clicked point, or None. `lengths` gives the known lists and how many points they have."""
-    payload = payload if isinstance(payload, dict) else {}
-    name = payload.get("list")
-    if not isinstance(name, str) or name[:ID_LENGTH] not in lengths:
-        return None
-    index = _whole(payload.get("index"), lengths[name])
-    return None if index is None else (name, index)
+def clicked_plan(payload) -> str | None:
+    """The id of a clicked point's plan, or None where there is none to choose."""
+    name = payload.get("plan") if isinstance(payload, dict) else None
+    return name if isinstance(name, str) and 0 < len(name) <= ID_LENGTH else None
 
 
 def painted_cells(payload, rows: int, columns: int) -> tuple[str, range, range] | None:

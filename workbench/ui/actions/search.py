@@ -25,12 +25,12 @@ def search(session: Session, *given) -> None:
 
     def work(on_progress):
         result = stages().search(bundle, found, budget, config, run=run_of(session), on_progress=on_progress)
-        session.set(result=result, events=result.events, replay=None)
+        session.set(result=result, so_far=None, events=result.events, replay=None)
         choose(session, result.chosen)
 
     session.require_idle()
-    undo = session.kept("events", "result") if session.result is not None else {}
-    session.set(events=(), result=None, budget=_offered(found, limits_))
+    undo = session.kept("events", "so_far", "result") if session.result is not None else {}
+    session.set(events=(), so_far=None, result=None, budget=_offered(found, limits_))
     session.submit("search", "search", work, undo)
 
 
@@ -67,14 +67,14 @@ def pick_knee(session: Session) -> None:
     """The plan where spending more begins to buy little."""
     from workbench.search import picks
 
-    _choose_freely(session, picks.pick_knee(need(session.result, "search first: the knee is a point of the front").front))
+    _choose_freely(session, picks.pick_knee(need(session.found, "search first: the knee is a point of the front").front))
 
 
 def pick_floor(session: Session, floor_db) -> None:
     """The cheapest plan whose latent signal-to-error ratio reaches `floor_db`."""
     from workbench.search import picks
 
-    front = need(session.result, "search first: the floor picks a point of the front").front
+    front = need(session.found, "search first: the floor picks a point of the front").front
     session.set(floor_db=None)
     if not isinstance(floor_db, int | float) or not 0 <= floor_db <= MOST_DB:
         raise BadInput(f"the quality floor must be a number from 0 to {MOST_DB} dB")
@@ -102,11 +102,10 @@ def _choose_freely(session: Session, scored) -> None:
 
 def click_point(session: Session, payload) -> None:
     """A point of the front or a row of its table."""
-    if session.result is not None:
-        plans = {"front": session.result.front, "references": session.result.references}
-        point = widget.clicked_point(payload, {name: len(rows) for name, rows in plans.items()})
-        if point is not None:
-            choose(session, plans[point[0]][point[1]])
+    found, plan_id = session.found, widget.clicked_plan(payload)
+    if found is not None and plan_id is not None:
+        plans = {scored.plan.plan_id: scored for scored in (*found.references, *found.front)}
+        choose(session, need(plans.get(plan_id), "that plan has just been replaced by a better one; choose another"))
 
 
 def replay(session: Session, step) -> None:

@@ -54,7 +54,7 @@
     const index = Array.isArray(point.pointIndex) ? point.pointIndex : [point.pointNumber, -1];
     const custom = Array.isArray(point.customdata) ? point.customdata : [];
     return {row: index[0], column: index[1], trace: String(point.data?.name ?? ''),
-            list: String(custom[0] ?? ''), index: Number(custom[1] ?? -1)};
+            plan: String(custom[0] ?? '')};
   }
 
   // Which cell of a heatmap is under the pointer: {row, column, part}; part "weights" is the narrow column at the left.

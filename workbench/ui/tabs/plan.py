@@ -46,7 +46,7 @@ def _facts(page: Page) -> None:
     page.show(numbers, ["chosen"], lambda s: plans.plan_numbers(s.chosen, s.bundle, s.profile and s.profile.costs) or tables.empty(
         "No plan is chosen", "A search chooses one; a click on the front, a link or a file chooses another."))
     page.show(images, ["comparison", "pair", "chosen", "mode", "busy", "profile", "drafts"], _images)
-    page.show(table, ["result", "chosen"], _tables)
+    page.show(table, ["so_far", "result", "chosen"], _tables)
     page.on(table.pick, actions.click_point, tab="search", with_payload=True)
     page.on(images.pick, compare_actions.pick_or_draw, tab="search", with_payload=True)
 
@@ -85,11 +85,11 @@ def _images(session) -> str:
 
 
 def _tables(session) -> str:
-    if session.result is None:
+    found, result = session.found, session.result
+    if found is None or not found.front:
         return ""
-    samples = session.result.front[0].samples
-    plan_table = views.plan_table(views.points((), session.result), _is_chosen(session), samples)
-    return plan_table + views.parts_table(session.result) + views.ranking_table(session.result)
+    plan_table = views.plan_table(views.points(found), session.chosen and session.chosen.plan.plan_id, found.front[0].samples)
+    return plan_table + (views.parts_table(result) + views.ranking_table(result) if result is not None else "")
 
 
 def _difference(session) -> str:
@@ -99,10 +99,3 @@ def _difference(session) -> str:
     return tables.notice(text, "plain") + plans.two_plans(
         session.pinned, session.chosen, session.bundle, session.profile and session.profile.costs
     )
-
-
-def _is_chosen(session):
-    """Which of the shown points is the chosen plan."""
-    plan_id = session.chosen.plan.plan_id if session.chosen else None
-    plans_of = {"front": session.result.front, "references": session.result.references} if session.result else {}
-    return lambda point: plan_id is not None and point.kind in plans_of and plans_of[point.kind][point.index].plan.plan_id == plan_id

@@ -104,9 +104,9 @@ def _show(page: Page, line, front, beam_parts, picks) -> None:
         return session.events[-1] if session.events else None
 
     def draw(session):
-        shown, whole = (views.points(session.events, session.result, step) for step in (session.replay, None))
+        shown, whole = (views.points(session.found, session.events, step) for step in (session.replay, None))
         floor = None if session.floor_db is None else actions.floor_error(session.floor_db)
-        rings = (views.place_of(scored, session.result) for scored in (session.chosen, session.pinned))
+        rings = (views.place_of(scored, session.found) for scored in (session.chosen, session.pinned))
         nothing = {} if session.profile else {
             "nothing": "Profile the model first, on the Sensitivity screen: a search plans by its tables"}
         return views.front(shown, *rings, session.budget, floor, whole=whole if session.replay is not None else (), **nothing)
@@ -126,4 +126,4 @@ def _show(page: Page, line, front, beam_parts, picks) -> None:
     page.show(beam, ["events", "replay"], lambda s: views.beam(views.beam_steps(s.events), s.replay))
     page.show(replay, ["events"], slider)
     for button in picks:
-        page.show(button, ["result"], lambda s: gr.Button(interactive=s.result is not None))
+        page.show(button, FOUND, lambda s: gr.Button(interactive=bool(s.found and s.found.front)))

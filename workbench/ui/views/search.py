@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from workbench.ui import budgets, figures
 from workbench.ui.figures import BLUE, GREEN, GREY, ORANGE, RED, VIOLET, axis, log_axis, rounded
@@ -16,7 +16,7 @@ TRAIL = 8  # steps of the beam that fade behind the present one
 # The parts of the search: mark, colour and short name of the plans that each brought to the front.
 PARTS = {"lagrangian": ("diamond", "#74aee6", "Lagrangian"), "beam": ("circle", BLUE, "beam"),
          "refined": ("triangle-up", "#6a5fe0", "refinement")}
-FRONT = ("square", "#123a66", "on the front")  # of a rival's origin, or whatever a running search has measured
+FRONT = ("square", "#123a66", "on the front")  # of a rival's origin, or no longer on it
 PREDICTIONS = {
     "guide": "what the search plans by",
     "additive": "additive table",
@@ -43,35 +43,34 @@ PANEL_PX, LEGEND_PX = 230, 150  # heights there
 
 @dataclass(frozen=True)
 class Point:
-    """A measured plan as the front shows it: where to find it, its value on every axis (slider units), and its error."""
+    """A measured plan as the front shows it: its id, its value on every axis (slider units), and its error."""
 
     kind: str  # front or references
-    index: int
+    plan_id: str  # empty where there is nothing to choose
     origin: str
     values: dict
     error: float
 
 
-def points(events, result, replay: int | None = None) -> list[Point]:
-    """Every plan of a finished search, or what a running one has measured so far; with `replay`, what had been measured by that step of
-    the beam, to look at."""
+def points(found, events=(), replay: int | None = None) -> list[Point]:
+    """Every plan of a finished search, or what a running one has found so far; with `replay`, the front as it was by that step of the
+    beam."""
+    known = [] if found is None else [
+        Point(kind, scored.plan.plan_id, scored.origin, budgets.values_of(scored.plan), scored.error)
+        for kind, plans in (("front", found.front), ("references", found.references))
+        for scored in plans
+    ]
     steps = beam_steps(events)
-    if replay is not None and replay < len(steps):
-        known = {_key(p): p.values for p in points(events, result)} if result is not None else {}
-        return [replace(p, values=known.get(_key(p), p.values)) for p in _measured(steps[max(1, replay) - 1].front)]
-    if result is not None:
-        return [
-            Point(kind, i, scored.origin, budgets.values_of(scored.plan), scored.error)
-            for kind, plans in (("front", result.front), ("references", result.references))
-            for i, scored in enumerate(plans)
-        ]
-    return _measured(events[-1].front if events else ())
+    if replay is None or not replay < len(steps):
+        return known
+    still = {_key(point): point for point in reversed(known)}  # of a plan that is in both lists, the one on the front
+    return [still.get(_key(then), then) for then in map(_passed, steps[max(1, replay) - 1].front)]
 
 
-def _measured(front) -> list[Point]:
-    """Points of a search's event. They hold no plan, so there is none to choose."""
-    return [Point("front", -1, "measured so far", {a.field: p[a.column] / a.scale for a in budgets.AXES if a.column is not None}, p[2])
-            for p in front]
+def _passed(point) -> Point:
+    """A point of a search's event. Where a better plan has taken its place since, no plan is kept for it and there is none to choose."""
+    values = {a.field: point[a.column] / a.scale for a in budgets.AXES if a.column is not None}
+    return Point("front", "", "on the front then, not now", values, point[2])
 
 
 def _key(point: Point) -> tuple:
@@ -79,23 +78,24 @@ def _key(point: Point) -> tuple:
     return (*(rounded(point.values[a.field], 6) for a in budgets.AXES if a.column is not None), rounded(point.error))
 
 
-def _as_searched(scored, result):
-    """The same plan with the error that the search measured, on the prompts of all its points; a finalist need not be on the front."""
-    measured = (*result.front, *result.references, *result.finalists) if result is not None else ()
+def _as_searched(scored, found):
+    """The same plan with the error that the search measured, on the prompts of all its points; a finalist, which only a finished search
+    has, need not be on the front."""
+    measured = (*found.front, *found.references, *getattr(found, "finalists", ())) if found is not None else ()
     return next((other for other in measured if other.plan.plan_id == scored.plan.plan_id), None)
 
 
-def place_of(scored, result) -> Point | None:
+def place_of(scored, found) -> Point | None:
     """Where a plan stands on the front; one judged on other prompts would stand beside its own point, so that point is taken."""
     if scored is None or scored.error is None:
         return None
-    same = _as_searched(scored, result) or scored
-    return Point("", -1, same.origin, budgets.values_of(same.plan), same.error)
+    same = _as_searched(scored, found) or scored
+    return Point("", same.plan.plan_id, same.origin, budgets.values_of(same.plan), same.error)
 
 
 def front(shown: list[Point], chosen: Point | None, pinned: Point | None, limits: dict, floor: float | None = None,
           nothing: str = "Plans appear here as soon as the search has measured them", whole: Sequence[Point] = ()) -> dict:
-    """Error against every axis that the plans have a value on; a click finds the plan by (list, index). `whole`: where the search ended,
+    """Error against every axis that the plans have a value on; a click finds the plan by its id. `whole`: where the search ended,
     when an earlier step of it is shown: axes stay as they are there, and a plan that is not found yet has no ring."""
     if not shown:
         return figures.empty(nothing)
@@ -179,8 +179,8 @@ def _panel(shown: list[Point], panel, limits) -> list[dict]:
                 "legendgroup": label,
                 "x": [rounded(p.values[panel.field], 6) for p in members],
                 "y": [rounded(p.error) for p in members],
-                "customdata": [[p.kind, p.index, origin_name(p.origin), _costs_words(p)] for p in members],
-                "hovertemplate": "%{customdata[2]}<br>%{customdata[3]}<br>measured error %{y:.3e} (calibration prompts)<extra></extra>",
+                "customdata": [[p.plan_id, origin_name(p.origin), _costs_words(p)] for p in members],
+                "hovertemplate": "%{customdata[1]}<br>%{customdata[2]}<br>measured error %{y:.3e} (calibration prompts)<extra></extra>",
                 "marker": {
                     "symbol": symbol,
                     "color": colour,
@@ -217,14 +217,15 @@ def _costs_words(point: Point) -> str:
     return ", ".join(f"{point.values[a.field]:.2f} {a.unit}" for a in budgets.AXES if point.values.get(a.field) is not None)
 
 
-def plan_table(shown: list[Point], is_chosen, samples: int) -> str:
-    """The front and its rivals for the keyboard and for those who read rather than look; every row can be picked."""
+def plan_table(shown: list[Point], chosen: str | None, samples: int) -> str:
+    """The front and its rivals for the keyboard and for those who read rather than look; every row can be picked.
+    chosen: the id of the chosen plan."""
     panels = [a for a in budgets.AXES if any(p.values.get(a.field) is not None for p in shown)]
     ordered = sorted(shown, key=lambda p: (p.kind != "front", p.error))[:TABLE_ROWS]
     rows = [
         (
-            {"list": p.kind, "index": p.index},
-            is_chosen(p),
+            {"plan": p.plan_id},
+            p.plan_id == chosen,
             [
                 origin_name(p.origin) if p.kind != "front" else "front: " + origin_name(p.origin),
                 *(f"{p.values[a.field]:.2f}" if p.values.get(a.field) is not None else "" for a in panels),
