@@ -191,8 +191,9 @@ def test_search_draws_its_front_stops_and_goes_on(page, shoot):
     for name, value in (("beam", 2), ("configs", 3), ("samples", 1), ("finalists", 1)):
         type_number(page, f"#form-SearchConfig-{name}", value)
     page.click("#search")
-    page.wait_for_function("(document.querySelector('#pareto .plot').data || []).some(t => t.customdata?.[0]?.[0] === 'front')",
-                           timeout=120_000)
+    page.wait_for_function("(document.querySelector('#pareto .plot').data || []).some(t => t.customdata?.[0]?.[0])", timeout=120_000)
+    page.locator("#plan-table tbody tr").nth(0).click()  # what has been found can be chosen at once
+    says(page, "#plan-numbers", "exact")
     shoot(page, "3-search-live")
     page.click("#stop-search")
     says(page, "#notice-search", "stopped")
@@ -231,12 +232,10 @@ def test_a_point_on_the_front_is_a_plan(page):
     page.locator("#pareto").scroll_into_view_if_needed()
     spot = page.evaluate("""() => {
         const node = document.querySelector('#pareto .plot'), full = node._fullLayout, box = node.getBoundingClientRect();
-        const front = {x: [], y: []};
-        for (const t of node.data.filter(t => t.customdata?.[0]?.[0] === 'front' && t.xaxis === 'x'))
-            front.x.push(...t.x), front.y.push(...t.y);
-        const i = front.y.indexOf(Math.max(...front.y));
-        return [box.x + full.xaxis._offset + full.xaxis.l2p(front.x[i]),
-                box.y + full.yaxis._offset + full.yaxis.l2p(Math.log10(front.y[i]))];
+        const x = [], y = [];
+        for (const t of node.data.filter(t => t.customdata?.[0]?.[0] && t.xaxis === 'x')) x.push(...t.x), y.push(...t.y);
+        const i = y.indexOf(Math.max(...y));
+        return [box.x + full.xaxis._offset + full.xaxis.l2p(x[i]), box.y + full.yaxis._offset + full.yaxis.l2p(Math.log10(y[i]))];
     }""")
     page.mouse.click(*spot)
     changes(page, "#plan-numbers caption", chosen)
@@ -265,7 +264,7 @@ def test_compare_is_lossless(page, shoot):
     page.locator("#pair-grid").get_by_text("noto anchor").click()
     says(page, "#viewer .caption", "noto anchor · seed 1")
     page.locator("#viewer .scrub input").fill("1")
-    says(page, "#viewer .caption", "after step 1")
+    says(page, "#viewer .caption", "step 1: latent NMSE after it")
     page.locator("#viewer .scrub input").fill(str(STEPS))
     says(page, "#viewer .caption", "PSNR")
     shoot(page, "4-compare")
@@ -299,7 +298,7 @@ def test_a_reload_loses_nothing(page):
     assert page.input_value("#form-TraceConfig-steps input[type=number]") == str(STEPS)
     tab(page, "Search")
     says(page, "#plan-numbers", "exact")
-    page.wait_for_function("document.querySelector('#pareto .plot').data?.some(t => t.customdata?.[0]?.[0] === 'front')")
+    page.wait_for_function("document.querySelector('#pareto .plot').data?.some(t => t.customdata?.[0]?.[0])")
     tab(page, "Sensitivity")
     page.wait_for_function("document.querySelector('#block-map .plot').data?.[0]?.type === 'heatmap'")
 

@@ -194,7 +194,7 @@ def test_the_scrubber_shows_both_models_at_the_same_step(visit):
     wait_shown(page)
     before = " ".join(shown(page))
     page.locator("#viewer .scrub input").fill("2")
-    says(page, "#viewer .caption", "after step 2")
+    says(page, "#viewer .caption", "step 2: latent NMSE after it")
     wait_shown(page, before)
     share = 3 / TOUR_STEPS
     for address, image in zip(shown(page), produced(0)):
@@ -259,16 +259,14 @@ def test_a_point_and_a_row_choose_the_same_plan(visit):
     by_row = choose_row(1)
     choose_row(0)
     page.locator("#pareto").scroll_into_view_if_needed()
-    error = float(page.locator("#plan-table tbody tr").nth(1).locator("td").last.inner_text())
-    place = page.evaluate("""error => {
+    place = page.evaluate("""() => {
+        const plan = JSON.parse(document.querySelector('#plan-table tbody tr:nth-child(2)').dataset.pick).plan;
         const node = document.querySelector('#pareto .plot'), full = node._fullLayout, box = node.getBoundingClientRect();
-        const front = {x: [], y: []};
-        for (const t of node.data.filter(t => t.customdata?.[0]?.[0] === 'front' && t.xaxis === 'x'))
-            front.x.push(...t.x), front.y.push(...t.y);
-        const i = front.y.findIndex(y => Math.abs(y / error - 1) < 0.01);
-        return [box.x + full.xaxis._offset + full.xaxis.l2p(front.x[i]),
-                box.y + full.yaxis._offset + full.yaxis.l2p(Math.log10(front.y[i]))];
-    }""", error)
+        const of_plan = t => (t.customdata || []).findIndex(custom => custom[0] === plan);
+        const trace = node.data.find(t => t.xaxis === 'x' && of_plan(t) >= 0), i = of_plan(trace);
+        return [box.x + full.xaxis._offset + full.xaxis.l2p(trace.x[i]),
+                box.y + full.yaxis._offset + full.yaxis.l2p(Math.log10(trace.y[i]))];
+    }""")
     page.mouse.click(*place)
     says(page, caption, by_row)
 

@@ -137,8 +137,8 @@ class FakePipeline:
         smap = make_sensitivity(bundle.layers, steps)
         for t in reversed(range(steps)):
             self._report(on_progress, "sensitivity", steps - t, steps, {"step": t, "fisher_L": smap.fisher_TL[t].tolist()})
-        return SimpleNamespace(trace=steps, sensitivity=smap, bank=None, table=make_table(smap), costs=make_costs(bundle.layers),
-                               quant=quant, seconds=1.0)
+        return SimpleNamespace(trace=SimpleNamespace(seeds=(0, 1)), sensitivity=smap, bank=None, table=make_table(smap),
+                               costs=make_costs(bundle.layers), quant=quant, seconds=1.0)
 
     def search(self, bundle, found, budget, config, *, run=None, on_progress=ignore_progress):
         front = tuple(make_scored(found, w, a) for w, a in ((3, 3), (3, 4), (4, 4), (4, 6), (8, 8)))

@@ -412,9 +412,10 @@ def test_the_sign_test_is_the_exact_binomial():
 
 
 def test_a_tally_claims_nothing_from_few_answers():
-    assert "too few answers" in compare.tally_words(3, 0, 1)
-    assert "the difference is visible" in compare.tally_words(9, 0, 0)
-    assert "no preference" in compare.tally_words(5, 4, 0)
+    assert "too few answers" in compare.tally_words(3, 0, 1, 2)
+    assert "n = 3 answers on 2 pairs)" in compare.tally_words(3, 0, 1, 2)
+    assert "the difference is visible" in compare.tally_words(9, 0, 0, 4)
+    assert "no preference" in compare.tally_words(5, 4, 0, 4)
 
 
 @pytest.mark.parametrize("text", ["<script>alert(1)</script>", "a & b <img src=x onerror=alert(1)>", '" onclick="alert(1)'])

@@ -91,7 +91,7 @@ def log_colours(value_YX, *, rows, x, unit: str, hover: str) -> dict | None:
             "xgap": 1, "ygap": 1, "hoverongaps": False,
             "colorbar": {"orientation": "h", "tickangle": 0, "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom", "len": 0.66,
                          "thickness": 8, "tickvals": ticks, "ticktext": [f"{10 ** t:.1e}" for t in ticks], "tickfont": {"size": 10},
-                         "ypad": 4, "title": {"text": unit + " ", "side": "top", "font": {"size": 11}}}}
+                         "ypad": 4, "title": {"text": unit + ", log scale ", "side": "top", "font": {"size": 11}}}}
 
 
 def frame(cell) -> list[dict]:

@@ -12,7 +12,7 @@ from workbench.options import LatencyConfig, QuantConfig, SearchConfig, Sensitiv
 from workbench.ui import budgets
 from workbench.ui.actions import compare, export, search, sensitivity
 from workbench.ui.session import Session
-from workbench.ui.tables import notice, pick
+from workbench.ui.tables import KNOWN, badge, notice, pick
 
 TOUR_STEPS, TOUR_PROMPTS, TOUR_COMPARED = 8, 8, 4
 TOUR_SENSITIVITY = SensitivityConfig(probes=1)
@@ -33,6 +33,18 @@ class Stop:
     done: str
 
 
+GLOSSARY = {
+    "latent": "the small array that a transformer denoises step by step; the image is decoded from the last one",
+    "Fisher information": "the mean square of the loss's gradient at a layer's output: how far a small disturbance there moves the result",
+    "NMSE": "squared error of the latent as a share of the latent's own square; 0.001 is 30 dB",
+    "W4A8": "weights stored in 4 bits, activations rounded to 8 bits on their way into a product",
+    "front": "the plans that no other plan beats in memory, bits and error at once; its knee is the best compromise of the three",
+    "beam search": "keeps the few best of all half-made plans, step by step; candidates are what it tries, survivors what it keeps",
+    "Lagrangian sweep": "the cheapest plans when an error and a bit are given a price each, for a range of prices",
+    "refinement": "small changes of the best plans, kept where the measured error falls",
+    "Hadamard rotation": "mixes the channels of an activation so that no single one needs a wide range",
+    "PSNR, SSIM, VIF, LPIPS": "how like two images are: by pixels (dB), by structure, by information, and as a trained network sees it",
+}
 STOPS = (
     Stop("sensitivity", "profile", "Map what is fragile", "Mapped"),
     Stop("search", "search", "Search a plan", "Searched"),
@@ -70,6 +82,13 @@ def view(session: Session) -> str:
     note = f"<p>{escape(WORDS)}</p>" if now < len(STOPS) and not any(reached) else ""
     said = notice(*session.notices.get("guide", ("", "")))
     return f'<nav class="guide" aria-label="guided visit"><ol>{"".join(items)}</ol>{note}{said}</nav>'
+
+
+def glossary() -> str:
+    """What the words and marks on the screens mean, behind one line."""
+    words = "".join(f"<dt>{escape(word)}</dt><dd>{escape(text)}</dd>" for word, text in GLOSSARY.items())
+    marks = "".join(f"<dt>{badge(word)}</dt><dd>{escape(meaning)}</dd>" for word, (_, meaning) in KNOWN.items())
+    return f'<details class="glossary"><summary>What the words and marks mean</summary><dl>{words}{marks}</dl></details>'
 
 
 def follow(session: Session, payload) -> None:

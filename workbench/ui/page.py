@@ -28,7 +28,7 @@ def build(store: Store) -> gr.Blocks:
         kept_id = gr.BrowserState("", storage_key="adatsq-session", secret=secrets.token_urlsafe(16))
         status = gr.HTML(elem_id="status", padding=False)
         tour = widget.picker("guide")
-        example = gr.HTML(elem_id="example", padding=False)
+        about = gr.HTML(guide.glossary(), elem_id="about", padding=False)
         with gr.Tabs() as tabs:
             with gr.Tab("Model", id="model", render_children=True):
                 form = model.build(page)
@@ -44,7 +44,7 @@ def build(store: Store) -> gr.Blocks:
                 methods.build(page)
         page.show(status, ["job", "bundle", "source"], lambda s: tables.status(TITLE, _model_line(s), s.snapshot()))
         page.show(tour, ["busy", "bundle", "profile", "example", "result", "comparison", "exported", "notice-guide"], guide.view)
-        page.show(example, ["example"], lambda s: tables.notice(f"{s.example} {OWN}", "example") if s.example else "")
+        page.show(about, ["example"], lambda s: (tables.notice(f"{s.example} {OWN}", "example") if s.example else "") + guide.glossary())
         page.show(tabs, ["screen"], lambda s: gr.Tabs(selected=s.screen) if s.screen else gr.skip())
         page.show(page.timer, ["pace"], lambda s: gr.Timer(s.pace_s or TICK_S, active=s.pace_s is not None))
         page.on(tour.pick, guide.follow, tab="guide", with_payload=True)
@@ -69,12 +69,13 @@ def _adopted(session) -> None:
 
 def show_example(session, found) -> None:
     """Fill every screen with a run that was made elsewhere, and say so."""
-    smap, chosen = found.sensitivity, found.result.chosen
+    smap, chosen, pairs = found.sensitivity, found.result.chosen, found.comparison.pairs
     kept = Budget(max_weight_bytes=chosen.plan.weight_bytes, max_mean_act_bits=chosen.plan.act_bits_mean)
     session.set(profile=found, example=found.made, fisher_TL=tuple(smap.fisher_TL.tolist()), stderr_TL=smap.stderr_TL.tolist(),
                 cell=smap.most_fragile, look=found.look, budget=budgets.start(found, kept), result=found.result,
                 events=found.result.events, chosen=chosen, comparison=found.comparison,
-                comparisons={chosen.plan.plan_id: found.comparison})
+                comparisons={chosen.plan.plan_id: found.comparison},
+                compare_form=(tuple(pair.prompt for pair in pairs), pairs[0].seed, len(chosen.plan.sigma_T)))
 
 
 def _model_line(session) -> str:

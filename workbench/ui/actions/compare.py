@@ -179,9 +179,8 @@ def shown(session: Session) -> dict:
         pair = comparison.pairs[blind.pair]
         first, second = pictures.address(session, pair.image_float), pictures.address(session, pair.image_quantized)
         left, right = (first, second) if blind.float_is_a else (second, first)
-        return views.viewer(
-            left, right, labels=["A", "B"], caption=pair.prompt, tally=views.tally_words(blind.wins, blind.losses, blind.ties), **shared
-        )
+        tally = views.tally_words(blind.wins, blind.losses, blind.ties, len(comparison.pairs))
+        return views.viewer(left, right, labels=["A", "B"], caption=pair.prompt, tally=tally, **shared)
     pair = comparison.pairs[session.pair]
     steps, step = len(pair.latent_nmse_T), session.cell[1]
     more = {"steps": steps, "at": None, "step_words": "final image"}

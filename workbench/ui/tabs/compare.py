@@ -29,8 +29,8 @@ def build(page: Page) -> list:
         with gr.Column(scale=3, min_width=340):
             _pictures(page)
         numbers = gr.HTML(elem_id="compare-numbers")
-    page.show(prompts, ["bundle"], lambda s: "\n".join(s.compare_form[0]) if s.compare_form else gr.skip())
-    page.show(seed, ["bundle"], lambda s: s.compare_form[1] if s.compare_form else gr.skip())
+    page.show(prompts, ["compare_form"], lambda s: "\n".join(s.compare_form[0]) if s.compare_form else gr.skip())
+    page.show(seed, ["compare_form"], lambda s: s.compare_form[1] if s.compare_form else gr.skip())
     page.show(steps, ["bundle", "steps", "profile"], lambda s: s.compare_form[2] if s.comparison else _plan_steps(s))
     page.show(start, ["busy", "chosen", "profile"], lambda s: gr.Button(
         interactive=bool(s.chosen and s.profile and not s.example) and not s.busy))

@@ -136,8 +136,9 @@ def viewer(left: str, right: str, *, mode: str, gain: float, caption: str, **mor
     }
 
 
-def tally_words(wins: int, losses: int, ties: int) -> str:
-    """The blind test so far, with the two-sided sign test over the answers that preferred one."""
+def tally_words(wins: int, losses: int, ties: int, pairs: int) -> str:
+    """The blind test so far, with the two-sided sign test over the answers that preferred one. Sides are drawn anew for every answer, so
+    repeated answers on one of the `pairs` are answers of their own; but they speak of these pairs alone."""
     count = wins + losses
     if not count and not ties:
         return "No answer yet."
@@ -154,7 +155,8 @@ def tally_words(wins: int, losses: int, ties: int) -> str:
         if count >= 6
         else "too few answers to tell"
     )
-    return f"{text}; p = {p:.3g} (two-sided sign test, n = {count}): {verdict}."
+    judged = min(pairs, count + ties)  # they are shown in turns
+    return f"{text}; p = {p:.3g} (two-sided sign test, n = {count} answers on {judged} pair{'s'[: judged > 1]}): {verdict}."
 
 
 def sign_test(wins: int, losses: int) -> float:
