@@ -199,23 +199,24 @@ class Ranking:
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """front: non-dominated in (weight bytes, mean act bits, error); references: uniform and other rivals, as points, by `origin`."""
+    """front: non-dominated in (weight bytes, mean act bits, error); references: uniform and other rivals, as points, by `origin`;
+    finalists, once the search has ended: plans within budget, the first to be judged on other prompts first: the best of each origin, then
+    by measured error."""
 
     front: tuple[ScoredPlan, ...]
     references: tuple[ScoredPlan, ...]
+    finalists: tuple[ScoredPlan, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchResult(Found):
-    """Where a search ended. ranking: how well each table predicted what was measured; finalists: plans within budget, the first to be
-    judged on other prompts first: the best of each origin, then by measured error."""
+    """Where a search ended. ranking: how well each table predicted what was measured."""
 
     chosen: ScoredPlan
     evaluations: int
     seconds: float
     events: tuple[SearchEvent, ...] = field(default=(), repr=False)
     ranking: tuple[Ranking, ...] = ()
-    finalists: tuple[ScoredPlan, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

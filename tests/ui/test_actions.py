@@ -406,8 +406,7 @@ def test_a_plan_can_be_chosen_while_the_search_goes_on(profiled, pipeline, monke
 
     monkeypatch.setattr(type(pipeline), "_report", three_at_once)
     search.search(profiled, 1.2, None, 5.0, *SEARCH_SETTINGS)
-    while len(profiled.job.events) < 3:
-        time.sleep(0.01)
+    wait_for(lambda: len(profiled.job.events) == 3)
     profiled.sync()
     found = profiled.found
     assert profiled.busy and profiled.result is None and len(found.front) > 2 and {s.origin for s in found.references} == {"uniform"}

@@ -18,7 +18,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -232,7 +232,7 @@ class Session:
     def _take_search(self, event) -> None:
         from workbench.search.log import extended  # brings torch
 
-        self.set(events=(*self.events, replace(event, plans=())), replay=None)
+        self.set(events=(*self.events, event), replay=None)
         if event.plans:
             self.set(so_far=extended(self.so_far, event.plans))
 

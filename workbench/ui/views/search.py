@@ -79,9 +79,9 @@ def _key(point: Point) -> tuple:
 
 
 def _as_searched(scored, found):
-    """The same plan with the error that the search measured, on the prompts of all its points; a finalist, which only a finished search
-    has, need not be on the front."""
-    measured = (*found.front, *found.references, *getattr(found, "finalists", ())) if found is not None else ()
+    """The same plan with the error that the search measured, on the prompts of all its points; a finalist need not be on
+    the front."""
+    measured = (*found.front, *found.references, *found.finalists) if found is not None else ()
     return next((other for other in measured if other.plan.plan_id == scored.plan.plan_id), None)
 
 
