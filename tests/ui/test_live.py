@@ -1,14 +1,16 @@
 """One way round: what changed is drawn, what did not is left alone, and an error becomes one line of its screen."""
 
+import asyncio
 import inspect
 import json
 
 import gradio as gr
 import pytest
+from gradio.state_holder import SessionState
 
 from workbench.options import BadInput
 from workbench.ui import page
-from workbench.ui.live import Page
+from workbench.ui.live import Page, Screens
 
 
 @pytest.fixture
@@ -81,6 +83,29 @@ def demo(store):
 def test_no_listener_is_a_public_endpoint(demo):
     public = [d["api_name"] for d in demo.config["dependencies"] if d["api_visibility"] == "public" and d["targets"]]
     assert public == []
+
+
+def test_gradios_own_status_goes_to_a_part_that_is_not_drawn(demo):
+    events = [fn for fn in demo.fns.values() if fn.concurrency_id == "page"]
+    assert events and all([type(shown) for shown in fn.show_progress_on] == [gr.Timer] for fn in events)
+
+
+@pytest.mark.parametrize("sent", [("new", None, None), ("new", gr.Button("Stop"), None), (None, None, None), ("new", None, "too")])
+def test_an_output_that_is_left_alone_is_not_made_anew(sent, monkeypatch):
+    values = [gr.skip() if value is None else value for value in sent]
+    with Screens() as demo:
+        outputs = [gr.HTML(), gr.Button(), gr.HTML()]
+        demo.load(lambda: None, None, outputs)
+    (event,) = demo.fns.values()
+
+    def answer(kind):
+        return asyncio.run(kind.postprocess_data(demo, event, list(values), SessionState(demo)))
+
+    made = []
+    whole = answer(gr.Blocks)
+    monkeypatch.setattr(SessionState, "_update_config", lambda self, number: made.append(number))
+    assert answer(Screens) == [gr.skip() if value is None else theirs for value, theirs in zip(sent, whole)]
+    assert made == [block._id for block, value in zip(outputs, sent) if isinstance(value, gr.Button)]
 
 
 def test_no_component_would_send_a_lossy_image(demo):

@@ -6,6 +6,7 @@ A component is registered once with `show`; what depends on the same values is t
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -41,6 +42,22 @@ class Listener:
     options: dict
 
 
+class Screens(gr.Blocks):
+    """Blocks in which an output that an event leaves alone costs nothing. Gradio makes every output's component anew, of the untouched
+    ones too, and whatever computes in this process waits for that."""
+
+    async def postprocess_data(self, block_fn, predictions, state):
+        if not isinstance(predictions, list):
+            return await super().postprocess_data(block_fn, predictions, state)
+        untouched = gr.skip()
+        places = [i for i, value in enumerate(predictions) if not (isinstance(value, dict) and value == untouched)]
+        few = copy.copy(block_fn)
+        few.outputs, values = [block_fn.outputs[i] for i in places], [predictions[i] for i in places]
+        made = await super().postprocess_data(few, values[0] if len(values) == 1 else values, state) if places else []
+        sent = dict(zip(places, made))
+        return [sent.get(i, untouched) for i in range(len(predictions))]
+
+
 class Page:
     """Collects what is shown and what is listened to; `bind` connects them once all screens are laid out."""
 
@@ -65,7 +82,10 @@ class Page:
         outputs = [self.session_id, self.seen, *(live.component for live in self.lives)]
         # One event at a time: a tick that was drawn before a click must not arrive after it. Each takes milliseconds; what takes
         # longer is a job, or goes off the request with `Session.soon`.
-        shared = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": 1, "concurrency_id": "page"}
+        # Gradio's page writes an event's status into every output, and copies that component's value to do so: ten times a second and
+        # more of it than drawing takes. The status goes to one output that is never drawn.
+        shared = {"api_visibility": "private", "show_progress": "hidden", "show_progress_on": self.timer, "concurrency_limit": 1,
+                  "concurrency_id": "page"}
 
         def open_page(session_id, request: gr.Request):
             session = self.store.open(session_id if isinstance(session_id, str) else "")

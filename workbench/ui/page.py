@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Callable
 
@@ -12,7 +13,7 @@ from workbench.options import Budget
 from workbench.ui import budgets, endpoints, guide, limits, style, tables, widget
 from workbench.ui.actions import export as export_actions
 from workbench.ui.actions.common import look_closer
-from workbench.ui.live import Page
+from workbench.ui.live import Page, Screens
 from workbench.ui.session import TICK_S, Store
 from workbench.ui.tabs import compare, export, methods, model, search, sensitivity
 
@@ -23,7 +24,7 @@ OWN = "To search, draw and export, make your own: press 1 above, or Profile on t
 def build(store: Store) -> gr.Blocks:
     """All screens in one Blocks: a Blocks rendered into a tab would lose its listeners."""
     gr.set_static_paths([store.downloads.name])
-    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(3600, 6 * 3600)) as demo:
+    with Screens(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(3600, 6 * 3600)) as demo:
         page = Page(store)
         kept_id = gr.BrowserState("", storage_key="adatsq-session", secret=secrets.token_urlsafe(16))
         status = gr.HTML(elem_id="status", padding=False)
@@ -87,6 +88,7 @@ def _model_line(session) -> str:
 
 def launch(host: str, port: int, when_built: Callable[[], None] = lambda: None) -> None:
     """Serve until interrupted; `when_built` is called just before the port is taken. The embedded model is loaded after that."""
+    os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(10**9))  # Gradio sums up all past events after each of them
     store = Store(Board())
     demo = build(store)
     when_built()

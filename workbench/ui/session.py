@@ -32,7 +32,8 @@ KEPT_SESSIONS, KEPT_PROFILES = 256, 8  # a profile holds its trace and every sol
 SHOWN_PROMPTS = 16  # of the model's calibration prompts; the box can be edited
 EMBEDDED = ModelSpec().source
 RESUMED = ("profile", "search", "contest")  # jobs that go on from the run folder where they were stopped
-TICK_S, WAITING_S = 0.25, 1.0  # how often a page asks while its job runs, and while it waits in line
+# How often a page asks: for an answer that comes at once, while its job runs (each time takes from the job itself), while it waits in line
+TICK_S, RUNNING_S, WAITING_S = 0.25, 0.5, 1.0
 
 
 @dataclass(frozen=True)
@@ -88,9 +89,11 @@ class Session:
     @property
     def pace_s(self) -> float | None:
         """After how many seconds the page should ask again; None when nothing will change by itself."""
-        if self.pending > 0 or (self.busy and self.job.state != "queued"):
+        if self.pending > 0:
             return TICK_S
-        return WAITING_S if self.busy else None
+        if not self.busy:
+            return None
+        return WAITING_S if self.job.state == "queued" else RUNNING_S
 
     def soon(self, what: str, work: Callable[[], None]) -> None:
         """Do something short off the request, beside whatever heavy job is running."""

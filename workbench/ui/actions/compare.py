@@ -137,17 +137,22 @@ def drawing(session: Session) -> bool:
     return session.drafts is not None and session.chosen is not None and session.drafts["plan"] == session.chosen.plan.plan_id
 
 
+def missing(session: Session) -> str:
+    """What has to come before the chosen plan's images can be drawn; empty where nothing has."""
+    if session.chosen is None:
+        return "Choose a plan on the Search screen first."
+    if session.example is not None:
+        return "The example run holds no solved weights: press 1 above to make your own profile, then any plan can be drawn."
+    if session.profile is None:
+        return "Profile the model first, on the Sensitivity screen: that solves the plan's weights."
+    return f"Images can be drawn when the {session.job.kind} has ended." if session.busy else ""
+
+
 def _nothing_yet(session: Session) -> str:
     """What stands where the images will be, and what brings them."""
     if drawing(session):
         return "Both models draw the same seeds; small pictures appear below as they are finished."
-    if session.chosen is None:
-        return "Choose a plan on the Search screen, then press Generate: both models draw the same seeds."
-    if session.example is not None:
-        return "The example run holds no images of this plan. Press 1 above to make your own profile; then any plan can be drawn."
-    if session.profile is None:
-        return "A plan is chosen. Profile the model on the Sensitivity screen: that solves its weights. Then press Generate."
-    return "Press Generate: both models draw the same seeds."
+    return missing(session) or "Press Generate: both models draw the same seeds."
 
 
 def cards(session: Session) -> str:

@@ -16,6 +16,8 @@
     return lines.join('<br>');
   }
 
+  const digits = (pitch) => Math.max(5, Math.min(9, 0.4 * pitch));  // size of a cell's number; names take half of a phone's width
+
   // The figure as it fits the width: what `meta.narrow` says on a phone, long lines broken.
   function fitted(figure, width) {
     const layout = {...figure.layout}, narrow = width < NARROW;
@@ -23,7 +25,9 @@
       (note) => (note.name === 'note' ? {...note, text: broken(note.text, width / NOTE_PX)} : note));
     if (!narrow) return {data: figure.data, layout};
     for (const [axis, more] of Object.entries(layout.meta?.narrow || {})) layout[axis] = {...layout[axis], ...more};
-    const data = figure.data.map((trace) => {
+    const data = figure.data.map((wide) => {
+      const small = wide.texttemplate && wide.x.length > 1 ? {textfont: {size: digits(width / wide.x.length)}} : {};
+      const trace = {...wide, ...small};
       const bar = trace.colorbar;
       if (!bar) return trace;
       const ends = bar.tickvals && bar.ticktext?.[0].length > 3 ? [0, bar.tickvals.length - 1] : null;  // long numbers: the ends alone

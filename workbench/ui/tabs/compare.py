@@ -32,8 +32,7 @@ def build(page: Page) -> list:
     page.show(prompts, ["compare_form"], lambda s: "\n".join(s.compare_form[0]) if s.compare_form else gr.skip())
     page.show(seed, ["compare_form"], lambda s: s.compare_form[1] if s.compare_form else gr.skip())
     page.show(steps, ["bundle", "steps", "profile"], lambda s: s.compare_form[2] if s.comparison else _plan_steps(s))
-    page.show(start, ["busy", "chosen", "profile"], lambda s: gr.Button(
-        interactive=bool(s.chosen and s.profile and not s.example) and not s.busy))
+    page.show(start, ["busy", "chosen", "profile"], lambda s: gr.Button(interactive=not actions.missing(s)))
     page.show(cancel, ["busy"], lambda s: gr.Button(interactive=s.busy and s.job.kind == "compare"))
     page.show(numbers, ["comparison", "drafts", "chosen"], _numbers)
     page.on(start.click, actions.compare, [prompts, seed, steps], tab="compare")
@@ -57,7 +56,7 @@ def _pictures(page: Page) -> None:
     viewer, grid = widget.viewer("viewer"), widget.picker("pair-grid")
     curve = widget.plot(elem_id="latent-curve", height=250, label="Latent error after each step; click a step to see it")
     now = ["comparison", "pair", "mode"]
-    page.show(viewer, [*now, "gain", "at_step", "cell", "preview", "blind", "drafts", "chosen", "profile"], actions.shown)
+    page.show(viewer, [*now, "gain", "at_step", "cell", "preview", "blind", "drafts", "chosen", "profile", "busy"], actions.shown)
     page.show(grid, [*now, "drafts", "chosen"], actions.cards)
     page.show(curve, ["comparison", "pair", "cell"], lambda s: views.error_over_steps(s.comparison, s.pair, s.cell[1]))
     page.on(viewer.look, actions.look, tab="compare", with_payload=True)

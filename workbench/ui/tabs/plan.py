@@ -78,20 +78,11 @@ def _images(session) -> str:
     if session.chosen is None:
         return ""
     if session.comparison is None and not compare_actions.drawing(session):
-        missing = _missing(session)
+        missing = compare_actions.missing(session)
         button = f'<button type="button" {tables.pick({"draw": True}, tag="button")}{" disabled" * bool(missing)}>Draw its images</button>'
         return tables.empty("No images of this plan yet",
                             missing or "The prompts of the Compare screen, through float and through this plan.", button)
     return compare_actions.cards(session)
-
-
-def _missing(session) -> str:
-    """What has to come before images can be drawn."""
-    if session.example is not None:
-        return "The example run holds no solved weights: press 1 above to make your own profile, then any plan can be drawn."
-    if session.profile is None:
-        return "Profile the model first, on the Sensitivity screen: that solves the weights."
-    return f"They can be drawn when the {session.job.kind} has ended." if session.busy else ""
 
 
 def _tables(session) -> str:

@@ -16,11 +16,12 @@ ORIGINS = {
     "painted": "painted by hand",
     "link": "from a link",
     "greedy": "greedy",
-    "lp": "linear programme",
     "milp": "integer programme",
-    "dp": "dynamic programme",
-    "bisection": "one width per step",
-    "protect": "ends protected",
+    "layers": "one width per layer",
+    "dp": "one width per step, the best",
+    "bisection": "one width per step, by halving",
+    "ends": "first and last steps protected",
+    "online": "online switch, 4 or 8 bits",
 }
 FEW = 5  # measurements on fewer prompts say little of their spread
 ROW_PX, MAP_EDGE_PX, MAP_MOST_PX = 14, 110, 1500

@@ -16,7 +16,7 @@ TRAIL = 8  # steps of the beam that fade behind the present one
 # The parts of the search: mark, colour and short name of the plans that each brought to the front.
 PARTS = {"lagrangian": ("diamond", "#74aee6", "Lagrangian"), "beam": ("circle", BLUE, "beam"),
          "refined": ("triangle-up", "#6a5fe0", "refinement")}
-FRONT = ("square", "#123a66", "on the front")  # of a rival's origin, or no longer on it
+FRONT = ("square", "#1f9fb0", "on the front")  # of a rival's origin, or no longer on it
 PREDICTIONS = {
     "guide": "what the search plans by",
     "additive": "additive table",
