@@ -245,7 +245,7 @@ def test_the_envelope_is_the_least_error_up_to_each_cost():
 def test_rivals_of_any_origin_get_marks_and_names_of_their_own():
     shown = [point(1, 4, 1e-2), *(point(1, 4, 1e-2, "references", f"of {name}", name) for name in ("uniform", "some_new_rival", "dp"))]
     traces = {t["name"]: t for t in search.front(shown, None, None, {})["data"] if t["showlegend"]}
-    assert set(traces) == {"beam", "uniform bits", "some new rival", "dynamic programme"}
+    assert set(traces) == {"beam", "uniform bits", "some new rival", "one width per step, the best"}
     marks = [(t["marker"]["symbol"], t["marker"]["color"]) for t in traces.values()]
     assert len(set(marks)) == 4
     assert traces["some new rival"]["customdata"][0][0] == "of some_new_rival"
