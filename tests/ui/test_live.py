@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import gradio as gr
 import pytest
@@ -98,8 +99,9 @@ def test_an_output_that_is_left_alone_is_not_made_anew(sent, monkeypatch):
         demo.load(lambda: None, None, outputs)
     (event,) = demo.fns.values()
 
-    def answer(kind):
-        return asyncio.run(kind.postprocess_data(demo, event, list(values), SessionState(demo)))
+    def answer(kind):  # in a thread: another test's browser may keep a loop in this one
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(lambda: asyncio.run(kind.postprocess_data(demo, event, list(values), SessionState(demo)))).result()
 
     made = []
     whole = answer(gr.Blocks)
