@@ -140,7 +140,14 @@
       });
     }
 
-    watch('value', draw);
+    let due = false;
+    function soon() {  // after what is quick to show, numbers and tables, has been painted; each plot in a turn of its own
+      if (due) return;
+      due = true;
+      requestAnimationFrame(() => setTimeout(() => { due = false; draw(); }));
+    }
+
+    watch('value', soon);
     draw();
     new ResizeObserver(() => {
       const stale = node.clientWidth && (missed || node.clientWidth !== width);
