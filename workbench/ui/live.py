@@ -82,8 +82,8 @@ class Page:
         outputs = [self.session_id, self.seen, *(live.component for live in self.lives)]
         # One event at a time: a tick that was drawn before a click must not arrive after it. Each takes milliseconds; what takes
         # longer is a job, or goes off the request with `Session.soon`.
-        # Gradio's page writes an event's status into every output, and copies that component's value to do so: ten times a second and
-        # more of it than drawing takes. The status goes to one output that is never drawn.
+        # Gradio's page writes an event's status into every output, and copies its value to do so, which takes longer than drawing. Here
+        # the status goes to the timer, which is not drawn.
         shared = {"api_visibility": "private", "show_progress": "hidden", "show_progress_on": self.timer, "concurrency_limit": 1,
                   "concurrency_id": "page"}
 
