@@ -25,8 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from provenance import provenance
 from visitors import Server
 
+from workbench.ui.guide import STOPS
+
 BROWSERS = ("chromium", "chromium-headless-shell")
-STOPS = ("profile", "search", "compare", "export")
 WAIT_MS, REST_MS = 300_000, 800
 # Notes when a click comes in and when the watched part first changes after it, both in the page's own clock.
 WATCH = """part => {
@@ -36,11 +37,11 @@ WATCH = """part => {
     window.watching.observe(document.querySelector(part), {subtree: true, childList: true, characterData: true});
     addEventListener('click', () => { timing.click ??= performance.now(); }, {capture: true, once: true});
 }"""
-# What is clicked on a screen, in turns, and the part that answers. Another plan takes the images away, so it comes last.
+# On which screen what is clicked, in turns, and the part that answers. Another plan takes the images away, so it comes last.
 CLICKS = {
-    "Compare": [("another pair: its images", "#pair-grid .thumb >> nth={turn}", "#viewer .caption")],
-    "Sensitivity": [("a row of the tables: its layer and step", "#cells tbody tr >> nth={turn}", "#cell-detail")],
-    "Search": [("a plan of the table: its costs", "#plan-table tbody tr >> nth={turn}", "#plan-numbers")],
+    "Compare": ("another pair: its images", "#pair-grid .thumb", "#viewer .caption"),
+    "Sensitivity": ("a row of the tables: its layer and step", "#cells tbody tr", "#cell-detail"),
+    "Search": ("a plan of the table: its costs", "#plan-table tbody tr", "#plan-numbers"),
 }
 EXPORT = ("Export: what it does now", "#export", "#status")
 
@@ -60,7 +61,7 @@ def guided_visit(page) -> dict[str, float]:
         started = time.monotonic()
         page.locator(".guide li.next").first.get_by_role("button").click()
         page.wait_for_selector(f".guide li.done >> nth={number}")
-        taken[stop] = time.monotonic() - started
+        taken[stop.job] = time.monotonic() - started
     return taken
 
 
@@ -74,14 +75,13 @@ def answer_ms(page, target: str, part: str) -> float:
 def click_around(page, count: int) -> dict[str, list[float]]:
     """Milliseconds of every kind of click."""
     found = {}
-    for screen, kinds in CLICKS.items():
+    for screen, (name, target, part) in CLICKS.items():
         page.get_by_role("tab", name=screen, exact=True).click()
         page.wait_for_timeout(2 * REST_MS)
-        for name, target, part in kinds:
-            offered = page.locator(target.partition(" >> ")[0]).count()
-            for turn in range(count if offered > 1 else 0):
-                found.setdefault(name, []).append(answer_ms(page, target.format(turn=(turn + 1) % offered), part))
-                page.wait_for_timeout(REST_MS)
+        offered = page.locator(target).count()
+        for turn in range(count if offered > 1 else 0):
+            found.setdefault(name, []).append(answer_ms(page, f"{target} >> nth={(turn + 1) % offered}", part))
+            page.wait_for_timeout(REST_MS)
     return found
 
 
@@ -120,9 +120,9 @@ def measure(visits: int, clicks: int, folder: Path) -> dict:
 
 def markdown(result: dict) -> str:
     lines = ["# What a visitor waits for", "", "Seconds of the guided visit, from each button to its tick:", "",
-             f"| visit | {' | '.join(STOPS)} | all four |", "|---|" + "---:|" * (len(STOPS) + 1)]
+             f"| visit | {' | '.join(stop.job for stop in STOPS)} | all four |", "|---|" + "---:|" * (len(STOPS) + 1)]
     for number, taken in enumerate(result["visits_s"], 1):
-        lines.append(f"| {number} | {' | '.join(f'{taken[stop]:.1f}' for stop in STOPS)} | {sum(taken.values()):.1f} |")
+        lines.append(f"| {number} | {' | '.join(f'{seconds:.1f}' for seconds in taken.values())} | {sum(taken.values()):.1f} |")
     lines += ["", "Milliseconds from a click to the first change of what answers it:", "",
               "| click | when | median | max | n |", "|---|---|---:|---:|---:|"]
     for when, kinds in result["clicks_ms"].items():
