@@ -5,7 +5,7 @@ compiled for one instruction set, the best this CPU has, and kept in the user's 
 compiler and the flags, so that nothing stale is ever loaded. It brings no OpenMP runtime of its own: it runs on the threads
 of the one torch has loaded, because two pools that spin on the same cores slow each other down.
 
-`LOWBIT_ISA` (avx512, avxvnni, avx2, portable) chooses a lesser instruction set, `LOWBIT_CACHE` the folder, and
+`LOWBIT_ISA` (amx, avx512, avxvnni, avx2, portable) chooses a lesser instruction set, `LOWBIT_CACHE` the folder, and
 `LOWBIT_KERNELS=off` does without.
 """
 
@@ -26,7 +26,7 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent
 SOURCES = ("unpack.c", "epilogue.c", "hadamard/cpu.c", "act_quant/cpu.c", "linear_wnan/cpu.c", "linear_wna16/cpu.c",
            "modulate/cpu.c", "attention/cpu.c")
-HEADERS = ("lowbit.h", "linear_wnan/block.h")
+HEADERS = ("lowbit.h", "linear_wnan/block.h", "linear_wnan/amx.h")
 FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-Wall",
          "-Wno-unknown-pragmas", "-Wno-unused")
 COMPILE_SECONDS = 300
@@ -44,10 +44,11 @@ class Isa:
 
 _AVX2 = ("avx2", "fma", "f16c")
 _AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni")
-_EXTRA = {"avx512vbmi": "-mavx512vbmi", "avx512_bf16": "-mavx512bf16"}  # used where the CPU has them
+_AVX512_FLAGS = (*("-m" + name.replace("_", "") for name in _AVX512), "-mprefer-vector-width=512")
+_EXTRA = {"avx512vbmi": "-mavx512vbmi", "avx512_bf16": "-mavx512bf16"}  # used with AVX-512 where the CPU has them
 ISAS = (
-    Isa("avx512", "int8 AVX-512 VNNI", frozenset(_AVX512),
-        (*("-m" + name.replace("_", "") for name in _AVX512), "-mprefer-vector-width=512")),
+    Isa("amx", "int8 AMX", frozenset((*_AVX512, "amx_tile", "amx_int8")), (*_AVX512_FLAGS, "-mamx-tile", "-mamx-int8")),
+    Isa("avx512", "int8 AVX-512 VNNI", frozenset(_AVX512), _AVX512_FLAGS),
     Isa("avxvnni", "int8 AVX-VNNI", frozenset((*_AVX2, "avx_vnni")), tuple("-m" + name for name in (*_AVX2, "avxvnni"))),
     Isa("avx2", "int8 AVX2", frozenset(_AVX2), tuple("-m" + name for name in _AVX2)),
     Isa("portable", "int8 portable C", frozenset(), ()),
@@ -61,7 +62,14 @@ def cpu_flags() -> frozenset[str]:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return frozenset()
-    return frozenset(next((line.split(":", 1)[1].split() for line in lines if line.startswith("flags")), ()))
+    listed = frozenset(next((line.split(":", 1)[1].split() for line in lines if line.startswith("flags")), ()))
+    return listed if "amx_tile" in listed and _allowed_tiles() else listed - {"amx_tile"}
+
+
+def _allowed_tiles() -> bool:
+    """Linux gives a process AMX's registers when it asks, once: arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)."""
+    arch_prctl, require, tile_data = 158, 0x1023, 18
+    return ctypes.CDLL(None).syscall(arch_prctl, require, tile_data) == 0
 
 
 def instruction_set() -> Isa:
@@ -76,7 +84,7 @@ def instruction_set() -> Isa:
 
 def no_vnni() -> str:
     """Why the fast integer path is not taken, for the screen; empty where it is."""
-    return "" if instruction_set().name in ("avx512", "avxvnni") else "no AVX-512 VNNI or AVX-VNNI"
+    return "" if instruction_set().name in ("amx", "avx512", "avxvnni") else "no AVX-512 VNNI or AVX-VNNI"
 
 
 @dataclass(frozen=True)
@@ -148,10 +156,13 @@ def _openmp_runtime() -> str | None:
     return next((path for line in lines if (path := line.split(maxsplit=5)[-1]) and "libgomp" in Path(path).name), None)
 
 
+def extra_flags(isa: Isa) -> tuple[str, ...]:
+    return tuple(flag for name, flag in _EXTRA.items() if "avx512_vnni" in isa.needs and name in cpu_flags())
+
+
 def compile_library(isa: Isa, compiler: str, *, openmp: bool, extra: tuple[str, ...] = ()) -> Path:
     """Path of the compiled library, from the cache where it is there. Raises RuntimeError with the compiler's last words."""
-    more = tuple(flag for name, flag in _EXTRA.items() if isa.name == "avx512" and name in cpu_flags())
-    flags = (*FLAGS, *isa.flags, *more, *(("-fopenmp",) if openmp else ()), *extra)
+    flags = (*FLAGS, *isa.flags, *extra_flags(isa), *(("-fopenmp",) if openmp else ()), *extra)
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=60).stdout.splitlines()[:1]
     digest = hashlib.sha256(repr((flags, version, platform.machine())).encode())
     for name in (*HEADERS, *SOURCES):

@@ -14,8 +14,9 @@ from lowbit import build, ops
 VNNI_256 = frozenset(("avx512vl", "avx512_vnni"))
 # name -> (instruction set, what the CPU must list besides, more compiler flags). "avxvnni" takes the instruction's AVX-512 encoding
 # where the CPU lacks the other one: the same code path.
-VARIANTS = {"avx512": ("avx512", frozenset(), ()), "avxvnni": ("avx2", VNNI_256, ("-DLOWBIT_TEST_AVXVNNI",)),
-            "avx2": ("avx2", frozenset(), ()), "portable": ("portable", frozenset(), ())}
+VARIANTS = {"amx": ("amx", frozenset(), ()), "avx512": ("avx512", frozenset(), ()),
+            "avxvnni": ("avx2", VNNI_256, ("-DLOWBIT_TEST_AVXVNNI",)), "avx2": ("avx2", frozenset(), ()),
+            "portable": ("portable", frozenset(), ())}
 
 
 @pytest.fixture(scope="session")

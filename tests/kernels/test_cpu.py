@@ -170,15 +170,28 @@ def test_long_and_tall_products_have_exact_sums(m, n_out, k_in):
     assert torch.equal(ops.linear_wnan(*arguments), wnan_reference.linear_wnan(*arguments))
 
 
+@pytest.mark.parametrize(("m", "n_out"), [(8, 33), (17, 64), (64, 32), (150, 70), (1100, 600)])  # parts of blocks, several tiles at a time
+@pytest.mark.parametrize(("bits", "group_size", "symmetric", "act_groups"), [
+    (4, 64, True, False), (4, 128, False, True), (8, 64, False, False), (8, 0, False, False), (6, 0, True, False), (3, 64, True, True)])
+@pytest.mark.parametrize("k_in", [64, 1000, 1088])
+def test_products_of_many_tokens_and_features_equal_the_reference_bit_for_bit(m, n_out, k_in, bits, group_size, symmetric, act_groups):
+    weight = layer(bits, group_size, symmetric, n_out, k_in, m, exact=True)
+    columns = k_in // group_size if act_groups and k_in % group_size == 0 else 1
+    act_scale = 2.0 ** torch.randint(0, 2, (m, columns), generator=torch.Generator().manual_seed(m))
+    # sums stay below 255 x 15 x 1088 x 4 < 2^24
+    arguments = (codes_of(m, k_in, 5, m), act_scale, *weight, None, None, None, False, torch.float32)
+    assert torch.equal(ops.linear_wnan(*arguments), wnan_reference.linear_wnan(*arguments))
+
+
 @pytest.mark.parametrize("group_size", [0, 64])
 @pytest.mark.parametrize("bits", PACKED_BITS)
 @pytest.mark.parametrize("q", [-128, 127])
 def test_the_largest_products_overflow_no_partial_sum(q, bits, group_size):
     packed_NP, scale_NG, zero_NG, *rest = layer(bits, group_size, False, 33, 300, 0, exact=True)
     weight = torch.full_like(packed_NP, 255), torch.ones_like(scale_NG), torch.zeros_like(zero_NG), *rest
-    arguments = (torch.full((5, 300), q, dtype=torch.int8), torch.ones(5, 1), *weight, None, None, None, False, torch.float32)
+    arguments = (torch.full((9, 300), q, dtype=torch.int8), torch.ones(9, 1), *weight, None, None, None, False, torch.float32)
     y_MN = ops.linear_wnan(*arguments)
-    assert torch.equal(y_MN, torch.full((5, 33), 300.0 * q * (2**bits - 1))) and torch.equal(y_MN, wnan_reference.linear_wnan(*arguments))
+    assert torch.equal(y_MN, torch.full((9, 33), 300.0 * q * (2**bits - 1))) and torch.equal(y_MN, wnan_reference.linear_wnan(*arguments))
 
 
 # --- products of any floats ---

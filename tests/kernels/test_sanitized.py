@@ -17,10 +17,9 @@ ABLE = [isa.name for isa in build.ISAS if isa.needs <= build.cpu_flags()]
 @pytest.mark.parametrize("name", ABLE)
 def test_nothing_is_read_or_written_beside_its_buffer(name, address_sanitizer, tmp_path):
     isa = next(isa for isa in build.ISAS if isa.name == name)
-    more = [flag for needed, flag in build._EXTRA.items() if name == "avx512" and needed in build.cpu_flags()]
     sources = [str(build.FOLDER / source) for source in build.SOURCES]
     flags = ["-O1", "-g", "-std=gnu11", "-fopenmp", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-Wno-unknown-pragmas"]
-    command = [address_sanitizer, *flags, *isa.flags, *more, f"-I{build.FOLDER}", str(DRIVER), *sources, "-lm",
+    command = [address_sanitizer, *flags, *isa.flags, *build.extra_flags(isa), f"-I{build.FOLDER}", str(DRIVER), *sources, "-lm",
                "-o", str(tmp_path / "driver")]
     made = subprocess.run(command, capture_output=True, text=True)
     assert made.returncode == 0, made.stderr
