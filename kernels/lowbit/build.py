@@ -26,7 +26,7 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent
 SOURCES = ("unpack.c", "epilogue.c", "hadamard/cpu.c", "act_quant/cpu.c", "linear_wnan/cpu.c", "linear_wna16/cpu.c",
            "modulate/cpu.c", "attention/cpu.c")
-HEADERS = ("lowbit.h", "linear_wnan/block.h", "linear_wnan/amx.h")
+HEADERS = ("lowbit.h", "amx.h", "linear_wnan/block.h", "linear_wnan/block_amx.h")
 FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-Wall",
          "-Wno-unknown-pragmas", "-Wno-unused")
 COMPILE_SECONDS = 300
@@ -44,10 +44,11 @@ class Isa:
 
 _AVX2 = ("avx2", "fma", "f16c")
 _AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni")
+_AMX = ("amx_tile", "amx_int8", "amx_bf16")
 _AVX512_FLAGS = (*("-m" + name.replace("_", "") for name in _AVX512), "-mprefer-vector-width=512")
 _EXTRA = {"avx512vbmi": "-mavx512vbmi", "avx512_bf16": "-mavx512bf16"}  # used with AVX-512 where the CPU has them
 ISAS = (
-    Isa("amx", "int8 AMX", frozenset((*_AVX512, "amx_tile", "amx_int8")), (*_AVX512_FLAGS, "-mamx-tile", "-mamx-int8")),
+    Isa("amx", "int8 AMX", frozenset((*_AVX512, *_AMX)), (*_AVX512_FLAGS, *("-m" + name.replace("_", "-") for name in _AMX))),
     Isa("avx512", "int8 AVX-512 VNNI", frozenset(_AVX512), _AVX512_FLAGS),
     Isa("avxvnni", "int8 AVX-VNNI", frozenset((*_AVX2, "avx_vnni")), tuple("-m" + name for name in (*_AVX2, "avxvnni"))),
     Isa("avx2", "int8 AVX2", frozenset(_AVX2), tuple("-m" + name for name in _AVX2)),
@@ -72,19 +73,19 @@ def _allowed_tiles() -> bool:
     return ctypes.CDLL(None).syscall(arch_prctl, require, tile_data) == 0
 
 
-def instruction_set() -> Isa:
-    """The best one this CPU has, or the one `LOWBIT_ISA` names; raises ValueError for a name that is none or that it has not."""
+def instruction_sets() -> list[Isa]:
+    """Those this CPU has, best first, or the one `LOWBIT_ISA` names; raises ValueError for a name that is none or that it has not."""
     able = [isa for isa in ISAS if isa.needs <= cpu_flags()]
     wanted = os.environ.get("LOWBIT_ISA", "")
-    chosen = next((isa for isa in able if wanted in ("", isa.name)), None)
-    if chosen is None:
+    chosen = [isa for isa in able if wanted in ("", isa.name)]
+    if not chosen:
         raise ValueError(f"LOWBIT_ISA={wanted}: this CPU runs {', '.join(isa.name for isa in able)}")
     return chosen
 
 
 def no_vnni() -> str:
     """Why the fast integer path is not taken, for the screen; empty where it is."""
-    return "" if instruction_set().name in ("amx", "avx512", "avxvnni") else "no AVX-512 VNNI or AVX-VNNI"
+    return "" if instruction_sets()[0].name in ("amx", "avx512", "avxvnni") else "no AVX-512 VNNI or AVX-VNNI"
 
 
 @dataclass(frozen=True)
@@ -131,13 +132,18 @@ start, result = _build.start, _build.result
 def _load() -> Built:
     if os.environ.get("LOWBIT_KERNELS", "") == "off":
         return Built(None, ISAS[-1], "kernels are switched off (LOWBIT_KERNELS)")
-    isa, compiler = instruction_set(), _compiler()
+    sets, compiler, failures = instruction_sets(), _compiler(), []
     if compiler is None:
-        return Built(None, isa, "no C compiler (gcc, clang or cc) was found")
+        return Built(None, sets[0], "no C compiler (gcc, clang or cc) was found")
     runtime = _openmp_runtime()
     if runtime:
         ctypes.CDLL(runtime, mode=ctypes.RTLD_GLOBAL)
-    return Built(ctypes.CDLL(str(compile_library(isa, compiler, openmp=bool(runtime)))), isa, isa.label)
+    for isa in sets:  # a compiler may be older than the CPU
+        try:
+            return Built(ctypes.CDLL(str(compile_library(isa, compiler, openmp=bool(runtime)))), isa, isa.label)
+        except RuntimeError as error:
+            failures.append(error)
+    raise failures[0]
 
 
 def _compiler() -> str | None:

@@ -50,7 +50,15 @@ def test_without_kernels_the_reference_runs_and_the_reason_is_told(spoil, reason
 def test_an_instruction_set_that_is_none_is_refused_by_name(monkeypatch):
     monkeypatch.setenv("LOWBIT_ISA", "abacus")
     with pytest.raises(ValueError, match=r"LOWBIT_ISA=abacus: this CPU runs .*portable"):
-        build.instruction_set()
+        build.instruction_sets()
+
+
+def test_a_compiler_older_than_the_cpu_builds_for_a_lesser_instruction_set(compiler, monkeypatch, tmp_path):
+    emptied(monkeypatch, tmp_path)
+    unknown = build.Isa("later", "int8 later", frozenset(), ("-mno-compiler-knows-this",))
+    monkeypatch.setattr(build, "ISAS", (unknown, build.ISAS[-1]))
+    built = build._Build().result()
+    assert (built.library is not None, built.reason) == (True, "int8 portable C")
 
 
 @pytest.mark.parametrize(("position", "damage"), [

@@ -2,7 +2,11 @@
 
    Integers code - zero are exact in both formats that the products take (bfloat16 holds every integer up to 256), so the
    weight's values are never rounded: sums are float32, and each group's scale is applied to its sum. */
+#if defined(__AMX_BF16__)
+#include "../amx.h"
+#else
 #include "../lowbit.h"
+#endif
 
 enum { ROWS = 6 };
 
@@ -91,6 +95,61 @@ INLINE void block_bf16(const Block *b, const int rows) {
 }
 #endif
 
+#if defined(__AMX_BF16__)
+enum { DEPTH = 32, AMX_ROWS = 32 }; /* features of a tile; tokens at a time */
+
+/* Sums of features first ... last - 1, whole tiles, of 32 tokens (or 16) x 32 columns: tmm0 and tmm1, and tmm2 and tmm3 below them. */
+INLINE void amx_sum(const Block *b, int64_t rows, int64_t first, int64_t last, float *sums) {
+    const int64_t stride = b->stride * 2;
+    TILE_ZERO(0);
+    TILE_ZERO(1);
+    TILE_ZERO(2);
+    TILE_ZERO(3);
+    for (int64_t k = first; k < last; k += DEPTH) {
+        const uint16_t *x = (const uint16_t *)b->x + k, *w = (const uint16_t *)b->values + k * COLUMNS;
+        TILE_LOAD(6, w, 4 * COLUMNS);
+        TILE_LOAD(7, w + 2 * TILE, 4 * COLUMNS);
+        TILE_LOAD(4, x, stride);
+        TILE_DOT_BF16(0, 4, 6);
+        TILE_DOT_BF16(1, 4, 7);
+        if (rows > TILE) {
+            TILE_LOAD(5, x + TILE * b->stride, stride);
+            TILE_DOT_BF16(2, 5, 6);
+            TILE_DOT_BF16(3, 5, 7);
+        }
+    }
+    TILE_STORE(0, sums, 4 * COLUMNS);
+    TILE_STORE(1, sums + TILE, 4 * COLUMNS);
+    if (rows > TILE) {
+        TILE_STORE(2, sums + TILE * COLUMNS, 4 * COLUMNS);
+        TILE_STORE(3, sums + TILE * COLUMNS + TILE, 4 * COLUMNS);
+    }
+}
+
+/* b->x may be read up to a whole number of tiles. */
+static void amx_block(const Block *b, int64_t rows) {
+    float sums[AMX_ROWS * COLUMNS] __attribute__((aligned(64)));
+    for (int64_t g = 0; g < b->groups; g++) {
+        amx_sum(b, rows, g * b->group, smaller((g + 1) * b->group, b->k_in), sums);
+        for (int64_t r = 0; r < rows; r++) add_group(b, (int)r, g, sums + r * COLUMNS);
+    }
+}
+#else /* never called */
+enum { TILE = 1, DEPTH = 1, AMX_ROWS = ROWS };
+INLINE void amx_begin(void) {}
+INLINE void amx_end(void) {}
+static void amx_block(const Block *b, int64_t rows) {}
+#endif
+
+/* Does AMX run it? Groups must be whole tiles, and tokens half a tile at least. */
+static int takes_amx(int64_t m, int64_t group, int64_t groups) {
+#if defined(__AMX_BF16__)
+    return m >= TILE / 2 && (groups == 1 || group % DEPTH == 0);
+#else
+    return 0;
+#endif
+}
+
 static void run_block(const Block *b, int rows, int bf16) {
 #if defined(__AVX512BF16__)
 #define CASE(n) case n: if (bf16) block_bf16(b, n); else block_f32(b, n); break;
@@ -101,84 +160,128 @@ static void run_block(const Block *b, int rows, int bf16) {
 #undef CASE
 }
 
-/* Codes of a tile to exact integers code - zero, [k][column] float32 or pairs of bfloat16. */
-static void make_values(const Weight *weight, const uint8_t *restrict codes, const int32_t *zero, int bf16, void *to) {
-    const int32_t centre = 1 << (weight->bits - 1);
-    for (int64_t k = 0; k < weight->k_in; k++) {
-        const uint8_t *restrict quad = codes + k / 4 * 4 * COLUMNS + k % 4;
-        const int32_t *z = zero ? zero + k / weight->group * COLUMNS : NULL;
-        float row[COLUMNS];
-        for (int n = 0; n < COLUMNS; n++) row[n] = (float)((int32_t)quad[4 * n] - (z ? z[n] : centre));
+/* Codes of a tile to exact integers code - zero, [k][column] float32 or pairs of bfloat16: four features at a time, whole quads. */
+INLINE void make_quads(const Weight *weight, const uint8_t *restrict codes, const int32_t *zero, const int bf16, void *to) {
+    int32_t centre[COLUMNS];
+    for (int n = 0; n < COLUMNS; n++) centre[n] = 1 << (weight->bits - 1);
+    for (int64_t k = 0; k < weight->k_in; k += 4) {
+        const int32_t *restrict z = zero ? zero + k / weight->group * COLUMNS : centre;
+        uint32_t quad[COLUMNS], bits[4][COLUMNS];
+        memcpy(quad, codes + k * COLUMNS, sizeof quad);
+        for (int i = 0; i < 4; i++)
+            for (int n = 0; n < COLUMNS; n++) bits[i][n] = float_to_bits((float)((int32_t)(quad[n] >> 8 * i & 255) - z[n]));
         if (!bf16) {
-            memcpy((float *)to + k * COLUMNS, row, sizeof row);
-        } else {
-            uint16_t *restrict pair = (uint16_t *)to + k / 2 * 2 * COLUMNS + k % 2;
-            for (int n = 0; n < COLUMNS; n++) pair[2 * n] = (uint16_t)(float_to_bits(row[n]) >> 16);
+            memcpy((uint32_t *)to + k * COLUMNS, bits, sizeof bits);
+            continue;
         }
+        uint32_t *restrict pairs = (uint32_t *)to + k / 2 * COLUMNS;
+        for (int n = 0; n < COLUMNS; n++) pairs[n] = bits[0][n] >> 16 | (bits[1][n] & 0xffff0000);
+        for (int n = 0; n < COLUMNS; n++) pairs[COLUMNS + n] = bits[2][n] >> 16 | (bits[3][n] & 0xffff0000);
     }
-    if (bf16 && weight->k_in % 2)
-        for (int n = 0; n < COLUMNS; n++) ((uint16_t *)to)[weight->k_in / 2 * 2 * COLUMNS + 2 * n + 1] = 0;
+}
+
+/* The same up to feature `end`; zeros from the last on. */
+static void make_values(const Weight *weight, const uint8_t *restrict codes, const int32_t *zero, int bf16, int64_t end, void *to) {
+    if (!bf16) {
+        make_quads(weight, codes, zero, 0, to);
+        return;
+    }
+    make_quads(weight, codes, zero, 1, to);
+    const int64_t odd = weight->k_in % 2, first = weight->k_in + odd; /* of the zeros that are whole pairs */
+    uint16_t *values = to;
+    for (int n = 0; odd && n < COLUMNS; n++) values[(first - 2) * COLUMNS + 2 * n + 1] = 0;
+    memset(values + first * COLUMNS, 0, (size_t)((end - first) * COLUMNS * 2));
 }
 
 static __thread Scratch of_call, of_thread;
 
-static void run_tile(const Weight *weight, const Epilogue *end, Block block, int64_t m, int64_t first_n, int bf16, uint8_t *codes,
-                     void *values, float *scale, int32_t *zero, float *sums) {
-    lowbit_unpack_tile(weight, first_n, codes);
-    lowbit_tile_scales(weight, first_n, scale, zero);
-    make_values(weight, codes, weight->zero ? zero : NULL, bf16, values);
-    const uint8_t *x = block.x;
-    block.values = values, block.scale = scale, block.sums = sums;
-    for (int64_t row = 0; row < m; row += ROWS) {
-        const int64_t rows = smaller(ROWS, m - row);
-        block.x = x + row * block.stride * (bf16 ? 2 : 4);
-        run_block(&block, (int)rows, bf16);
-        lowbit_finish(weight, end, sums, NULL, row, rows, first_n);
+/* Of one call. */
+typedef struct {
+    const Weight *weight;
+    const Epilogue *end;
+    Block common;
+    int64_t m, padded_k;
+    int bf16, amx;
+} Call;
+
+/* What a tile of columns needs of a thread: codes, values, scales, zero points, sums. */
+typedef struct {
+    uint8_t *codes;
+    void *values;
+    float *scale, *sums;
+    int32_t *zero;
+} Room;
+
+static Room room_of(const Call *call) {
+    const size_t codes = (size_t)call->padded_k * COLUMNS, values = codes * (call->bf16 ? 2 : 4);
+    const size_t scale = (size_t)call->common.groups * COLUMNS * 4;
+    uint8_t *at = reserve(&of_thread, codes + values + 2 * scale + (size_t)(call->amx ? AMX_ROWS : ROWS) * COLUMNS * 4);
+    if (!at) return (Room){NULL};
+    uint8_t *scales = at + codes + values;
+    return (Room){at, at + codes, (float *)scales, (float *)(scales + 2 * scale), (int32_t *)(scales + scale)};
+}
+
+static void run_tile(const Call *call, int64_t first_n, const Room *room) {
+    const Weight *weight = call->weight;
+    const int64_t step = call->amx ? AMX_ROWS : ROWS;
+    lowbit_unpack_tile(weight, first_n, room->codes);
+    lowbit_tile_scales(weight, first_n, room->scale, room->zero);
+    make_values(weight, room->codes, weight->zero ? room->zero : NULL, call->bf16, call->padded_k, room->values);
+    Block block = call->common;
+    block.values = room->values, block.scale = room->scale, block.sums = room->sums;
+    for (int64_t row = 0; row < call->m; row += step) {
+        const int64_t rows = smaller(step, call->m - row);
+        block.x = (const uint8_t *)call->common.x + row * block.stride * (call->bf16 ? 2 : 4);
+        if (call->amx) amx_block(&block, rows);
+        else run_block(&block, (int)rows, call->bf16);
+        lowbit_finish(weight, call->end, block.sums, NULL, row, rows, first_n);
+    }
+}
+
+/* Row of x (M, K) in `format`, as bfloat16 with zeros up to `columns`, or as float32. */
+static void copy_row(const void *x, int64_t format, int64_t row, int64_t k_in, int64_t columns, int bf16, uint8_t *to) {
+    if (bf16) {
+        memcpy(to + row * columns * 2, (const uint16_t *)x + row * k_in, (size_t)k_in * 2);
+        memset(to + (row * columns + k_in) * 2, 0, (size_t)(columns - k_in) * 2);
+    } else {
+        load_floats(x, (int)format, row * k_in, k_in, (float *)to + row * columns);
     }
 }
 
 /* x (M, K) in `format`. bfloat16 runs as it is where the CPU multiplies it and groups are whole pairs; all else is float32.
    Returns 0, or 1 when memory ran out. */
 EXPORT int lowbit_linear_wna16(const Weight *weight, const Epilogue *end, const void *x, int64_t format, int64_t m, int64_t threads) {
-    const int64_t k_in = weight->k_in, groups = ceil_div(k_in, weight->group), padded_k = ceil_div(k_in, 4) * 4;
+    const int64_t k_in = weight->k_in, groups = ceil_div(k_in, weight->group);
 #if defined(__AVX512BF16__)
     const int bf16 = format == BF16;
 #else
     const int bf16 = 0;
 #endif
-    const int64_t width = bf16 ? 2 : 4, columns = bf16 ? ceil_div(k_in, 2) * 2 : k_in;
-    const int copied = bf16 ? columns != k_in : format != F32;
-    uint8_t *copy = copied ? reserve(&of_call, (size_t)(m * columns * width + 64)) : (uint8_t *)x;
+    const int amx = bf16 && takes_amx(m, weight->group, groups);
+    const int64_t whole = amx ? DEPTH : bf16 ? 2 : 1; /* features at a time */
+    const int64_t rows = amx ? ceil_div(m, TILE) * TILE : m, columns = ceil_div(k_in, whole) * whole;
+    const int copied = bf16 ? columns != k_in || rows != m : format != F32;
+    uint8_t *copy = copied ? reserve(&of_call, (size_t)(rows * columns * (bf16 ? 2 : 4) + 64)) : (uint8_t *)x;
     if (!copy) return 1;
-    const Block common = {.x = copy, .stride = columns, .groups = groups, .group = weight->group, .k_in = k_in};
+    const Call call = {weight, end, {.x = copy, .stride = columns, .groups = groups, .group = weight->group, .k_in = k_in}, m,
+                       amx ? columns : ceil_div(k_in, 4) * 4, bf16, amx};
     const int64_t tiles = ceil_div(weight->n_out, COLUMNS);
     int failed = 0;
 #pragma omp parallel num_threads((int)threads)
     {
         if (copied) {
 #pragma omp for schedule(static)
-            for (int64_t row = 0; row < m; row++) {
-                if (bf16) {
-                    memcpy(copy + row * columns * 2, (const uint16_t *)x + row * k_in, (size_t)k_in * 2);
-                    memset(copy + (row * columns + k_in) * 2, 0, 2);
-                } else {
-                    load_floats(x, (int)format, row * k_in, k_in, (float *)copy + row * columns);
-                }
-            }
+            for (int64_t row = 0; row < m; row++) copy_row(x, format, row, k_in, columns, bf16, copy);
         }
-        const size_t codes_bytes = (size_t)padded_k * COLUMNS, values_bytes = (size_t)padded_k * COLUMNS * width;
-        const size_t scale_bytes = (size_t)groups * COLUMNS * 4;
-        uint8_t *codes = reserve(&of_thread, codes_bytes + values_bytes + 2 * scale_bytes + (size_t)ROWS * COLUMNS * 4);
-        void *values = codes + codes_bytes;
-        float *scale = (float *)(codes + codes_bytes + values_bytes);
-        int32_t *zero = (int32_t *)(codes + codes_bytes + values_bytes + scale_bytes);
-        float *sums = (float *)(codes + codes_bytes + values_bytes + 2 * scale_bytes);
-        if (!codes)
+        const Room room = room_of(&call);
+        if (!room.codes)
 #pragma omp atomic write
             failed = 1;
+        if (amx) amx_begin();
 #pragma omp for schedule(dynamic, 1)
         for (int64_t tile = 0; tile < tiles; tile++)
-            if (codes) run_tile(weight, end, common, m, tile * COLUMNS, bf16, codes, values, scale, zero, sums);
+            if (room.codes) run_tile(&call, tile * COLUMNS, &room);
+        if (amx) amx_end();
     }
     return failed;
 }

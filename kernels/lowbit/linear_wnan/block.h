@@ -15,7 +15,7 @@ typedef struct {
     const float *act_scale;    /* [row][group], or NULL: one scale per token, applied at the end */
     float *sums;               /* [row][COLUMNS] out */
     int64_t groups, group, k_in, bits;
-    int amx; /* amx.h runs it */
+    int amx; /* block_amx.h runs it */
 } Block;
 
 #if defined(__AVX512VNNI__)

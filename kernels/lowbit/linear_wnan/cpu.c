@@ -2,10 +2,10 @@
 
    The dot-product instructions take one unsigned and one signed factor. With AVX2 codes stay unsigned and activations are signed; a zero
    point z of a group adds -z sum_k q[m, k], so the sums start there. With AVX-512 it is the other way round (block.h), and with AMX both
-   are signed (amx.h). Sums of a group are exact integers. */
+   are signed (block_amx.h). Sums of a group are exact integers. */
 #include "block.h"
 #if defined(__AMX_INT8__)
-#include "amx.h"
+#include "block_amx.h"
 #else /* never called */
 enum { TILE = 1, AMX_ROWS = ROWS, AMX_ROWS_GROUPED = ROWS_GROUPED };
 INLINE void amx_begin(void) {}

@@ -1,34 +1,14 @@
 /* The innermost loops of linear_wnan on AMX: 16 tokens x 64 features against 64 features x 16 columns is one instruction. Tokens and codes
-   are both signed there, and lie as block.h has them: 16 quads of codes, 2 x COLUMNS x 64 bytes, are two tiles side by side.
+   are both signed there, and lie as block.h has them: 16 quads of codes, COLUMNS x 64 bytes, are two tiles side by side. */
+#ifndef LOWBIT_LINEAR_WNAN_BLOCK_AMX_H
+#define LOWBIT_LINEAR_WNAN_BLOCK_AMX_H
 
-   Registers: tmm0 to tmm3 hold sums, tmm4 and tmm5 tokens, tmm6 and tmm7 codes. */
-#ifndef LOWBIT_LINEAR_WNAN_AMX_H
-#define LOWBIT_LINEAR_WNAN_AMX_H
-
+#include "../amx.h"
 #include "block.h"
 
-enum { TILE = 16, DEPTH = 64 };                 /* rows or columns of a tile; features it multiplies */
-enum { AMX_ROWS = 32, AMX_ROWS_GROUPED = 64 };  /* tokens at a time */
-enum { FEATURES = 512 };                        /* whose codes stay in the first cache while all tokens of a block pass */
-
-/* gcc's intrinsics do not say that they read and write memory. */
-#define TILE_ZERO(c) __asm__ volatile("tilezero %%tmm" #c :::)
-#define TILE_LOAD(t, from, stride) __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #t ::"r"(from), "r"((int64_t)(stride)) : "memory")
-#define TILE_STORE(t, to, stride) __asm__ volatile("tilestored %%tmm" #t ", (%0,%1,1)" ::"r"(to), "r"((int64_t)(stride)) : "memory")
-#define TILE_DOT(c, q, w) __asm__ volatile("tdpbssd %%tmm" #w ", %%tmm" #q ", %%tmm" #c :::)
-
-/* On the calling thread: eight tiles of 16 rows of 64 bytes each, until amx_end. */
-INLINE void amx_begin(void) {
-    struct {
-        uint8_t palette, start, reserved[14];
-        uint16_t row_bytes[16];
-        uint8_t rows[16];
-    } tiles __attribute__((aligned(64))) = {.palette = 1};
-    for (int i = 0; i < 8; i++) tiles.row_bytes[i] = 64, tiles.rows[i] = TILE;
-    __asm__ volatile("ldtilecfg %0" ::"m"(tiles));
-}
-
-INLINE void amx_end(void) { __asm__ volatile("tilerelease"); }
+enum { DEPTH = 64 };                           /* features of a tile */
+enum { AMX_ROWS = 32, AMX_ROWS_GROUPED = 64 }; /* tokens at a time */
+enum { FEATURES = 512 };                       /* whose codes stay in the first cache while all tokens of a block pass */
 
 /* What the zero points that codes could not take add to a row's sums of one group: see reads_sums. */
 INLINE __m512i with_zero(const Block *b, __m512i sum, int64_t row, int64_t g, int64_t column) {
@@ -49,12 +29,12 @@ INLINE void amx_one_group(const Block *b, const int64_t rows) {
         TILE_LOAD(6, b->codes + k * COLUMNS, 4 * COLUMNS);
         TILE_LOAD(7, b->codes + k * COLUMNS + 64, 4 * COLUMNS);
         TILE_LOAD(4, b->q + k, stride);
-        TILE_DOT(0, 4, 6);
-        TILE_DOT(1, 4, 7);
+        TILE_DOT_INT8(0, 4, 6);
+        TILE_DOT_INT8(1, 4, 7);
         if (rows > TILE) {
             TILE_LOAD(5, b->q + k + below, stride);
-            TILE_DOT(2, 5, 6);
-            TILE_DOT(3, 5, 7);
+            TILE_DOT_INT8(2, 5, 6);
+            TILE_DOT_INT8(3, 5, 7);
         }
     }
     TILE_STORE(0, sums, 4 * COLUMNS);
@@ -77,7 +57,7 @@ INLINE void amx_sum_group(const Block *b, int64_t row, int64_t column, int64_t g
     for (int64_t k = g * b->group; k < end; k += DEPTH) {
         TILE_LOAD(4, b->q + row * b->stride + k, b->stride);
         TILE_LOAD(6, b->codes + k * COLUMNS + 4 * column, 4 * COLUMNS);
-        TILE_DOT(0, 4, 6);
+        TILE_DOT_INT8(0, 4, 6);
     }
     TILE_STORE(0, sums, 4 * TILE);
 }
