@@ -162,6 +162,15 @@ def test_float_products_of_integers_equal_the_reference_bit_for_bit(bits, draw, 
     assert y_MN.dtype == dtype and torch.equal(y_MN, wna16_reference.linear_wna16(*arguments))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("bits", "group_size", "symmetric"), [(4, 64, True), (8, 0, False), (3, 32, False)])
+@pytest.mark.parametrize(("m", "n_out", "k_in"), [(8, 33, 64), (33, 64, 1000), (70, 45, 1099)])
+def test_float_products_of_many_tokens_and_features_equal_the_reference_bit_for_bit(m, n_out, k_in, bits, group_size, symmetric, dtype):
+    weight = layer(bits, group_size, symmetric, n_out, k_in, m, exact=True)
+    arguments = (codes_of(m, k_in, 4, m).to(dtype), *weight, None, None, None, False)  # sums below 255 x 7 x 1099 x 2 < 2^24
+    assert torch.equal(ops.linear_wna16(*arguments), wna16_reference.linear_wna16(*arguments))
+
+
 @pytest.mark.parametrize(("m", "n_out", "k_in"), [(301, 40, 70), (1, 33, 5000), (25, 200, 1031)])
 def test_long_and_tall_products_have_exact_sums(m, n_out, k_in):
     weight, q_MK = layer(8, 0, False, n_out, k_in, 0, exact=True), codes_of(m, k_in, 8, 0)
