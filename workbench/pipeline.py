@@ -247,8 +247,13 @@ def quantize(bundle: Bundle, profiled: Profile, plan: BitPlan, *, on_progress: O
 def compare(bundle: Bundle, quantized: QuantizedModel, prompts: Sequence[str], seed: int, steps: int, *,
             on_progress: OnProgress = ignore_progress, float_run=None) -> Comparison:
     """The same prompts and seeds through float and quantized; reports carry small pictures of what is finished."""
-    made = generate.compare(bundle, quantized, prompts, seed, steps, on_progress=on_progress, float_run=float_run, drafts=True)
-    return replace(made, alone=benches.alone(bundle, quantized, steps, made.float_seconds_per_image, on_progress=on_progress))
+    return generate.compare(bundle, quantized, prompts, seed, steps, on_progress=on_progress, float_run=float_run, drafts=True)
+
+
+def time_alone(bundle: Bundle, quantized: QuantizedModel, steps: int, float_seconds: float, *,
+               on_progress: OnProgress = ignore_progress) -> benches.Alone | None:
+    """One image through both models beside its prediction, where the plan has one; `float_seconds` an image is what it takes about."""
+    return benches.alone(bundle, quantized, steps, float_seconds, on_progress=on_progress)
 
 
 def draw(bundle: Bundle, prompts: Sequence[str], seed: int, steps: int, *, on_progress: OnProgress = ignore_progress) -> generate.Generated:

@@ -6,6 +6,7 @@ weights is not shown. Takes some minutes on two cores.
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import os
 import sys
@@ -28,6 +29,7 @@ def make(model: str) -> examples.Example:
     result = pipeline.search(bundle, found, pipeline.default_budget(bundle, found), SearchConfig())
     quantized = pipeline.quantize(bundle, found, result.chosen.plan)
     comparison = pipeline.compare(bundle, quantized, bundle.prompts("showcase")[:COMPARED], 0, STEPS)
+    comparison = dataclasses.replace(comparison, alone=pipeline.time_alone(bundle, quantized, STEPS, comparison.float_seconds_per_image))
     look = pipeline.inspect(bundle, found.trace, *found.sensitivity.most_fragile, found.quant)
     seconds = time.perf_counter() - started
     made = (f"Example run, made on {datetime.date.today().isoformat()} in {seconds:.0f} s on {latency.cpu_name()}, "

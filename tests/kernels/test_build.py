@@ -30,6 +30,7 @@ def broken_source(monkeypatch, tmp_path):
     copy = tmp_path / "lowbit"
     shutil.copytree(build.FOLDER, copy)
     (copy / "unpack.c").write_text("this is no C;\n")
+    monkeypatch.setenv("LOWBIT_ISA", "portable")
     monkeypatch.setattr(build, "FOLDER", Path(copy))
 
 

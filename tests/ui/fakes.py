@@ -15,6 +15,7 @@ from workbench.inspection import BINS, LayerStep
 from workbench.options import BadInput, Budget, Progress, SensitivityConfig, ignore_progress
 from workbench.plans import BitChoice, BitPlan, CostTable, ScoredPlan, make_plan
 from workbench.types import (
+    Alone,
     Comparison,
     DistortionTable,
     Interval,
@@ -179,6 +180,10 @@ class FakePipeline:
                           quantized_seconds_per_image=0.6,
                           float_bytes=bundle.float_bytes, quantized_bytes=quantized.weight_bytes, compute="emulated",
                           reason="dequantized weights, float product", plan=quantized.plan)
+
+    def time_alone(self, bundle, quantized, steps, float_seconds, *, on_progress=ignore_progress):
+        self._report(on_progress, "time one image", 1, 1)
+        return Alone(float_ms=400.0, quantized_ms=600.0, predicted_ms=590.0)
 
     def draw(self, bundle, prompts, seed, steps, *, on_progress=ignore_progress):
         """The float images of `compare`."""

@@ -307,7 +307,8 @@ def test_a_comparison_shows_what_is_finished_while_it_runs(searched, pipeline, m
     compare.compare(searched, "a\nb", 0, 4)
     finish(searched)
     assert seen[1:] == [["float", "", "", ""], ["float", "", "float", ""], ["float", "quantized", "float", ""],
-                        ["float", "quantized", "float", "quantized"]]
+                        ["float", "quantized", "float", "quantized"], ["float", "quantized", "float", "quantized"]]  # the last: being timed
+    assert searched.comparison.alone.float_ms == 400 and searched.comparisons[searched.chosen.plan.plan_id] is searched.comparison
     assert searched.drafts is None and 'data-pick' in compare.cards(searched)
 
 

@@ -229,7 +229,7 @@ def test_budget_lines_stand_at_the_sliders_the_far_side_is_shaded_and_points_bey
         if shape["name"] == "infeasible":
             panel = figure["layout"]["xaxis" + shape["xref"][1:]]
             assert shape["x0"] == lines[shape["xref"]] and shape["x1"] > panel["range"][1]
-    fronts = [t for t in figure["data"] if t["name"] == "beam"]
+    fronts = [t for t in figure["data"] if t["name"] == "beam" and not t["showlegend"]]
     assert len(fronts) == 2
     for trace in fronts:
         assert trace["marker"]["opacity"] == [1.0, search.FADED, search.FADED]
@@ -244,11 +244,16 @@ def test_the_envelope_is_the_least_error_up_to_each_cost():
 
 def test_rivals_of_any_origin_get_marks_and_names_of_their_own():
     shown = [point(1, 4, 1e-2), *(point(1, 4, 1e-2, "references", f"of {name}", name) for name in ("uniform", "some_new_rival", "dp"))]
-    traces = {t["name"]: t for t in search.front(shown, None, None, {})["data"] if t["showlegend"]}
-    assert set(traces) == {"beam", "uniform bits", "some new rival", "one width per step, the best"}
-    marks = [(t["marker"]["symbol"], t["marker"]["color"]) for t in traces.values()]
-    assert len(set(marks)) == 4
+    drawn = search.front(shown, None, None, {"max_weight_bytes": 0.5})["data"]
+    entries, traces = ({t["name"]: t for t in drawn if t["showlegend"] is legend and t["mode"] == "markers"} for legend in (True, False))
+    assert set(entries) == set(traces) == {"beam", "uniform bits", "some new rival", "one width per step, the best"}
+    marks = {name: (t["marker"]["symbol"], t["marker"]["color"]) for name, t in entries.items()}
+    assert len(set(marks.values())) == 4 and marks == {name: (t["marker"]["symbol"], t["marker"]["color"]) for name, t in traces.items()}
     assert traces["some new rival"]["customdata"][0][0] == "of some_new_rival"
+    assert all(t["marker"]["opacity"] == 1 for t in entries.values()), "the legend does not fade with the plans beyond the budget"
+    fewer = search.front([shown[0], shown[3]], None, None, {})["data"]
+    kept = {t["name"]: (t["marker"]["symbol"], t["marker"]["color"]) for t in fewer if t["showlegend"]}
+    assert kept == {name: marks[name] for name in kept}, "a rival keeps its mark whatever else is shown"
 
 
 def test_a_further_axis_gets_a_panel_as_soon_as_plans_have_it():
@@ -468,8 +473,8 @@ def test_the_front_marks_which_part_found_a_plan(result):
     assert len(set(marks.values())) == len(marks) == 3
     others = [dataclasses.replace(shown[0], origin=o, plan_id=o) for o in ("uniform", "dp", "imported")]
     traces = search.front([*shown, *others], None, None, limits(100, 16))["data"]
-    marks = {t["name"]: t["marker"]["symbol"] for t in traces if t["showlegend"]}
-    assert "on the front" in marks and len(set(marks.values())) == 4, "what is not the search's own shares one mark and one entry"
+    marks = {t["name"]: t["marker"]["symbol"] for t in traces if t["showlegend"] and t["mode"] == "markers"}
+    assert "others on the front" in marks and len(set(marks.values())) == 4, "what is not the search's own shares one mark and one entry"
 
 
 def test_replaying_a_search_shows_what_had_been_measured_by_then(result):
@@ -487,4 +492,4 @@ def test_replaying_a_search_shows_what_had_been_measured_by_then(result):
         assert now["layout"][axis]["range"] == end["layout"][axis]["range"], "axes stay where they are"
     low, high = now["layout"]["yaxis"]["range"]
     assert all(low < math.log10(p.error) < high for p in whole)
-    assert [t["name"] for t in end["data"]].count("chosen") == 2 and "chosen" not in [t["name"] for t in now["data"]]
+    assert [t["name"] for t in end["data"]].count("chosen") == 3 and "chosen" not in [t["name"] for t in now["data"]]

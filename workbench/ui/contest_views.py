@@ -82,7 +82,7 @@ def quality_cost(found: dict | None, front=()) -> dict:
     rows = found["results"] if found else []
     if not rows:
         return figures.empty("Methods appear here as they finish")
-    traces, ours, others = [], itertools.cycle(OURS), itertools.cycle(RIVALS)
+    traces, ours, others = [], itertools.cycle(OURS), itertools.cycle(RIVALS.values())
     for row in rows:
         error = row["latent_nmse"]
         symbol, colour = next(ours if row["method"].startswith("adatsq") else others)

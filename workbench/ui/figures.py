@@ -69,7 +69,7 @@ def log_heatmap(value_YX, *, rows, x, revision: str, unit: str, hover: str, sele
     if heat is None:
         return empty("every value is 0")
     return figure([heat], revision, xaxis=step_axis(len(x)) | {"showgrid": False, "zeroline": False}, shapes=frame(selected),
-                  yaxis=row_axis(), margin={"l": 58, "r": 8, "t": 40, "b": 44}, meta={"narrow": {"xaxis": few_steps(len(x))}})
+                  yaxis=row_axis(), margin={"l": 58, "r": 22, "t": 40, "b": 44}, meta={"narrow": {"xaxis": few_steps(len(x))}})
 
 
 def row_axis(**more) -> dict:
@@ -85,12 +85,13 @@ def log_colours(value_YX, *, rows, x, unit: str, hover: str) -> dict | None:
     if not levels:
         return None
     low, high = min(levels), max(levels)
-    ticks = [low + (high - low) * (0.999 * i / 3 + 0.0005) for i in range(4)] if high > low else [low]  # at the very end none is drawn
+    ticks = [low + (high - low) * i / 3 for i in range(4)] if high > low else [low]
     return {"type": "heatmap", "z": log_YX, "x": list(x), "y": list(rows), "customdata": value_YX, "name": "map",
             "colorscale": CONTINUOUS, "zmin": low, "zmax": high if high > low else low + 1, "hovertemplate": hover + "<extra></extra>",
             "xgap": 1, "ygap": 1, "hoverongaps": False,
             "colorbar": {"orientation": "h", "tickangle": 0, "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom", "len": 0.66,
-                         "thickness": 8, "tickvals": ticks, "ticktext": [f"{10 ** t:.1e}" for t in ticks], "tickfont": {"size": 10},
+                         "thickness": 8, "ticklabeloverflow": "allow", "tickvals": ticks,
+                         "ticktext": [f"{10 ** t:.1e}" for t in ticks], "tickfont": {"size": 10},
                          "ypad": 4, "title": {"text": unit + ", log scale ", "side": "top", "font": {"size": 11}}}}
 
 

@@ -79,6 +79,9 @@ def show_step(session: Session) -> None:
         return
     if session.preview is not None and session.preview[:2] == (pair, step):
         return
+    if (pair, step) in session.previews:
+        session.set(preview=(pair, step, *session.previews[pair, step]))
+        return
     bundle = bundle_of(session)
     if comparison.trajectories is None:
         session.set(at_step=False)
@@ -87,7 +90,10 @@ def show_step(session: Session) -> None:
     def work():
         images = stages().preview(bundle, comparison, pair, step)
         addresses = [pictures.address(session, image) for image in images]
-        if session.comparison is comparison and (session.pair, session.cell[1]) == (pair, step):
+        if session.comparison is None or session.comparison.pairs is not comparison.pairs:
+            return
+        session.set(previews={**session.previews, (pair, step): addresses})
+        if (session.pair, session.cell[1]) == (pair, step):
             session.set(preview=(pair, step, *addresses))
 
     session.soon("compare", work)
@@ -108,5 +114,6 @@ def choose(session: Session, scored, edits=()) -> None:
             pair=0,
             at_step=False,
             preview=None,
+            previews={},
             blind=None,
         )

@@ -54,13 +54,26 @@ def compare(session: Session, prompts_text, seed, steps) -> None:
         if session.chosen is None or session.chosen.plan.plan_id != plan_id:
             session.say("compare", f"plan {plan_id} was drawn; choose it again to see its images", "info")
             return
-        session.set(comparison=result, pair=0, at_step=False, preview=None, blind=None,
+        session.set(comparison=result, pair=0, at_step=False, preview=None, previews={}, blind=None,
                     mode="slider" if session.mode == "blind" else session.mode)
+        _time(session, model, plan_id, result, on_progress)
 
     session.require_idle()
     session.compare_form = (config.prompts, config.seed, config.steps)
     session.set(drafts={"plan": plan_id})
     session.submit("compare", "compare", work, {"drafts": None})
+
+
+def _time(session: Session, model, plan_id: str, result, on_progress) -> None:
+    """The images are there; the two rows that say what one of them takes by itself follow."""
+    alone = stages().time_alone(bundle_of(session), model, len(result.pairs[0].latent_nmse_T), result.float_seconds_per_image,
+                                on_progress=on_progress)
+    if alone is None or session.comparisons.get(plan_id) is not result:
+        return
+    timed = replace(result, alone=alone)
+    session.set(comparisons={**session.comparisons, plan_id: timed})
+    if session.comparison is result:
+        session.set(comparison=timed)
 
 
 def pick_pair(session: Session, payload) -> None:
@@ -190,10 +203,12 @@ def shown(session: Session) -> dict:
     steps, step = len(pair.latent_nmse_T), session.cell[1]
     more = {"steps": steps, "at": None, "step_words": "final image"}
     if session.at_step and step is not None and step < steps:
-        ready = session.preview is not None and session.preview[:2] == (session.pair, step)
+        of_pair = session.preview is not None and session.preview[0] == session.pair
+        ready = of_pair and session.preview[1] == step
         more |= {"at": step, "step_words": f"as predicted at step {step} (0 to {steps - 1})" if ready else f"decoding step {step} …"}
-        if ready:
-            caption = f"{pair.prompt} · seed {pair.seed} · step {step}: latent NMSE after it {pair.latent_nmse_T[step]:.3e}"
+        if of_pair:  # until the step is decoded, the one that was shown stays: nothing flashes between two steps
+            at = session.preview[1]
+            caption = f"{pair.prompt} · seed {pair.seed} · step {at}: latent NMSE after it {pair.latent_nmse_T[at]:.3e}"
             return views.viewer(session.preview[2], session.preview[3], caption=caption, **shared, **more)
     return views.viewer(
         pictures.address(session, pair.image_float),

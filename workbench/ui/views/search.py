@@ -11,12 +11,12 @@ from workbench.ui.figures import BLUE, GREEN, GREY, ORANGE, RED, VIOLET, axis, l
 from workbench.ui.tables import pick_table, seconds, table
 from workbench.ui.views.plans import ERROR, origin_name
 
-FADED = 0.28  # opacity of plans beyond the budget
+FADED = 0.4  # opacity of plans beyond the budget
 TRAIL = 8  # steps of the beam that fade behind the present one
 # The parts of the search: mark, colour and short name of the plans that each brought to the front.
 PARTS = {"lagrangian": ("diamond", "#74aee6", "Lagrangian"), "beam": ("circle", BLUE, "beam"),
          "refined": ("triangle-up", "#6a5fe0", "refinement")}
-FRONT = ("square", "#1f9fb0", "on the front")  # of a rival's origin, or no longer on it
+FRONT = ("square", "#1f9fb0", "others on the front")  # of a rival's origin, or no longer on it
 PREDICTIONS = {
     "guide": "what the search plans by",
     "additive": "additive table",
@@ -25,16 +25,18 @@ PREDICTIONS = {
     "local directional": "local table, by each linear's own error",
     "local white": "local table, as if errors were white noise",
 }
-RIVALS = (
-    ("diamond-open", ORANGE),
-    ("square-open", VIOLET),
-    ("triangle-up-open", "#b5651d"),
-    ("cross-open", "#7a8b2e"),
-    ("star-open", RED),
-    ("hexagon-open", "#0f8b8d"),
-    ("triangle-down-open", "#b04a8f"),
-    ("pentagon-open", "#6b7280"),
-)
+# A rival keeps its mark and colour whatever else is shown.
+RIVALS = {
+    "uniform": ("diamond-open", ORANGE),
+    "greedy": ("square-open", VIOLET),
+    "milp": ("triangle-up-open", "#b5651d"),
+    "layers": ("cross-open", "#7a8b2e"),
+    "dp": ("star-open", RED),
+    "bisection": ("hexagon-open", "#0f8b8d"),
+    "ends": ("triangle-down-open", "#b04a8f"),
+    "online": ("pentagon-open", "#6b7280"),
+}
+OTHER = ("hourglass-open", "#6b7280")
 TABLE_ROWS = 40
 ENVELOPE = "least error"  # its line explains itself and has no entry in the legend
 GAP, TALL_GAP = 0.07, 0.13  # between the panels of the front: beside each other, and above each other on a phone
@@ -109,8 +111,9 @@ def front(shown: list[Point], chosen: Point | None, pinned: Point | None, limits
     traces, layout, narrow, shapes, labels = [], {}, {}, [], []
     for number, panel in enumerate(panels):
         x, y = (f"{letter}{number + 1}" if number else letter for letter in "xy")
-        traces += [trace | {"xaxis": x, "yaxis": y, "showlegend": not number and trace["name"] != ENVELOPE}
-                   for trace in (*_panel(shown, panel, limits), *_rings(chosen, pinned, panel))]
+        drawn = [*_panel(shown, panel, limits), *_rings(chosen, pinned, panel)]
+        entries = [] if number else [_entry(trace) for trace in drawn if trace["name"] != ENVELOPE]
+        traces += [trace | {"xaxis": x, "yaxis": y} for trace in (*(each | {"showlegend": False} for each in drawn), *entries)]
         span = _range([p.values.get(panel.field) for p in within], limits.get(panel.field))
         wide, tall = _axes(panel, number, len(panels), errors, span)
         layout |= {f"{letter}axis{x[1:]}": wide[letter] for letter in "xy"}
@@ -143,6 +146,13 @@ def _part(number: int, count: int, gap: float) -> list[float]:
     return [number * (width + gap), number * (width + gap) + width]
 
 
+def _entry(trace: dict) -> dict:
+    """A trace's entry in the legend, which is not faded where its first plan is."""
+    mark = {**trace["marker"], "opacity": 1.0}
+    return {"type": "scatter", "mode": "markers", "name": trace["name"], "legendgroup": trace["legendgroup"], "x": [None], "y": [None],
+            "showlegend": True, "hoverinfo": "skip", "marker": mark}
+
+
 def _rings(chosen: Point | None, pinned: Point | None, panel) -> list[dict]:
     """A ring around the chosen plan and a box around plan A."""
     rings = []
@@ -167,10 +177,9 @@ def _panel(shown: list[Point], panel, limits) -> list[dict]:
         same_mark = point.kind == "front" and point.origin not in PARTS
         groups.setdefault((point.kind, FRONT[2] if same_mark else point.origin), []).append(point)
     traces = [_envelope([p for p in shown if p.kind == "front"], panel)]
-    rivals = iter(RIVALS * len(groups))
     for (kind, origin), members in groups.items():
         members = [p for p in members if p.values.get(panel.field) is not None]
-        symbol, colour, label = PARTS.get(origin, FRONT) if kind == "front" else (*next(rivals), origin_name(origin))
+        symbol, colour, label = PARTS.get(origin, FRONT) if kind == "front" else (*RIVALS.get(origin, OTHER), origin_name(origin))
         traces.append(
             {
                 "type": "scatter",

@@ -37,7 +37,7 @@ def block_map(rows, layers, name: str, label: str, how: str, cell) -> dict:
         xaxis=figures.step_axis(len(rows)) | {"domain": [0, 0.89], "anchor": "y2", "showgrid": False, "zeroline": False},
         yaxis=figures.row_axis(domain=[0.2, 1]), yaxis2=small | {"domain": [0, 0.17]},
         xaxis2=small | {"domain": [0.905, 1], "anchor": "y"},
-        margin={"l": 58, "r": 8, "t": 40, "b": 40}, meta={"narrow": {"xaxis": figures.few_steps(len(rows))}})
+        margin={"l": 58, "r": 22, "t": 40, "b": 40}, meta={"narrow": {"xaxis": figures.few_steps(len(rows))}})
 
 
 def _strips(rows, value_BT, names: list[str], selected, step) -> list[dict]:
