@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import zipfile
 from pathlib import Path
 from urllib.parse import urljoin
 
@@ -87,13 +88,16 @@ def test_the_guided_visit_from_first_paint_to_download(visit, tmp_path, shoot):
     tour(page)
     assert page.locator(".guide li.done").count() == 4
     assert page.locator("#export-files").inner_text().count("safetensors")
-    for name, ending in (("checkpoint", ".zip"), ("plan", ".json"), ("report", ".html"), ("tables", ".zip")):
+    for name, ending in (("checkpoint", ".zip"), ("plan", ".json"), ("report", ".html"), ("images", ".zip"), ("tables", ".zip")):
         page.wait_for_selector(f"a#{name}-download")
         with page.expect_download() as download:
             page.click(f"#{name}-download")
         assert download.value.suggested_filename.endswith(ending)
         download.value.save_as(tmp_path / f"{name}{ending}")
     assert len(json.loads((tmp_path / "plan.json").read_text())["act_bits_TL"]) == TOUR_STEPS
+    with zipfile.ZipFile(tmp_path / "images.zip") as images:
+        first = np.asarray(Image.open(io.BytesIO(images.read("001-quantized.png"))))
+        assert np.array_equal(first, produced()[1]) and len(images.namelist()) == 2 * 4 + 1
     shoot(page, "fake-5-export")
 
 
@@ -162,8 +166,9 @@ def test_compared_images_are_the_pipeline_s_bit_for_bit_and_never_shifted(visit)
     left, right = (fetched(page, address) for address in shown(page))
     expected = produced(0)
     assert np.array_equal(left, expected[0]) and np.array_equal(right, expected[1])
+    before = " ".join(shown(page))
     page.locator("#pair-grid .thumb").nth(2).click()
-    wait_shown(page, " ".join(shown(page)))
+    wait_shown(page, before)
     assert all(np.array_equal(fetched(page, address), image) for address, image in zip(shown(page), produced(2)))
 
     page.get_by_role("button", name="Difference").click()
@@ -199,6 +204,12 @@ def test_the_scrubber_shows_both_models_at_the_same_step(visit):
     share = 3 / TOUR_STEPS
     for address, image in zip(shown(page), produced(0)):
         assert np.array_equal(fetched(page, address), (image * share).astype(np.uint8))
+    page.evaluate("""() => { const viewer = document.querySelector('#viewer .viewer'); window.seen = [];
+        new MutationObserver(() => window.seen.push(viewer.dataset.shown)).observe(viewer, {attributeFilter: ['data-shown']}); }""")
+    for step in (3, 2):
+        page.locator("#viewer .scrub input").fill(str(step))
+        says(page, "#viewer .caption", f"step {step}: latent NMSE after it")
+    assert len(set(page.evaluate("window.seen"))) == 2 and before not in page.evaluate("window.seen"), "nothing flashes between two steps"
     tab(page, "Sensitivity")
     page.wait_for_function("document.querySelector('#time-strip .plot') !== null")
     tab(page, "Compare")
@@ -243,6 +254,38 @@ def test_painting_changes_plan_and_cost_at_once_and_can_be_undone(visit):
     says(page, "#plan-numbers caption", caption)
 
 
+def test_the_cells_of_a_map_are_reached_and_painted_with_the_keyboard(visit):
+    page = visit()
+    tour(page, 2)
+    tab(page, "Sensitivity")
+    page.mouse.click(*spot(page, "#block-map", 3, 5))
+    says(page, "#cell-detail caption", "step 5")
+    page.locator("#block-map .plot").focus()
+    for key in ("ArrowLeft", "ArrowLeft", "ArrowUp"):
+        page.keyboard.press(key)
+    says(page, "#cell-detail caption", "step 3")
+    says(page, "#cell-detail caption", "blocks.2")
+    tab(page, "Search")
+    page.get_by_label("paint 16").check()
+    page.wait_for_function("document.querySelector('#bit-map .plot').layout.meta.brush === 16")
+    at = page.evaluate("(() => { const s = document.querySelector('#bit-map .plot').layout.shapes[0]; return [s.y0 + .5, s.x0 + .5]; })()")
+    page.locator("#bit-map .plot").focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    says(page, "#plan-numbers caption", "painted by hand")
+    assert page.evaluate("document.querySelector('#bit-map .plot').data[1].customdata")[int(at[0])][int(at[1]) + 1] == 16
+    says(page, "#plan-numbers", "times its predicted error")
+
+
+def test_the_status_stays_in_view(visit):
+    page = visit()
+    tour(page, 2)
+    page.mouse.wheel(0, 1500)
+    page.wait_for_function("window.scrollY > 900")
+    assert page.evaluate("document.querySelector('#status').getBoundingClientRect().top") >= 0
+    assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]
+
+
 def test_a_point_and_a_row_choose_the_same_plan(visit):
     page = visit()
     tour(page, 2)
@@ -275,10 +318,12 @@ def test_knee_floor_and_recipe_diff(visit):
     page = visit()
     tour(page, 2)
     page.click("#pin")
+    says(page, "#plan-difference", "choose another")
     page.click("#knee")
     page.locator("#floor-db input").fill("25")
     page.click("#floor")
     page.wait_for_function("document.querySelector('#pareto .plot').layout.shapes.some(s => s.name === 'floor')")
+    page.locator("#plan-table tbody tr[aria-pressed=false]").first.click()
     says(page, "#plan-difference", "A, plan")
     page.locator("#floor-db input").fill("90")
     page.click("#floor")

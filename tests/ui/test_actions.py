@@ -501,6 +501,8 @@ def test_a_painted_plan_has_the_costs_and_the_error_of_its_tables(searched):
     weights = sum(float(table.weight_error_LC[i, table.weight_bits_C.index(b)]) for i, b in enumerate(plan.weight_bits_L))
     assert plan.predicted_error == pytest.approx(acts + weights)
     assert searched.chosen.error is None, "nothing about it has been measured"
+    was = search.predicted_error(table, before.weight_bits_L, before.act_bits_TL, before.sigma_T)
+    assert search.painted_ratio(searched) == pytest.approx((acts + weights) / was) and len(searched.edits) == 2
     search.undo(searched)
     search.undo(searched)
     assert searched.chosen.plan == before

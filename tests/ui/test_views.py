@@ -345,7 +345,29 @@ def test_the_recipe_diff_is_b_less_a(bundle, found):
     assert np.array_equal(np.array(steps["customdata"]).T, np.array(second.act_bits_TL) - np.array(first.act_bits_TL))
     changed = int((np.array(second.act_bits_TL) != np.array(first.act_bits_TL)).sum())
     assert plans.difference_line(first, second).startswith(f"{changed} of {STEPS * len(bundle.layers)} activation widths differ")
-    assert plans.difference_line(first, first) == "Both plans decide the same."
+    assert plans.difference_line(first, first).startswith(f"Plan {first.plan_id} is A; choose another")
+
+
+def test_the_bits_are_told_as_a_table_of_runs(bundle, found):
+    plan = make_scored(found, 3, 4).plan
+    rows = [[4] * len(row) for row in plan.act_bits_TL]
+    rows[2][1] = 8
+    plan = plan.model_copy(update={"act_bits_TL": tuple(map(tuple, rows))})
+    _, *cells = cells_of(plans.bits_table(plan, bundle.layers))
+    assert cells[0][1:] == ["3", "4 at all steps"] and cells[1][2] == f"4 (steps 0–1), 8 (step 2), 4 (steps 3–{STEPS - 1})"
+
+
+def test_a_painted_plan_is_told_and_placed_against_the_one_before(bundle, found, result):
+    before = result.front[2]
+    painted = Drafted(before.plan.model_copy(update={"weight_bytes": before.plan.weight_bytes + 250_000}), origin="painted")
+    line = plans.painted_line(painted, (before,), 1.5)
+    assert line.startswith(f"Painted, against plan {before.plan.plan_id} before: 1.5 times its predicted error, +0.25 MB, +0.000 mean")
+    assert plans.painted_line(before, (), None) == ""
+    place = search.painted_place(painted, (before,), 1.5, result)
+    assert place.error == pytest.approx(1.5 * before.error) and place.plan_id == ""
+    drawn = search.front(search.points(result), place, None, {})["data"]
+    assert "painted, error modelled" in [t["name"] for t in drawn] and "chosen" not in [t["name"] for t in drawn]
+    assert search.painted_place(Drafted(before.plan), (), None, result) is None
 
 
 def test_plan_numbers_say_how_each_is_known(bundle, found):
@@ -356,7 +378,7 @@ def test_plan_numbers_say_how_each_is_known(bundle, found):
     stored = 8 * (scored.plan.weight_bytes - found.costs.fixed_bytes) / parameters
     assert row["effective weight bits, quantized layers"][0] == f"{stored:.2f} bits/parameter"
     assert row["bit operations of one image"][1] == "◐modelled"
-    assert row["predicted error"][1] == "◐modelled"
+    assert row["predicted error, summed over layers and steps"][1].startswith("◐modelled")
     assert row["error (NMSE of the final latent)"][1] == "●measured, no interval: 4 held-out prompts"
     judged = scored.model_copy(update={"low": 1e-4, "high": 2e-3, "samples": 16})
     row = {cells[0]: cells[1:] for cells in cells_of(plans.plan_numbers(judged, bundle, found.costs))}

@@ -77,6 +77,15 @@ def row_axis(**more) -> dict:
     return {"autorange": "reversed", "showgrid": False, "automargin": True, "type": "category", "ticksuffix": " "} | more
 
 
+def short_rows(rows) -> dict:
+    """Names of rows for a phone: single.1 attn.to_q -> s1 to_q."""
+    def short(name: str) -> str:
+        block, _, layer = str(name).partition(" ")
+        return f"{block[:1]}{''.join(filter(str.isdigit, block))} {layer.split('.', 1)[-1]}"
+
+    return {"tickvals": list(rows), "ticktext": list(map(short, rows)), "tickfont": {"size": 9}}
+
+
 def log_colours(value_YX, *, rows, x, unit: str, hover: str) -> dict | None:
     """The heatmap of `log_heatmap` with its colour bar on top; None where no value is positive."""
     value_YX = [[rounded(v) for v in row] for row in value_YX]
@@ -121,7 +130,7 @@ def _two_parts(left_L, right_LT, *, rows, x, revision: str, shared: dict, bar: d
     steps = part(right_LT, x=list(x), name="steps", hovertemplate=f"%{{y}}<br>step %{{x}}: {words[1]}<extra></extra>",
                  colorbar={"orientation": "h", "tickangle": 0, "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom",
                            "len": 0.6, "thickness": 10, "ypad": 4} | bar)
-    narrow = {"xaxis": {"domain": [0.14, 1], **few_steps(len(x))}, "xaxis2": {"domain": [0, 0.1]}}
+    narrow = {"xaxis": {"domain": [0.14, 1], **few_steps(len(x))}, "xaxis2": {"domain": [0, 0.1]}, "yaxis": short_rows(rows)}
     return figure([weights, steps], revision, meta={"narrow": narrow},
                   xaxis=step_axis(len(x)) | {"domain": [0.07, 1], "showgrid": False, "zeroline": False},
                   xaxis2={"domain": [0, 0.05], "anchor": "y", "showgrid": False, "tickangle": 0, "fixedrange": True},

@@ -18,7 +18,7 @@ from workbench.ui.session import TICK_S, Store
 from workbench.ui.tabs import compare, export, methods, model, search, sensitivity
 
 TITLE = "AdaTSQ Workbench"
-OWN = "To search, draw and export, make your own: press 1 above, or Profile on the Sensitivity screen."
+OWN = "Press 1 above, or Profile on the Sensitivity screen, for your own to search, draw and export."
 
 
 def build(store: Store) -> gr.Blocks:

@@ -178,6 +178,11 @@ def cards(session: Session) -> str:
     return views.grid(session.comparison, session.pair, address, hidden=session.mode == "blind")
 
 
+def shown_pair(session: Session) -> int:
+    """Index of the pair on the canvas: a blind test has its own."""
+    return session.blind.pair if session.mode == "blind" and session.blind is not None else session.pair
+
+
 def shown(session: Session) -> dict:
     """What the comparing canvas shows now."""
     comparison = session.comparison
@@ -194,7 +199,7 @@ def shown(session: Session) -> dict:
     shared = {"mode": "slider" if session.mode == "blind" and not blinded else session.mode, "gain": session.gain}
     if session.mode == "blind" and blinded:
         blind = session.blind
-        pair = comparison.pairs[blind.pair]
+        pair = comparison.pairs[shown_pair(session)]
         first, second = pictures.address(session, pair.image_float), pictures.address(session, pair.image_quantized)
         left, right = (first, second) if blind.float_is_a else (second, first)
         tally = views.tally_words(blind.wins, blind.losses, blind.ties, len(comparison.pairs))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from workbench.options import BadInput
 from workbench.space import stages
-from workbench.ui import limits, links
+from workbench.ui import limits, links, pictures
 from workbench.ui.actions.common import bundle_of, choose, chosen_of, need, profile_of
 from workbench.ui.actions.compare import quantized_model
 from workbench.ui.session import Drafted, Session
@@ -62,12 +62,14 @@ def current(session: Session, kind: str) -> str | None:
 
 def downloads(session: Session) -> list[tuple[str, str, Path | None]]:
     """(name, what it is, file or None while there is none) of everything that can be taken away."""
-    tables_path, report_path, plan = current(session, "tables"), current(session, "report"), plan_file(session)
+    tables_path, report_path, images_path = (current(session, kind) for kind in ("tables", "report", "images"))
+    plan = plan_file(session)
     archive = session.exported[1] if session.exported else None
     rows = [
         ("Checkpoint (zip)", "packed weights, plan and model card; loads in diffusers after import workbench", archive),
         ("Plan (JSON)", "weight and activation bits by layer and noise level; can be imported here", plan),
         ("Report (HTML)", "map, front, plan, images and numbers in one page that opens offline", report_path),
+        ("Images (PNG, zip)", "every compared prompt, float and quantized, pixel for pixel", images_path),
         ("Tables (CSV, zip)", "plan, sensitivity, front and comparison for a spreadsheet", tables_path),
     ]
     return [(name, what, Path(path) if path else None) for name, what, path in rows]
@@ -84,6 +86,8 @@ def write_files(session: Session) -> None:
         from workbench.ui import report
 
         made = {"state": state, "tables": str(session.downloads / "tables.zip"), "report": str(session.downloads / "report.html")}
+        if session.comparison is not None:
+            made["images"] = _zip_images(session)
         with zipfile.ZipFile(made["tables"], "w", zipfile.ZIP_DEFLATED) as file:
             for name, text in views.tables(session).items():
                 file.writestr(name, text)
@@ -91,6 +95,18 @@ def write_files(session: Session) -> None:
         session.set(written=made)
 
     session.soon("export", work)
+
+
+def _zip_images(session: Session) -> str:
+    """The compared images, numbered as their prompts are, which stand beside them."""
+    path, pairs = session.downloads / "images.zip", session.comparison.pairs
+    with zipfile.ZipFile(path, "w") as file:  # a PNG is packed already
+        for number, pair in enumerate(pairs, 1):
+            for side in ("float", "quantized"):
+                file.write(pictures.write(session, getattr(pair, f"image_{side}")), f"{number:03d}-{side}.png")
+        lines = [f"{number:03d}\tseed {pair.seed}\t{pair.prompt}" for number, pair in enumerate(pairs, 1)]
+        file.writestr("prompts.txt", "\n".join(lines) + "\n")
+    return str(path)
 
 
 def link_code(session: Session) -> str:
@@ -109,7 +125,10 @@ def import_plan(session: Session, path: str | None) -> None:
         text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise BadInput("the plan file is not UTF-8 text; a plan is the JSON that this screen exports") from None
-    plan = stages().validate_plan(bundle, text)
+    try:
+        plan = stages().validate_plan(bundle, text)
+    except BadInput as error:
+        raise BadInput(f"{error}; import a file that this screen exported for the same model") from None
     choose(session, Drafted(plan))
     write_files(session)
     session.say("export", f"plan {plan.plan_id} ({plan.method}) was read and is now the chosen plan", "info")

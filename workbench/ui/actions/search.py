@@ -194,6 +194,15 @@ def predicted_error(table, weight_bits_L, act_bits_TL, sigma_T) -> float | None:
     return acts + sum(float(table.weight_error_LC[i, table.weight_bits_C.index(bits)]) for i, bits in enumerate(weight_bits_L))
 
 
+def painted_ratio(session: Session) -> float | None:
+    """How many times the predicted error of the plan before painting the painted one has, both by the profile's tables."""
+    if not session.edits or session.profile is None:
+        return None
+    plans = (session.edits[0].plan, session.chosen.plan)
+    before, after = (predicted_error(session.profile.table, p.weight_bits_L, p.act_bits_TL, p.sigma_T) for p in plans)
+    return after / before if before and after is not None else None
+
+
 # Two plans
 
 

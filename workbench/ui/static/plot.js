@@ -4,6 +4,7 @@
                   modeBarButtonsToRemove: ['sendChartToCloud', 'sendDataToCloud', 'lasso2d', 'select2d', 'autoScale2d']};
 
   const NARROW = 520;  // pixels under which a figure is laid out as for a phone
+  const REST_MS = 200;  // a cell that the arrow keys have left at once is not asked about
   const NOTE_PX = 6.8, TITLE_PX = 6;  // a letter of a note, and of a colour bar's title
 
   function broken(text, letters) {  // into lines of so many letters, at spaces
@@ -16,7 +17,8 @@
     return lines.join('<br>');
   }
 
-  const digits = (pitch) => Math.max(5, Math.min(9, 0.4 * pitch));  // size of a cell's number; names take half of a phone's width
+  const DIGIT_PX = 20;  // a share of a phone's width per step below which a cell has no room for its number: names take a third
+  const digits = (pitch) => Math.min(9, 0.4 * pitch);  // size of a cell's number
 
   // The figure as it fits the width: what `meta.narrow` says on a phone, long lines broken.
   function fitted(figure, width) {
@@ -26,7 +28,8 @@
     if (!narrow) return {data: figure.data, layout};
     for (const [axis, more] of Object.entries(layout.meta?.narrow || {})) layout[axis] = {...layout[axis], ...more};
     const data = figure.data.map((wide) => {
-      const small = wide.texttemplate && wide.x.length > 1 ? {textfont: {size: digits(width / wide.x.length)}} : {};
+      const pitch = width / wide.x.length;
+      const small = wide.texttemplate && wide.x.length > 1 ? (pitch < DIGIT_PX ? {texttemplate: ''} : {textfont: {size: digits(pitch)}}) : {};
       const trace = {...wide, ...small};
       const bar = trace.colorbar;
       if (!bar) return trace;
@@ -112,6 +115,40 @@
     node.addEventListener('pointercancel', () => { from = null; });
   }
 
+  // Arrow keys move over a heatmap's cells, and a cell that is rested on is chosen; with a brush, Enter or space paints it.
+  function allowKeys(node, send) {
+    const MOVES = {ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1]};
+    const within = (at, low, high) => Math.max(low, Math.min(high, at));
+    let resting = 0;
+    node.addEventListener('keydown', (event) => {
+      const maps = (node.data || []).filter((trace) => trace.type === 'heatmap'), map = maps[maps.length - 1];
+      const move = MOVES[event.key], press = event.key === 'Enter' || event.key === ' ', brush = node.layout?.meta?.brush;
+      if (!map || !(move || press) || event.ctrlKey || event.metaKey || event.altKey) return;
+      event.preventDefault();
+      const weights = maps.length > 1, at = node.cursor || shownFrame(node) || {row: 0, column: 0};
+      const [down, right] = move || [0, 0];
+      const row = within(at.row + down, 0, map.y.length - 1), column = within(at.column + right, weights && brush ? -1 : 0, map.x.length - 1);
+      node.cursor = {row, column};
+      frameCursor(node);
+      clearTimeout(resting);
+      if (brush) {
+        if (press) send.paint({part: column < 0 ? 'weights' : 'steps', row, last_row: row, column: Math.max(0, column),
+                               last_column: Math.max(0, column)});
+      } else resting = setTimeout(() => send.click({row, column, trace: map.name || '', plan: ''}), press ? 0 : REST_MS);
+    });
+    node.addEventListener('blur', () => { node.cursor = null; });
+  }
+
+  function shownFrame(node) {
+    const frame = (node.layout?.shapes || []).find((shape) => shape.type === 'rect' && shape.x1 - shape.x0 === 1 && shape.y1 - shape.y0 === 1);
+    return frame && {row: frame.y0 + 0.5, column: frame.x0 + 0.5};
+  }
+
+  function frameCursor(node) {
+    const {row, column} = node.cursor;
+    framed(node, {pointIndex: [row, Math.max(0, column)], data: {xaxis: column < 0 ? 'x2' : 'x'}});
+  }
+
   window.adatsqPlot = (element, props, watch, send) => {
     const P = window.Plotly, node = element.querySelector('.plot');
     let wired = false, missed = false, width = node.clientWidth;
@@ -125,9 +162,13 @@
       const meta = figure.layout.meta || {}, width = node.clientWidth;
       const height = (width < NARROW && meta.narrow_height) || meta.height;
       node.style.height = height ? `${height}px` : usual;
-      node.setAttribute('aria-description', meta.says || '');
+      const map = figure.data.some((trace) => trace.type === 'heatmap');
+      node.tabIndex = map ? 0 : -1;
+      node.setAttribute('role', map ? 'application' : 'img');
+      if (map) node.setAttribute('aria-description', meta.brush ? 'arrow keys move, Enter paints' : 'arrow keys move and choose a cell');
       const {data, layout} = fitted(figure, width);
       P.react(node, data, painted(layout, element, node), CONFIG).then(() => {
+        if (node.cursor && meta.brush) frameCursor(node);
         if (wired) return;
         wired = true;
         node.on('plotly_click', (event) => {
@@ -137,6 +178,7 @@
           if (event.points[0].data?.type === 'heatmap' && !node.layout.meta?.brush) framed(node, event.points[0]);
         });
         if (send.paint) allowPainting(node, send.paint);
+        allowKeys(node, send);
       });
     }
 

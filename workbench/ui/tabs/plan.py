@@ -19,9 +19,9 @@ def build(page: Page) -> None:
         with gr.Column(scale=3, min_width=340):
             _bits(page)
             _pin(page)
+            _two_plans(page)
         with gr.Column(scale=2, min_width=320):
             _facts(page)
-    _two_plans(page)
 
 
 def _bits(page: Page) -> None:
@@ -29,7 +29,8 @@ def _bits(page: Page) -> None:
         label = "brush: drag over cells, or over the column W for stored weights"
         brush = gr.Radio(BRUSHES, value="off", label=label, elem_id="brush", scale=3, min_width=300)
         undo = gr.Button("Undo", elem_id="undo", min_width=80, scale=0, interactive=False)
-    bits = widget.plot(elem_id="bit-map", height=420, label="Bits of the chosen plan, layer by step", paintable=True)
+    label = "Bits of the chosen plan, layer by step"
+    bits = widget.plot(elem_id="bit-map", height=420, label=label, paintable=True, told_by="plan-numbers")
     page.show(bits, ["chosen", "cell", "brush"], lambda s: plans.bit_map(
         s.chosen and s.chosen.plan, s.bundle and s.bundle.layers, s.cell, s.brush))
     page.show(undo, ["edits"], lambda s: gr.Button(interactive=bool(s.edits)))
@@ -43,16 +44,23 @@ def _bits(page: Page) -> None:
 def _facts(page: Page) -> None:
     numbers = gr.HTML(elem_id="plan-numbers")
     images, table = widget.picker("plan-images"), widget.picker("plan-table")
-    page.show(numbers, ["chosen"], lambda s: plans.plan_numbers(s.chosen, s.bundle, s.profile and s.profile.costs) or tables.empty(
-        "No plan is chosen", "A search chooses one; a click on the front, a link or a file chooses another."))
+    page.show(numbers, ["chosen", "edits"], _numbers)
     page.show(images, ["comparison", "pair", "chosen", "mode", "busy", "profile", "drafts"], _images)
     page.show(table, ["so_far", "result", "chosen"], _tables)
     page.on(table.pick, actions.click_point, tab="search", with_payload=True)
     page.on(images.pick, compare_actions.pick_or_draw, tab="search", with_payload=True)
 
 
+def _numbers(session) -> str:
+    if session.chosen is None or session.bundle is None:
+        return tables.empty("No plan is chosen", "A search chooses one; a click on the front, a link or a file chooses another.")
+    facts = plans.plan_numbers(session.chosen, session.bundle, session.profile and session.profile.costs, session.edits,
+                               actions.painted_ratio(session))
+    return facts + plans.bits_table(session.chosen.plan, session.bundle.layers)
+
+
 def _pin(page: Page) -> None:
-    """Below the map: the chosen plan becomes A, and whatever is chosen next is compared with it."""
+    """Below the map: the chosen plan becomes A, and whatever is chosen next is compared with it, right below."""
     with gr.Row(elem_classes=["tools"]):
         pin = gr.Button("Pin the chosen plan as A", elem_id="pin", min_width=190, scale=0, interactive=False)
         swap = gr.Button("Swap A and B", elem_id="swap", min_width=120, scale=0, interactive=False)
@@ -63,12 +71,10 @@ def _pin(page: Page) -> None:
 
 
 def _two_plans(page: Page) -> None:
-    with gr.Row(equal_height=False, visible=False) as both:
-        with gr.Column(scale=3, min_width=340):
-            change = widget.plot(elem_id="change-map", height=420, label="Recipe diff: bits of the chosen plan (B) less those of plan A")
-        with gr.Column(scale=2, min_width=320):
-            differ = gr.HTML(elem_id="plan-difference")
-    page.show(both, ["pinned"], lambda s: gr.Row(visible=s.pinned is not None))
+    differ = gr.HTML(elem_id="plan-difference")
+    with gr.Column(visible=False) as both:
+        change = widget.plot(elem_id="change-map", height=420, label="Recipe diff: bits of the chosen plan (B) less those of plan A")
+    page.show(both, ["chosen", "pinned"], lambda s: gr.Column(visible=_differ(s)))
     page.show(differ, ["chosen", "pinned"], _difference)
     page.show(change, ["chosen", "pinned"], lambda s: plans.difference_map(
         s.pinned and s.pinned.plan, s.chosen and s.chosen.plan, s.bundle and s.bundle.layers))
@@ -93,10 +99,13 @@ def _tables(session) -> str:
     return plan_table + (views.parts_table(result) + views.ranking_table(result) if result is not None else "")
 
 
+def _differ(session) -> bool:
+    return session.pinned is not None and session.chosen is not None and session.pinned.plan.plan_id != session.chosen.plan.plan_id
+
+
 def _difference(session) -> str:
     if session.pinned is None or session.chosen is None:
         return ""
-    text = plans.difference_line(session.pinned.plan, session.chosen.plan)
-    return tables.notice(text, "plain") + plans.two_plans(
-        session.pinned, session.chosen, session.bundle, session.profile and session.profile.costs
-    )
+    line = tables.notice(plans.difference_line(session.pinned.plan, session.chosen.plan), "info")
+    costs = session.profile and session.profile.costs
+    return line + (plans.two_plans(session.pinned, session.chosen, session.bundle, costs) if _differ(session) else "")

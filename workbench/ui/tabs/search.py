@@ -27,7 +27,7 @@ def build(page: Page) -> list:
         with gr.Column(scale=3, min_width=340):
             front = widget.plot(elem_id="pareto", height=400, label="Measured error against every budget; click a plan to choose it")
         with gr.Column(scale=2, min_width=320):
-            beam = widget.plot(elem_id="beam", height=318, label="The beam: candidates, survivors and where they came from")
+            beam = widget.plot(elem_id="beam", height=318, label="The beam: candidates and survivors of a step; earlier survivors fade")
             scrub = "scrub through the search: step of the beam"
             replay = gr.Slider(1, 2, step=1, label=scrub, elem_id="replay", visible=False, interactive=True)
     plan.build(page)
@@ -106,7 +106,9 @@ def _show(page: Page, line, front, beam_parts, picks) -> None:
     def draw(session):
         shown, whole = (views.points(session.found, session.events, step) for step in (session.replay, None))
         floor = None if session.floor_db is None else actions.floor_error(session.floor_db)
-        rings = (views.place_of(scored, session.found) for scored in (session.chosen, session.pinned))
+        rings = (views.place_of(session.chosen, session.found) or views.painted_place(
+                     session.chosen, session.edits, actions.painted_ratio(session), session.found),
+                 views.place_of(session.pinned, session.found))
         nothing = {} if session.profile else {
             "nothing": "Profile the model first, on the Sensitivity screen: a search plans by its tables"}
         return views.front(shown, *rings, session.budget, floor, whole=whole if session.replay is not None else (), **nothing)

@@ -70,8 +70,9 @@ def _maps(page: Page):
     label = "Block by step: strips are the means over time (below) and depth (right)"
     with gr.Row(equal_height=False):
         with gr.Column(scale=3, min_width=340):
-            blocks = widget.plot(empty("Press Profile"), elem_id="block-map", height=400, label=label)
-            layers = widget.plot(empty("Layers of a block"), elem_id="layer-map", height=330, label="Layers of the selected block by step")
+            blocks = widget.plot(empty("Press Profile"), elem_id="block-map", height=400, label=label, told_by="insight")
+            layers = widget.plot(empty("Layers of a block"), elem_id="layer-map", height=330, label="Layers of the selected block by step",
+                                 told_by="cell-detail")
         with gr.Column(scale=2, min_width=320):
             cells = widget.picker("cells")
             time = widget.plot(empty("Fisher over time"), elem_id="time-strip", height=230, label="Fisher information over time")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+
 from workbench.ui import figures
-from workbench.ui.tables import megabytes, numbers
+from workbench.ui.tables import MB, megabytes, notice, numbers, table
 from workbench.ui.views.layers import layer_labels, spans
 
 ERROR = "error: NMSE of the final latent"
@@ -72,7 +74,8 @@ def difference_line(first, second) -> str:
     changed = [(t, b - a) for t, a, b in pairs if a != b]
     weights = [b - a for a, b in zip(first.weight_bits_L, second.weight_bits_L) if a != b]
     if not changed and not weights:
-        return "Both plans decide the same."
+        same = first.plan_id == second.plan_id
+        return f"Plan {first.plan_id} is A; choose another, and what differs is shown here." if same else "Both plans decide the same."
     wider = sum(d > 0 for _, d in changed)
     steps = spans({t for t, _ in changed})
     cells = (
@@ -109,7 +112,8 @@ def _facts(scored, bundle, costs) -> list[tuple]:
         spread = "mean and 95 % interval over " if interval else "no interval: " if scored.samples < FEW else "mean of "
         error = [("error (NMSE of the final latent)", f"{scored.error:.3e}{interval}", "", f"measured, {spread}{prompts}")]
     if plan.predicted_error is not None:
-        predicted = [("predicted error", f"{plan.predicted_error:.3e}", "squares, summed", "modelled")]
+        predicted = [("predicted error, summed over layers and steps", f"{plan.predicted_error:.3e}", "",
+                      "modelled, to compare plans of one profile")]
     if getattr(plan, "latency_ms", None) is not None:
         target = getattr(plan, "latency_target", None) or ""
         how = f"modelled{', as the sum of measured layer times' if '(measured)' in target else ''}"
@@ -128,11 +132,40 @@ def _facts(scored, bundle, costs) -> list[tuple]:
     ]
 
 
-def plan_numbers(scored, bundle, costs) -> str:
-    """What the chosen plan costs; every number says how it is known. `costs` is None before a profile."""
+def painted_line(painted, edits, ratio: float | None) -> str:
+    """What painting has changed so far: costs, and `ratio` times the predicted error, against the plan before it."""
+    if painted is None or not edits:
+        return ""
+    old, new = edits[0].plan, painted.plan
+    changes = [] if ratio is None else [f"{ratio:.3g} times its predicted error"]
+    changes.append(f"{(new.weight_bytes - old.weight_bytes) / MB:+.2f} MB")
+    changes.append(f"{new.act_bits_mean - old.act_bits_mean:+.3f} mean activation bits")
+    if None not in (new.latency_ms, old.latency_ms):
+        changes.append(f"{new.latency_ms - old.latency_ms:+.2f} ms")
+    return f"Painted, against plan {old.plan_id} before: {', '.join(changes)}. To measure it, draw its images."
+
+
+def bits_table(plan, layers) -> str:
+    """The bit map as a table that can be read: stored bits, and activation bits by runs of steps."""
+    rows = []
+    for label, weight_bits, column in zip(layer_labels(layers), plan.weight_bits_L, zip(*plan.act_bits_TL)):
+        runs, step = [], 0
+        for bits, run in itertools.groupby(column):
+            last = step + len(list(run)) - 1
+            runs.append(f"{bits} (step{'s'[: last > step]} {spans(range(step, last + 1))})")
+            step = last + 1
+        rows.append((label, weight_bits, f"{column[0]} at all steps" if len(runs) == 1 else ", ".join(runs)))
+    shown = table(("layer", "weight bits", "activation bits"), rows)
+    return f'<details class="more"><summary>All bits as a table</summary>{shown}</details>'
+
+
+def plan_numbers(scored, bundle, costs, edits=(), ratio: float | None = None) -> str:
+    """What the chosen plan costs; every number says how it is known. `costs` is None before a profile; `edits` and `ratio`: the
+    plans that were painted to become this one, and how many times the first one's predicted error it has."""
     if scored is None or bundle is None:
         return ""
-    return numbers(_facts(scored, bundle, costs), f"Plan {scored.plan.plan_id}: {scored.plan.method}, {origin_name(scored.origin)}")
+    facts = numbers(_facts(scored, bundle, costs), f"Plan {scored.plan.plan_id}: {scored.plan.method}, {origin_name(scored.origin)}")
+    return notice(painted_line(scored, edits, ratio), "info") + facts
 
 
 def two_plans(first, second, bundle, costs) -> str:

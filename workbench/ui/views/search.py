@@ -11,6 +11,7 @@ from workbench.ui.figures import BLUE, GREEN, GREY, ORANGE, RED, VIOLET, axis, l
 from workbench.ui.tables import pick_table, seconds, table
 from workbench.ui.views.plans import ERROR, origin_name
 
+PAINTED = "painted"
 FADED = 0.4  # opacity of plans beyond the budget
 TRAIL = 8  # steps of the beam that fade behind the present one
 # The parts of the search: mark, colour and short name of the plans that each brought to the front.
@@ -95,6 +96,12 @@ def place_of(scored, found) -> Point | None:
     return Point("", same.plan.plan_id, same.origin, budgets.values_of(same.plan), same.error)
 
 
+def painted_place(painted, edits, ratio: float | None, found) -> Point | None:
+    """Where a painted plan may stand: the measured error of the plan before, times `ratio`, that of their predicted errors."""
+    before = place_of(edits[0], found) if painted is not None and edits else None
+    return None if before is None or ratio is None else Point(PAINTED, "", PAINTED, budgets.values_of(painted.plan), before.error * ratio)
+
+
 def front(shown: list[Point], chosen: Point | None, pinned: Point | None, limits: dict, floor: float | None = None,
           nothing: str = "Plans appear here as soon as the search has measured them", whole: Sequence[Point] = ()) -> dict:
     """Error against every axis that the plans have a value on; a click finds the plan by its id. `whole`: where the search ended,
@@ -107,7 +114,8 @@ def front(shown: list[Point], chosen: Point | None, pinned: Point | None, limits
     if whole:
         errors["range"] = list(_range([math.log10(p.error) for p in within if p.error > 0], None))
         found = set(map(_key, shown))
-        chosen, pinned = (point if point is not None and _key(point) in found else None for point in (chosen, pinned))
+        chosen, pinned = (point if point is not None and (point.kind == PAINTED or _key(point) in found) else None
+                          for point in (chosen, pinned))
     traces, layout, narrow, shapes, labels = [], {}, {}, [], []
     for number, panel in enumerate(panels):
         x, y = (f"{letter}{number + 1}" if number else letter for letter in "xy")
@@ -154,9 +162,10 @@ def _entry(trace: dict) -> dict:
 
 
 def _rings(chosen: Point | None, pinned: Point | None, panel) -> list[dict]:
-    """A ring around the chosen plan and a box around plan A."""
+    """A ring around the chosen plan and a box around plan A; a ring with a dot where a painted plan may stand."""
     rings = []
-    for kind, point, colour, symbol in (("chosen", chosen, GREEN, "circle-open"), ("plan A", pinned, VIOLET, "square-open")):
+    mark = ("painted, error modelled", "circle-open-dot") if chosen is not None and chosen.kind == PAINTED else ("chosen", "circle-open")
+    for (kind, symbol), point, colour in ((mark, chosen, GREEN), (("plan A", "square-open"), pinned, VIOLET)):
         if point is not None and point.values.get(panel.field) is not None:
             mark = {"symbol": symbol, "size": 18, "color": colour, "line": {"width": 3}}
             rings.append({"type": "scatter", "mode": "markers", "name": kind, "hoverinfo": "skip", "legendgroup": kind,
@@ -342,4 +351,6 @@ def rivals_line(result, chosen, limits: dict) -> str:
     if not keeping:
         return "No rival keeps this budget."
     best = min(keeping, key=lambda s: s.error)
+    if best.plan.plan_id == chosen.plan.plan_id:
+        return "The chosen plan is itself the best rival within the budget."
     return f"Within the budget the best rival is {origin_name(best.origin)}, with {best.error / mine.error:.2f} × the chosen plan's error."

@@ -170,8 +170,8 @@ def cell_numbers(smap, layers, cell) -> str:
     total = float(smap.fisher_TL.sum())
     rows = [
         ("noise level σ", f"{float(smap.schedule.sigma_T1[step]):.4f}", "", "exact"),
-        ("Fisher", f"{fisher:.3e} ± {stderr:.1e}", "± standard error", f"measured, {smap.samples} prompts"),
-        ("share of all Fisher", f"{100 * fisher / total:.2f}" if total else "0", "%", "measured"),
+        ("Fisher", f"{fisher:.3e} ± {stderr:.1e}", "(standard error)", f"measured, {smap.samples} prompts"),
+        ("share of all Fisher", f"{100 * fisher / total:.3g}" if total else "0", "%", "measured"),
         ("calibration weight α", f"{float(smap.alpha_TL[step, layer]):.3f}", "mean 1 over steps", "measured"),
         ("largest |activation|", f"{float(smap.act_absmax_TL[step, layer]):.3f}", "", "measured"),
         ("weight", f"{info.n_out} × {info.k_in}", "out × in", "exact"),
