@@ -359,15 +359,16 @@ def test_the_bits_are_told_as_a_table_of_runs(bundle, found):
 
 def test_a_painted_plan_is_told_and_placed_against_the_one_before(bundle, found, result):
     before = result.front[2]
-    painted = Drafted(before.plan.model_copy(update={"weight_bytes": before.plan.weight_bytes + 250_000}), origin="painted")
-    line = plans.painted_line(painted, (before,), 1.5)
+    painted = Drafted(before.plan.model_copy(update={"predicted_error": before.plan.predicted_error * 1.5,
+                                                     "weight_bytes": before.plan.weight_bytes + 250_000}), origin="painted")
+    line = plans.painted_line(painted, (before,))
     assert line.startswith(f"Painted, against plan {before.plan.plan_id} before: 1.5 times its predicted error, +0.25 MB, +0.000 mean")
-    assert plans.painted_line(before, (), None) == ""
-    place = search.painted_place(painted, (before,), 1.5, result)
+    assert plans.painted_line(before, ()) == ""
+    place = search.painted_place(painted, (before,), result)
     assert place.error == pytest.approx(1.5 * before.error) and place.plan_id == ""
     drawn = search.front(search.points(result), place, None, {})["data"]
     assert "painted, error modelled" in [t["name"] for t in drawn] and "chosen" not in [t["name"] for t in drawn]
-    assert search.painted_place(Drafted(before.plan), (), None, result) is None
+    assert search.painted_place(Drafted(before.plan), (), result) is None
 
 
 def test_plan_numbers_say_how_each_is_known(bundle, found):

@@ -113,6 +113,11 @@ def frame(cell) -> list[dict]:
              "line": {"color": FRAME, "width": 3}}]
 
 
+CLEAR = "rgba(0, 0, 0, 0)"
+CHANGE = [[0, "rgb(5, 10, 172)"], [0.35, "rgb(106, 137, 247)"], [0.499, "rgb(170, 180, 215)"], [0.499, CLEAR], [0.501, CLEAR],
+          [0.501, "rgb(214, 180, 160)"], [0.7, "rgb(230, 145, 90)"], [1, "rgb(178, 10, 28)"]]
+
+
 def _two_parts(left_L, right_LT, *, rows, x, revision: str, shared: dict, bar: dict, words: tuple[str, str]) -> dict:
     """A map of layers by steps with a narrow column for the stored weights at its left. Cells carry their number where there is room.
 
@@ -133,7 +138,8 @@ def _two_parts(left_L, right_LT, *, rows, x, revision: str, shared: dict, bar: d
     narrow = {"xaxis": {"domain": [0.14, 1], **few_steps(len(x))}, "xaxis2": {"domain": [0, 0.1]}, "yaxis": short_rows(rows)}
     return figure([weights, steps], revision, meta={"narrow": narrow},
                   xaxis=step_axis(len(x)) | {"domain": [0.07, 1], "showgrid": False, "zeroline": False},
-                  xaxis2={"domain": [0, 0.05], "anchor": "y", "showgrid": False, "tickangle": 0, "fixedrange": True},
+                  xaxis2={"domain": [0, 0.05], "anchor": "y", "showgrid": False, "tickangle": 0, "fixedrange": True,
+                          "type": "category", "categoryarray": ["W"], "range": [-0.5, 0.5]},
                   yaxis=row_axis(anchor="x2", nticks=60, tickfont={"size": 10}), margin={"l": 58, "r": 8, "t": 48, "b": 44})
 
 
@@ -150,14 +156,14 @@ def bit_heatmap(bits_LT, *, rows, x, revision: str, weight_bits_L) -> dict:
 
 
 def change_heatmap(change_LT, *, rows, x, weights_L) -> dict:
-    """Bits gained (red) and lost (blue) between two plans; no change is blank."""
+    """Bits gained (red) and lost (blue) between two plans; no change is clear."""
     most = max([1, *(abs(c) for row in change_LT for c in row), *map(abs, weights_L)])
 
     def cell(change):
-        return (change or None, f"{change:+d}" if change else "", change)
+        return (change, f"{change:+d}" if change else "", change)
 
     return _two_parts([cell(c) for c in weights_L], [[cell(c) for c in row] for row in change_LT], rows=rows, x=x, revision="change",
-                      shared={"colorscale": "RdBu", "zmin": -most, "zmax": most, "hoverongaps": False},
+                      shared={"colorscale": CHANGE, "zmin": -most, "zmax": most},
                       bar={"title": {"text": "bits of B less bits of A ", "side": "top", "font": {"size": 11}}},
                       words=("weight %{customdata:+d} bits", "activations %{customdata:+d} bits"))
 

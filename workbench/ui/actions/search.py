@@ -167,9 +167,13 @@ def undo(session: Session) -> None:
 
 
 def draft(bundle, found, plan, weight_choice_L, act_bits_TL) -> Drafted:
-    """A plan made by hand, its costs and predicted error read from the profile's tables."""
+    """A plan made by hand, its costs read from the profile's tables. Its predicted error is that of `plan`, which a search may have
+    predicted by another table, times the ratio of both sums of the profile's table; without one, the sum."""
     from workbench.plans import make_plan
 
+    before = predicted_error(found.table, plan.weight_bits_L, plan.act_bits_TL, plan.sigma_T)
+    after = predicted_error(found.table, [choice.weight_bits for choice in weight_choice_L], act_bits_TL, plan.sigma_T)
+    scale = plan.predicted_error / before if before and plan.predicted_error is not None else 1.0
     made = make_plan(
         layers=bundle.layers,
         sigma_T=plan.sigma_T,
@@ -179,7 +183,7 @@ def draft(bundle, found, plan, weight_choice_L, act_bits_TL) -> Drafted:
         quant=plan.quant,
         model_hash=plan.model_hash,
         method="painted",
-        predicted_error=predicted_error(found.table, [choice.weight_bits for choice in weight_choice_L], act_bits_TL, plan.sigma_T),
+        predicted_error=None if after is None else scale * after,
     )
     return Drafted(made, origin="painted")
 
@@ -192,15 +196,6 @@ def predicted_error(table, weight_bits_L, act_bits_TL, sigma_T) -> float | None:
         float(table.error_TLC[t, i, table.act_bits_C.index(bits)]) for t, row in enumerate(act_bits_TL) for i, bits in enumerate(row)
     )
     return acts + sum(float(table.weight_error_LC[i, table.weight_bits_C.index(bits)]) for i, bits in enumerate(weight_bits_L))
-
-
-def painted_ratio(session: Session) -> float | None:
-    """How many times the predicted error of the plan before painting the painted one has, both by the profile's tables."""
-    if not session.edits or session.profile is None:
-        return None
-    plans = (session.edits[0].plan, session.chosen.plan)
-    before, after = (predicted_error(session.profile.table, p.weight_bits_L, p.act_bits_TL, p.sigma_T) for p in plans)
-    return after / before if before and after is not None else None
 
 
 # Two plans

@@ -195,8 +195,7 @@
       const stale = node.clientWidth && (missed || node.clientWidth !== width);
       if (!stale) return;
       width = node.clientWidth;
-      draw();
-      if (wired) P.Plots.resize(node);
+      draw();  // takes the new width by itself
     }).observe(node);
     new MutationObserver(draw).observe(document.body, {attributes: true, attributeFilter: ['class']});
   };

@@ -54,8 +54,7 @@ def _facts(page: Page) -> None:
 def _numbers(session) -> str:
     if session.chosen is None or session.bundle is None:
         return tables.empty("No plan is chosen", "A search chooses one; a click on the front, a link or a file chooses another.")
-    facts = plans.plan_numbers(session.chosen, session.bundle, session.profile and session.profile.costs, session.edits,
-                               actions.painted_ratio(session))
+    facts = plans.plan_numbers(session.chosen, session.bundle, session.profile and session.profile.costs, session.edits)
     return facts + plans.bits_table(session.chosen.plan, session.bundle.layers)
 
 

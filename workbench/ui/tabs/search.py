@@ -106,8 +106,7 @@ def _show(page: Page, line, front, beam_parts, picks) -> None:
     def draw(session):
         shown, whole = (views.points(session.found, session.events, step) for step in (session.replay, None))
         floor = None if session.floor_db is None else actions.floor_error(session.floor_db)
-        rings = (views.place_of(session.chosen, session.found) or views.painted_place(
-                     session.chosen, session.edits, actions.painted_ratio(session), session.found),
+        rings = (views.place_of(session.chosen, session.found) or views.painted_place(session.chosen, session.edits, session.found),
                  views.place_of(session.pinned, session.found))
         nothing = {} if session.profile else {
             "nothing": "Profile the model first, on the Sensitivity screen: a search plans by its tables"}

@@ -132,11 +132,17 @@ def _facts(scored, bundle, costs) -> list[tuple]:
     ]
 
 
-def painted_line(painted, edits, ratio: float | None) -> str:
-    """What painting has changed so far: costs, and `ratio` times the predicted error, against the plan before it."""
+def predicted_ratio(painted, edits) -> float | None:
+    """A painted plan's predicted error over that of the plan before painting; None where one of them predicts none."""
+    before = edits[0].plan.predicted_error if edits else None
+    return painted.plan.predicted_error / before if before and painted.plan.predicted_error is not None else None
+
+
+def painted_line(painted, edits) -> str:
+    """What painting has changed so far: predicted error and costs against the plan before it."""
     if painted is None or not edits:
         return ""
-    old, new = edits[0].plan, painted.plan
+    old, new, ratio = edits[0].plan, painted.plan, predicted_ratio(painted, edits)
     changes = [] if ratio is None else [f"{ratio:.3g} times its predicted error"]
     changes.append(f"{(new.weight_bytes - old.weight_bytes) / MB:+.2f} MB")
     changes.append(f"{new.act_bits_mean - old.act_bits_mean:+.3f} mean activation bits")
@@ -159,13 +165,13 @@ def bits_table(plan, layers) -> str:
     return f'<details class="more"><summary>All bits as a table</summary>{shown}</details>'
 
 
-def plan_numbers(scored, bundle, costs, edits=(), ratio: float | None = None) -> str:
-    """What the chosen plan costs; every number says how it is known. `costs` is None before a profile; `edits` and `ratio`: the
-    plans that were painted to become this one, and how many times the first one's predicted error it has."""
+def plan_numbers(scored, bundle, costs, edits=()) -> str:
+    """What the chosen plan costs; every number says how it is known. `costs` is None before a profile; `edits`: the plans that were painted
+    to become this one."""
     if scored is None or bundle is None:
         return ""
     facts = numbers(_facts(scored, bundle, costs), f"Plan {scored.plan.plan_id}: {scored.plan.method}, {origin_name(scored.origin)}")
-    return notice(painted_line(scored, edits, ratio), "info") + facts
+    return notice(painted_line(scored, edits), "info") + facts
 
 
 def two_plans(first, second, bundle, costs) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from workbench.ui import budgets, figures
 from workbench.ui.figures import BLUE, GREEN, GREY, ORANGE, RED, VIOLET, axis, log_axis, rounded
 from workbench.ui.tables import pick_table, seconds, table
-from workbench.ui.views.plans import ERROR, origin_name
+from workbench.ui.views.plans import ERROR, origin_name, predicted_ratio
 
 PAINTED = "painted"
 FADED = 0.4  # opacity of plans beyond the budget
@@ -96,9 +96,10 @@ def place_of(scored, found) -> Point | None:
     return Point("", same.plan.plan_id, same.origin, budgets.values_of(same.plan), same.error)
 
 
-def painted_place(painted, edits, ratio: float | None, found) -> Point | None:
-    """Where a painted plan may stand: the measured error of the plan before, times `ratio`, that of their predicted errors."""
+def painted_place(painted, edits, found) -> Point | None:
+    """Where a painted plan may stand: the measured error of the plan before, times the ratio of their predicted errors."""
     before = place_of(edits[0], found) if painted is not None and edits else None
+    ratio = predicted_ratio(painted, edits)
     return None if before is None or ratio is None else Point(PAINTED, "", PAINTED, budgets.values_of(painted.plan), before.error * ratio)
 
 
