@@ -348,6 +348,12 @@ def test_the_recipe_diff_is_b_less_a(bundle, found):
     assert plans.difference_line(first, first).startswith(f"Plan {first.plan_id} is A; choose another")
 
 
+def test_a_phone_gets_short_names_unless_two_would_be_the_same():
+    names = ["double.0 attn.to_q", "double.0 ff_context.net.2", "single.12 proj_mlp"]
+    assert figures.short_rows(names)["ticktext"] == ["d0 to_q", "d0 ffc.net.2", "s12 proj_mlp"]
+    assert figures.short_rows(["double.0 attn.to_q", "deep.0 to_q"]) == {}
+
+
 def test_the_bits_are_told_as_a_table_of_runs(bundle, found):
     plan = make_scored(found, 3, 4).plan
     rows = [[4] * len(row) for row in plan.act_bits_TL]

@@ -69,7 +69,8 @@ def log_heatmap(value_YX, *, rows, x, revision: str, unit: str, hover: str, sele
     if heat is None:
         return empty("every value is 0")
     return figure([heat], revision, xaxis=step_axis(len(x)) | {"showgrid": False, "zeroline": False}, shapes=frame(selected),
-                  yaxis=row_axis(), margin={"l": 58, "r": 22, "t": 40, "b": 44}, meta={"narrow": {"xaxis": few_steps(len(x))}})
+                  yaxis=row_axis(), margin={"l": 58, "r": 22, "t": 40, "b": 44},
+                  meta={"narrow": {"xaxis": few_steps(len(x)), "yaxis": short_rows(rows)}})
 
 
 def row_axis(**more) -> dict:
@@ -78,11 +79,13 @@ def row_axis(**more) -> dict:
 
 
 def short_rows(rows) -> dict:
-    """Names of rows for a phone: single.1 attn.to_q -> s1 to_q."""
+    """Names of rows for a phone: single.1 attn.to_q -> s1 to_q; two that would be the same are kept long."""
     def short(name: str) -> str:
         block, _, layer = str(name).partition(" ")
-        return f"{block[:1]}{''.join(filter(str.isdigit, block))} {layer.split('.', 1)[-1]}"
+        return f"{block[:1]}{''.join(filter(str.isdigit, block))} {layer.removeprefix('attn.').replace('ff_context', 'ffc')}"
 
+    if len(set(map(short, rows))) < len(rows):
+        return {}
     return {"tickvals": list(rows), "ticktext": list(map(short, rows)), "tickfont": {"size": 9}}
 
 
