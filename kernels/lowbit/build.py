@@ -1,9 +1,9 @@
 """Compile the C kernels for this CPU, once, and load them.
 
 A plain C ABI read through ctypes compiles in about three seconds; torch's C++ headers alone take a minute. The library is
-compiled for one instruction set, the best this CPU has, and kept in the user's cache under a hash of the sources, the
-compiler and the flags, so that nothing stale is ever loaded. It brings no OpenMP runtime of its own: it runs on the threads
-of the one torch has loaded, because two pools that spin on the same cores slow each other down.
+compiled for one instruction set, the best that this CPU has and the compiler knows, and kept in the user's cache under a
+hash of the sources, the compiler and the flags, so that nothing stale is ever loaded. It brings no OpenMP runtime of its
+own: it runs on the threads of the one torch has loaded, because two pools that spin on the same cores slow each other down.
 
 `LOWBIT_ISA` (amx, avx512, avxvnni, avx2, portable) chooses a lesser instruction set, `LOWBIT_CACHE` the folder, and
 `LOWBIT_KERNELS=off` does without.
@@ -58,7 +58,8 @@ ISAS = (
 
 @functools.cache
 def cpu_flags() -> frozenset[str]:
-    """What this CPU says it can do; empty where nothing says so (then the portable code is compiled)."""
+    """What this CPU says it can do; empty where nothing says so (then the portable code is compiled). AMX's registers are asked for, which
+    its kernels need, and left out where Linux refuses them."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -81,11 +82,6 @@ def instruction_sets() -> list[Isa]:
     if not chosen:
         raise ValueError(f"LOWBIT_ISA={wanted}: this CPU runs {', '.join(isa.name for isa in able)}")
     return chosen
-
-
-def no_vnni() -> str:
-    """Why the fast integer path is not taken, for the screen; empty where it is."""
-    return "" if instruction_sets()[0].name in ("amx", "avx512", "avxvnni") else "no AVX-512 VNNI or AVX-VNNI"
 
 
 @dataclass(frozen=True)
@@ -143,7 +139,7 @@ def _load() -> Built:
             return Built(ctypes.CDLL(str(compile_library(isa, compiler, openmp=bool(runtime)))), isa, isa.label)
         except RuntimeError as error:
             failures.append(error)
-    raise failures[0]
+    raise failures[-1]  # of the plainest set: nothing to do with the CPU
 
 
 def _compiler() -> str | None:

@@ -182,8 +182,9 @@ typedef struct {
 
 /* unpack.c: codes of columns first_n .. first_n + COLUMNS as bytes [k / 4][column][k % 4], zero where there is none. */
 void lowbit_unpack_tile(const Weight *weight, int64_t first_n, uint8_t *restrict to);
-/* AVX-512 multiplies unsigned by signed bytes. Products there hold tokens as unsigned q + 128 and make codes signed, c - zero: what the sums
-   hold too much is then 128 times the sum of a group's codes, which belongs to the tile, and tokens need no sums of their own. */
+/* AVX-512 multiplies unsigned by signed bytes. Products there hold tokens as unsigned q + 128 and make codes signed, c - zero: what the
+   sums hold too much is then 128 times the sum of a group's codes, which belongs to the tile, and tokens need no sums of their own. AMX
+   takes the same codes, and tokens as they are. */
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
 enum { SIGNED_CODES = 1 };
 #else

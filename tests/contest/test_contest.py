@@ -249,4 +249,5 @@ def test_another_process_gives_the_same_rows(bundle, held, tmp_path):
     assert asked == ["float_run", "enter", "enter"]
     assert np.array_equal(found[0].made.images, float_run.made.images)
     for ours, theirs in zip(found[1], (entrants[0], entrants[3])):
-        assert ours.plan == theirs.plan and np.array_equal(ours.images, theirs.images) and ours.values == theirs.values
+        assert ours.plan.plan_id == theirs.plan.plan_id  # its milliseconds may have been measured anew
+        assert np.array_equal(ours.images, theirs.images) and ours.values == theirs.values

@@ -4,8 +4,10 @@
 #include "lowbit.h"
 
 #include <stdio.h>
+#if defined(__AMX_INT8__)
 #include <sys/syscall.h>
 #include <unistd.h>
+#endif
 
 int lowbit_hadamard(const void *, int64_t, const float *, int64_t, int64_t, int64_t, void *, int64_t);
 int lowbit_act_quant(const void *, int64_t, const float *, int64_t, const ActGrid *, int64_t, int64_t, int64_t, int8_t *, float *, int64_t);

@@ -56,6 +56,7 @@ def test_an_instruction_set_that_is_none_is_refused_by_name(monkeypatch):
 
 def test_a_compiler_older_than_the_cpu_builds_for_a_lesser_instruction_set(compiler, monkeypatch, tmp_path):
     emptied(monkeypatch, tmp_path)
+    monkeypatch.delenv("LOWBIT_ISA", raising=False)
     unknown = build.Isa("later", "int8 later", frozenset(), ("-mno-compiler-knows-this",))
     monkeypatch.setattr(build, "ISAS", (unknown, build.ISAS[-1]))
     built = build._Build().result()

@@ -56,10 +56,13 @@ def test_the_budget_is_never_exceeded_and_every_cell_has_a_choice(name, seed, sl
 
 
 @given(seed=seeds, slack=slacks, whole=st.booleans())
+@example(seed=10000, slack=0.9999999999999999, whole=False)
 @settings(max_examples=30, deadline=None)
 def test_milp_is_the_best_of_all_plans(seed, slack, whole):
     problem = make_problem(seed, slack, whole=whole)
-    assert problem.error(rivals.mixed_integer(problem)) == pytest.approx(min(plans(problem), key=lambda p: p[0])[0], rel=1e-6)
+    tighter = Problem(error_TLC=problem.error_TLC, cost_TLC=problem.cost_TLC, limit=problem.limit - 4e-6 * (problem.limit - problem.least))
+    best, best_tighter = (min(error for error, _ in plans(each)) for each in (problem, tighter))  # the solver's tolerance may cost so much
+    assert best * (1 - 1e-6) <= problem.error(rivals.mixed_integer(problem)) <= best_tighter * (1 + 1e-6)
 
 
 @given(seed=seeds, slack=slacks)

@@ -15,6 +15,7 @@ from workbench.plans import CostTable
 from workbench.search.lagrangian import hull
 
 MILP_SECONDS = 5.0
+FEASIBLE = 1e-6  # HiGHS's tolerance, in units of a row of the programme
 
 
 def allocate_weights(weight_error_LC, costs: CostTable, max_bytes: int, weight_bits_C=None) -> tuple[int, ...]:
@@ -38,12 +39,16 @@ def knapsack(error_IC: np.ndarray, cost_IC: np.ndarray, limit: float) -> np.ndar
     if error_IC.max() <= 0:
         return columns_I
     objective, one_each, spending, room = _programme(error_IC, cost_IC, limit)
-    solution = milp(objective, integrality=np.ones(error_IC.size), bounds=Bounds(0, 1),
-                    constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(spending, 0, room)],
-                    options={"time_limit": MILP_SECONDS, "mip_rel_gap": 1e-9})
-    if solution.x is None:
-        return columns_I
-    return _better(error_IC, cost_IC, limit, solution.x.reshape(error_IC.shape).argmax(axis=1), columns_I)
+    for allowed in (room, room * (1 - 2 * FEASIBLE)):  # what HiGHS takes for within the limit may be beyond it by its tolerance
+        solution = milp(objective, integrality=np.ones(error_IC.size), bounds=Bounds(0, 1),
+                        constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(spending, 0, allowed)],
+                        options={"time_limit": MILP_SECONDS, "mip_rel_gap": 1e-9})
+        if solution.x is None:
+            return columns_I
+        found_I = solution.x.reshape(error_IC.shape).argmax(axis=1)
+        if cost_IC[np.arange(len(found_I)), found_I].sum() <= limit:
+            return _better(error_IC, found_I, columns_I)
+    return columns_I
 
 
 def relaxed(error_IC: np.ndarray, cost_IC: np.ndarray, limit: float) -> np.ndarray:
@@ -74,7 +79,6 @@ def _programme(error_IC, cost_IC, limit):
     return error_IC.ravel() / error_IC.max(), one_each, csr_array(extra_IC.reshape(1, -1) / unit), left / unit
 
 
-def _better(error_IC, cost_IC, limit, found_I, known_I) -> np.ndarray:
+def _better(error_IC, found_I, known_I) -> np.ndarray:
     rows = np.arange(len(error_IC))
-    improves = error_IC[rows, found_I].sum() < error_IC[rows, known_I].sum()
-    return found_I if improves and cost_IC[rows, found_I].sum() <= limit else known_I
+    return found_I if error_IC[rows, found_I].sum() < error_IC[rows, known_I].sum() else known_I

@@ -2,16 +2,12 @@
 
    Integers code - zero are exact in both formats that the products take (bfloat16 holds every integer up to 256), so the
    weight's values are never rounded: sums are float32, and each group's scale is applied to its sum. */
-#if defined(__AMX_BF16__)
 #include "../amx.h"
-#else
-#include "../lowbit.h"
-#endif
 
-enum { ROWS = 6 };
+enum { ROWS = 6, DEPTH = 32 }; /* tokens at a time; features of a tile of AMX */
 
 typedef struct {
-    const void *x; /* first row of the block, float32, or bfloat16 padded to pairs */
+    const void *x; /* first row of the block, float32, or bfloat16 padded to pairs, or to whole tiles of AMX */
     int64_t stride;
     const void *values; /* [k][COLUMNS] float32, or [k / 2][COLUMNS][2] bfloat16 */
     const float *scale; /* [group][COLUMNS] */
@@ -95,58 +91,16 @@ INLINE void block_bf16(const Block *b, const int rows) {
 }
 #endif
 
-#if defined(__AMX_BF16__)
-enum { DEPTH = 32, AMX_ROWS = 32 }; /* features of a tile; tokens at a time */
-
-/* Sums of features first ... last - 1, whole tiles, of 32 tokens (or 16) x 32 columns: tmm0 and tmm1, and tmm2 and tmm3 below them. */
-INLINE void amx_sum(const Block *b, int64_t rows, int64_t first, int64_t last, float *sums) {
-    const int64_t stride = b->stride * 2;
-    TILE_ZERO(0);
-    TILE_ZERO(1);
-    TILE_ZERO(2);
-    TILE_ZERO(3);
-    for (int64_t k = first; k < last; k += DEPTH) {
-        const uint16_t *x = (const uint16_t *)b->x + k, *w = (const uint16_t *)b->values + k * COLUMNS;
-        TILE_LOAD(6, w, 4 * COLUMNS);
-        TILE_LOAD(7, w + 2 * TILE, 4 * COLUMNS);
-        TILE_LOAD(4, x, stride);
-        TILE_DOT_BF16(0, 4, 6);
-        TILE_DOT_BF16(1, 4, 7);
-        if (rows > TILE) {
-            TILE_LOAD(5, x + TILE * b->stride, stride);
-            TILE_DOT_BF16(2, 5, 6);
-            TILE_DOT_BF16(3, 5, 7);
-        }
-    }
-    TILE_STORE(0, sums, 4 * COLUMNS);
-    TILE_STORE(1, sums + TILE, 4 * COLUMNS);
-    if (rows > TILE) {
-        TILE_STORE(2, sums + TILE * COLUMNS, 4 * COLUMNS);
-        TILE_STORE(3, sums + TILE * COLUMNS + TILE, 4 * COLUMNS);
-    }
-}
-
 /* b->x may be read up to a whole number of tiles. */
 static void amx_block(const Block *b, int64_t rows) {
+#if defined(__AMX_BF16__)
     float sums[AMX_ROWS * COLUMNS] __attribute__((aligned(64)));
     for (int64_t g = 0; g < b->groups; g++) {
-        amx_sum(b, rows, g * b->group, smaller((g + 1) * b->group, b->k_in), sums);
+        const int64_t first = g * b->group, count = smaller(b->group, b->k_in - first);
+        const uint16_t *x = (const uint16_t *)b->x + first, *w = (const uint16_t *)b->values + first * COLUMNS;
+        AMX_SUM_32(TILE_DOT_BF16, x, 2 * b->stride, w, rows, ceil_div(count, DEPTH), sums);
         for (int64_t r = 0; r < rows; r++) add_group(b, (int)r, g, sums + r * COLUMNS);
     }
-}
-#else /* never called */
-enum { TILE = 1, DEPTH = 1, AMX_ROWS = ROWS };
-INLINE void amx_begin(void) {}
-INLINE void amx_end(void) {}
-static void amx_block(const Block *b, int64_t rows) {}
-#endif
-
-/* Does AMX run it? Groups must be whole tiles, and tokens half a tile at least. */
-static int takes_amx(int64_t m, int64_t group, int64_t groups) {
-#if defined(__AMX_BF16__)
-    return m >= TILE / 2 && (groups == 1 || group % DEPTH == 0);
-#else
-    return 0;
 #endif
 }
 
@@ -166,17 +120,23 @@ INLINE void make_quads(const Weight *weight, const uint8_t *restrict codes, cons
     for (int n = 0; n < COLUMNS; n++) centre[n] = 1 << (weight->bits - 1);
     for (int64_t k = 0; k < weight->k_in; k += 4) {
         const int32_t *restrict z = zero ? zero + k / weight->group * COLUMNS : centre;
-        uint32_t quad[COLUMNS], bits[4][COLUMNS];
+        uint32_t quad[COLUMNS];
+        float row[4][COLUMNS];
         memcpy(quad, codes + k * COLUMNS, sizeof quad);
+#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+        for (int n = 0; n < COLUMNS; n++) quad[n] = __builtin_bswap32(quad[n]);
+#endif
         for (int i = 0; i < 4; i++)
-            for (int n = 0; n < COLUMNS; n++) bits[i][n] = float_to_bits((float)((int32_t)(quad[n] >> 8 * i & 255) - z[n]));
+            for (int n = 0; n < COLUMNS; n++) row[i][n] = (float)((int32_t)(quad[n] >> 8 * i & 255) - z[n]);
         if (!bf16) {
-            memcpy((uint32_t *)to + k * COLUMNS, bits, sizeof bits);
+            memcpy((float *)to + k * COLUMNS, row, sizeof row);
             continue;
         }
-        uint32_t *restrict pairs = (uint32_t *)to + k / 2 * COLUMNS;
-        for (int n = 0; n < COLUMNS; n++) pairs[n] = bits[0][n] >> 16 | (bits[1][n] & 0xffff0000);
-        for (int n = 0; n < COLUMNS; n++) pairs[COLUMNS + n] = bits[2][n] >> 16 | (bits[3][n] & 0xffff0000);
+        for (int half = 0; half < 2; half++) {
+            uint32_t *restrict pairs = (uint32_t *)to + (k / 2 + half) * COLUMNS;
+            for (int n = 0; n < COLUMNS; n++)
+                pairs[n] = float_to_bits(row[2 * half][n]) >> 16 | (float_to_bits(row[2 * half + 1][n]) & 0xffff0000);
+        }
     }
 }
 
@@ -257,7 +217,7 @@ EXPORT int lowbit_linear_wna16(const Weight *weight, const Epilogue *end, const 
 #else
     const int bf16 = 0;
 #endif
-    const int amx = bf16 && takes_amx(m, weight->group, groups);
+    const int amx = bf16 && takes_amx(m, weight->group, groups, DEPTH);
     const int64_t whole = amx ? DEPTH : bf16 ? 2 : 1; /* features at a time */
     const int64_t rows = amx ? ceil_div(m, TILE) * TILE : m, columns = ceil_div(k_in, whole) * whole;
     const int copied = bf16 ? columns != k_in || rows != m : format != F32;

@@ -5,10 +5,10 @@
 #include "../lowbit.h"
 
 typedef struct {
-    const int8_t *q; /* the block's tokens, rows `stride` bytes apart, padded with zeros to whole quads */
+    const int8_t *q; /* the block's tokens, rows `stride` bytes apart, padded with zeros to whole quads (AMX reads on, against codes of 0) */
     int64_t stride;
     const uint8_t *codes;      /* lowbit_unpack_tile; signed by lowbit_unpack_signed where SIGNED_CODES */
-    const int32_t *start;      /* [group][COLUMNS], of signed codes: where sums start */
+    const int32_t *start;      /* [group][COLUMNS], of signed codes: where sums start, but with AMX, whose tokens are signed too */
     const float *scale;        /* [group][COLUMNS] */
     const int32_t *zero;       /* [group][COLUMNS] or NULL: half of the codes' range for all, or nothing where codes are signed */
     const int32_t *token_sums; /* [row][group]: sum of q over the group; NULL where nothing needs them */

@@ -6,9 +6,11 @@
 #include "../amx.h"
 #include "block.h"
 
-enum { DEPTH = 64 };                           /* features of a tile */
-enum { AMX_ROWS = 32, AMX_ROWS_GROUPED = 64 }; /* tokens at a time */
-enum { FEATURES = 512 };                       /* whose codes stay in the first cache while all tokens of a block pass */
+enum { DEPTH = 64 }; /* features of a tile */
+#if defined(__AMX_INT8__)
+
+enum { AMX_ROWS_GROUPED = 64 }; /* tokens at a time */
+enum { FEATURES = 512 };        /* whose codes stay in the first cache while all tokens of a block pass */
 
 /* What the zero points that codes could not take add to a row's sums of one group: see reads_sums. */
 INLINE __m512i with_zero(const Block *b, __m512i sum, int64_t row, int64_t g, int64_t column) {
@@ -20,29 +22,7 @@ INLINE __m512i with_zero(const Block *b, __m512i sum, int64_t row, int64_t g, in
 /* One scale per column: 32 tokens (or 16) x 32 columns, whose sums stay in tiles over all features. */
 INLINE void amx_one_group(const Block *b, const int64_t rows) {
     int32_t sums[AMX_ROWS * COLUMNS] __attribute__((aligned(64)));
-    const int64_t stride = b->stride, below = TILE * stride;
-    TILE_ZERO(0);
-    TILE_ZERO(1);
-    TILE_ZERO(2);
-    TILE_ZERO(3);
-    for (int64_t k = 0; k < b->k_in; k += DEPTH) {
-        TILE_LOAD(6, b->codes + k * COLUMNS, 4 * COLUMNS);
-        TILE_LOAD(7, b->codes + k * COLUMNS + 64, 4 * COLUMNS);
-        TILE_LOAD(4, b->q + k, stride);
-        TILE_DOT_INT8(0, 4, 6);
-        TILE_DOT_INT8(1, 4, 7);
-        if (rows > TILE) {
-            TILE_LOAD(5, b->q + k + below, stride);
-            TILE_DOT_INT8(2, 5, 6);
-            TILE_DOT_INT8(3, 5, 7);
-        }
-    }
-    TILE_STORE(0, sums, 4 * COLUMNS);
-    TILE_STORE(1, sums + TILE, 4 * COLUMNS);
-    if (rows > TILE) {
-        TILE_STORE(2, sums + TILE * COLUMNS, 4 * COLUMNS);
-        TILE_STORE(3, sums + TILE * COLUMNS + TILE, 4 * COLUMNS);
-    }
+    AMX_SUM_32(TILE_DOT_INT8, b->q, b->stride, b->codes, rows, ceil_div(b->k_in, DEPTH), sums);
     for (int64_t r = 0; r < rows; r++)
         for (int64_t column = 0; column < COLUMNS; column += TILE) {
             const __m512i sum = with_zero(b, _mm512_load_si512(sums + r * COLUMNS + column), r, 0, column);
@@ -109,5 +89,10 @@ static void amx_block(const Block *b, int64_t rows) {
     else if (b->act_scale || b->zero) amx_many_groups(b, rows, 0);
     else amx_many_groups(b, rows, 1);
 }
+
+#else /* never called */
+enum { AMX_ROWS_GROUPED = 1 };
+static void amx_block(const Block *b, int64_t rows) {}
+#endif
 
 #endif

@@ -4,23 +4,7 @@
    point z of a group adds -z sum_k q[m, k], so the sums start there. With AVX-512 it is the other way round (block.h), and with AMX both
    are signed (block_amx.h). Sums of a group are exact integers. */
 #include "block.h"
-#if defined(__AMX_INT8__)
 #include "block_amx.h"
-#else /* never called */
-enum { TILE = 1, AMX_ROWS = ROWS, AMX_ROWS_GROUPED = ROWS_GROUPED };
-INLINE void amx_begin(void) {}
-INLINE void amx_end(void) {}
-static void amx_block(const Block *b, int64_t rows) {}
-#endif
-
-/* Does AMX run it? Groups must be whole tiles, and tokens half a tile at least. */
-static int takes_amx(int64_t m, int64_t group, int64_t groups) {
-#if defined(__AMX_INT8__)
-    return m >= TILE / 2 && (groups == 1 || group % DEPTH == 0);
-#else
-    return 0;
-#endif
-}
 
 /* Rows per block: as even as the registers allow, so that no block is left with one or two. */
 static int64_t rows_per_block(int64_t m, int64_t groups, int amx) {
@@ -188,7 +172,7 @@ static int64_t span_of(int64_t m, int64_t k_in, int64_t tiles, int64_t threads) 
 static int run(const Weight *const *weights, const Epilogue *ends, const ActGrid *grids, int64_t count, const Tokens *tokens, int64_t m,
                int64_t threads) {
     const int64_t k_in = weights[0]->k_in, group = weights[0]->group, groups = ceil_div(k_in, group);
-    const int amx = takes_amx(m, group, groups);
+    const int amx = takes_amx(m, group, groups, DEPTH);
     Call call = {.weights = weights, .ends = ends, .tokens = tokens, .m = m, .step = rows_per_block(m, groups, amx),
                  .common = {.stride = row_bytes(k_in), .groups = groups, .group = group, .k_in = k_in, .amx = amx}};
     Panels of_width[MOST_WEIGHTS];
@@ -203,7 +187,8 @@ static int run(const Weight *const *weights, const Epilogue *ends, const ActGrid
         if (reads_sums(weights[w])) sums = groups;
     }
     const int64_t shares = shares_of(m, k_in, threads);
-    call.share_rows = ceil_div(ceil_div(m, call.step), shares) * call.step;
+    const int64_t unit = amx ? TILE : call.step;
+    call.share_rows = ceil_div(ceil_div(m, shares), unit) * unit;
     call.span = shares > 1 ? 1 : span_of(m, k_in, call.tiles, threads);
     const int64_t scales = tokens->x[0] ? m * tokens->act_groups : 0, rows = amx ? ceil_div(m, TILE) * TILE : m;
     const int64_t head = ceil_div((m * sums + scales) * 4, 64) * 64, bytes = head + rows * row_bytes(k_in);
@@ -228,7 +213,7 @@ static int run(const Weight *const *weights, const Epilogue *ends, const ActGrid
         const int64_t spans = ceil_div(call.tiles, call.span);
         if (amx) amx_begin();
         if (shares > 1) {
-#pragma omp for schedule(static) /* in the order in which rows were prepared */
+#pragma omp for schedule(static) /* about in the order in which rows were prepared */
             for (int64_t i = 0; i < shares * spans; i++)
                 if (scratch) run_item(&call, i, scratch);
         } else {

@@ -220,16 +220,8 @@ def _envelope(members: list[Point], panel) -> dict:
             best = point.error
             x.append(rounded(point.values[panel.field], 6))
             y.append(rounded(best))
-    return {
-        "type": "scatter",
-        "mode": "lines",
-        "name": ENVELOPE,
-        "x": x,
-        "y": y,
-        "hoverinfo": "skip",
-        "line": {"shape": "hv", "width": 1.5, "color": BLUE},
-        "opacity": 0.45,
-    }
+    return {"type": "scatter", "mode": "lines", "name": ENVELOPE, "x": x, "y": y, "hoverinfo": "skip", "opacity": 0.45,
+            "line": {"shape": "hv", "width": 1.5, "color": BLUE}}
 
 
 def _costs_words(point: Point) -> str:
