@@ -8,6 +8,7 @@ from workbench.ui import tables, widget
 from workbench.ui.actions import compare as compare_actions
 from workbench.ui.actions import search as actions
 from workbench.ui.live import Page
+from workbench.ui.tabs import notice_line
 from workbench.ui.views import plans
 from workbench.ui.views import search as views
 
@@ -29,16 +30,17 @@ def _bits(page: Page) -> None:
         label = "brush: drag over cells, or over the column W for stored weights"
         brush = gr.Radio(BRUSHES, value="off", label=label, elem_id="brush", scale=3, min_width=300)
         undo = gr.Button("Undo", elem_id="undo", min_width=80, scale=0, interactive=False)
+    notice_line(page, "plan")  # here, since the top of the screen is out of sight
     label = "Bits of the chosen plan, layer by step"
     bits = widget.plot(elem_id="bit-map", height=420, label=label, paintable=True, told_by="plan-numbers")
     page.show(bits, ["chosen", "cell", "brush"], lambda s: plans.bit_map(
         s.chosen and s.chosen.plan, s.bundle and s.bundle.layers, s.cell, s.brush))
     page.show(undo, ["edits"], lambda s: gr.Button(interactive=bool(s.edits)))
     page.show(brush, ["brush"], lambda s: s.brush or "off")
-    page.on(brush.input, actions.set_brush, [brush], tab="search")
-    page.on(undo.click, actions.undo, tab="search")
-    page.on(bits.cell_click, actions.click_bits, tab="search", with_payload=True)
-    page.on(bits.paint, actions.paint, tab="search", with_payload=True)
+    page.on(brush.input, actions.set_brush, [brush], tab="plan")
+    page.on(undo.click, actions.undo, tab="plan")
+    page.on(bits.cell_click, actions.click_bits, tab="plan", with_payload=True)
+    page.on(bits.paint, actions.paint, tab="plan", with_payload=True)
 
 
 def _facts(page: Page) -> None:
@@ -47,8 +49,8 @@ def _facts(page: Page) -> None:
     page.show(numbers, ["chosen", "edits"], _numbers)
     page.show(images, ["comparison", "pair", "chosen", "mode", "busy", "profile", "drafts"], _images)
     page.show(table, ["so_far", "result", "chosen"], _tables)
-    page.on(table.pick, actions.click_point, tab="search", with_payload=True)
-    page.on(images.pick, compare_actions.pick_or_draw, tab="search", with_payload=True)
+    page.on(table.pick, actions.click_point, tab="plan", with_payload=True)
+    page.on(images.pick, compare_actions.pick_or_draw, tab="plan", with_payload=True)
 
 
 def _numbers(session) -> str:
@@ -65,8 +67,8 @@ def _pin(page: Page) -> None:
         swap = gr.Button("Swap A and B", elem_id="swap", min_width=120, scale=0, interactive=False)
     page.show(pin, ["chosen"], lambda s: gr.Button(interactive=s.chosen is not None))
     page.show(swap, ["chosen", "pinned"], lambda s: gr.Button(interactive=s.chosen is not None and s.pinned is not None))
-    page.on(pin.click, actions.pin, tab="search")
-    page.on(swap.click, actions.swap, tab="search")
+    page.on(pin.click, actions.pin, tab="plan")
+    page.on(swap.click, actions.swap, tab="plan")
 
 
 def _two_plans(page: Page) -> None:

@@ -165,8 +165,9 @@ def _entry(trace: dict) -> dict:
 def _rings(chosen: Point | None, pinned: Point | None, panel) -> list[dict]:
     """A ring around the chosen plan and a box around plan A; a ring with a dot where a painted plan may stand."""
     rings = []
-    mark = ("painted, error modelled", "circle-open-dot") if chosen is not None and chosen.kind == PAINTED else ("chosen", "circle-open")
-    for (kind, symbol), point, colour in ((mark, chosen, GREEN), (("plan A", "square-open"), pinned, VIOLET)):
+    painted = chosen is not None and chosen.kind == PAINTED
+    ring = ("painted, error modelled", "circle-open-dot") if painted else ("chosen", "circle-open")
+    for (kind, symbol), point, colour in ((ring, chosen, GREEN), (("plan A", "square-open"), pinned, VIOLET)):
         if point is not None and point.values.get(panel.field) is not None:
             mark = {"symbol": symbol, "size": 18, "color": colour, "line": {"width": 3}}
             rings.append({"type": "scatter", "mode": "markers", "name": kind, "hoverinfo": "skip", "legendgroup": kind,
