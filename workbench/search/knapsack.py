@@ -12,10 +12,10 @@ from scipy.sparse import csr_array, eye_array, kron
 
 from workbench.options import BadInput
 from workbench.plans import CostTable
-from workbench.search.lagrangian import hull
+from workbench.search.lagrangian import hull, total
 
 MILP_SECONDS = 5.0
-FEASIBLE = 1e-6  # HiGHS's tolerance, in units of a row of the programme
+MILP_TRIES = 8  # of solutions that turn out to be beyond the limit
 
 
 def allocate_weights(weight_error_LC, costs: CostTable, max_bytes: int, weight_bits_C=None) -> tuple[int, ...]:
@@ -39,15 +39,18 @@ def knapsack(error_IC: np.ndarray, cost_IC: np.ndarray, limit: float) -> np.ndar
     if error_IC.max() <= 0:
         return columns_I
     objective, one_each, spending, room = _programme(error_IC, cost_IC, limit)
-    for allowed in (room, room * (1 - 2 * FEASIBLE)):  # what HiGHS takes for within the limit may be beyond it by its tolerance
-        solution = milp(objective, integrality=np.ones(error_IC.size), bounds=Bounds(0, 1),
-                        constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(spending, 0, allowed)],
+    constraints = [LinearConstraint(one_each, 1, 1), LinearConstraint(spending, 0, room)]
+    for _ in range(MILP_TRIES):
+        solution = milp(objective, integrality=np.ones(error_IC.size), bounds=Bounds(0, 1), constraints=constraints,
                         options={"time_limit": MILP_SECONDS, "mip_rel_gap": 1e-9})
         if solution.x is None:
             return columns_I
         found_I = solution.x.reshape(error_IC.shape).argmax(axis=1)
-        if cost_IC[np.arange(len(found_I)), found_I].sum() <= limit:
-            return _better(error_IC, found_I, columns_I)
+        if total(cost_IC, found_I) <= limit:
+            return found_I if total(error_IC, found_I) < total(error_IC, columns_I) else columns_I
+        beyond = np.zeros(error_IC.shape)  # by less than HiGHS's tolerance: not these columns all together
+        beyond[np.arange(len(beyond)), found_I] = 1
+        constraints.append(LinearConstraint(csr_array(beyond.reshape(1, -1)), 0, len(beyond) - 1))
     return columns_I
 
 
@@ -64,8 +67,8 @@ def relaxed(error_IC: np.ndarray, cost_IC: np.ndarray, limit: float) -> np.ndarr
     for item in np.flatnonzero(split_IC.any(axis=1)):
         part = np.flatnonzero(split_IC[item])
         columns_I[item] = part[cost_IC[item, part].argmin()]
-    spent = cost_IC[np.arange(len(columns_I)), columns_I].sum()
-    return columns_I if spent <= limit else hull(error_IC, cost_IC).within(limit)  # HiGHS keeps a limit to a tolerance only
+    fits = total(cost_IC, columns_I) <= limit  # HiGHS keeps a limit to a tolerance only
+    return columns_I if fits else hull(error_IC, cost_IC).within(limit)
 
 
 def _programme(error_IC, cost_IC, limit):
@@ -77,8 +80,3 @@ def _programme(error_IC, cost_IC, limit):
     unit = max(left, float(extra_IC.max()) * 1e-6, np.finfo(float).tiny)
     one_each = csr_array(kron(eye_array(items), np.ones((1, choices))))
     return error_IC.ravel() / error_IC.max(), one_each, csr_array(extra_IC.reshape(1, -1) / unit), left / unit
-
-
-def _better(error_IC, found_I, known_I) -> np.ndarray:
-    rows = np.arange(len(error_IC))
-    return found_I if error_IC[rows, found_I].sum() < error_IC[rows, known_I].sum() else known_I

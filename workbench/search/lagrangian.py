@@ -18,6 +18,11 @@ from workbench.options import BadInput
 from workbench.types import DistortionTable
 
 
+def total(value_IC: np.ndarray, columns_I: np.ndarray) -> float:
+    """Of a plan's choices; summed in one order everywhere, so that what fits here fits elsewhere."""
+    return float(value_IC[np.arange(len(columns_I)), columns_I].sum())
+
+
 @dataclass(frozen=True, kw_only=True)
 class Hull:
     """Lower convex hulls of all items: the cheapest column of each, and the edges upwards, steepest first."""
@@ -36,22 +41,24 @@ class Hull:
 
     def within(self, limit: float) -> np.ndarray:
         """The last Lagrangian plan that costs at most `limit`, its remainder spent on later edges that still fit."""
-        columns_I = self.cheapest_I.copy()
-        rows = np.arange(len(columns_I))
-        left = limit - self.cost_IC[rows, columns_I].sum()
+        columns_I, taken = self.cheapest_I.copy(), []
+        left = limit - total(self.cost_IC, columns_I)
         if left < 0:
             raise BadInput(f"a limit of {limit:g} is below the smallest feasible cost, {self.cost_range[0]:g}")
         for item, column in zip(self.edge_item_E, self.edge_column_E):
             extra = self.cost_IC[item, column] - self.cost_IC[item, columns_I[item]]
             if extra <= left:
+                taken.append((item, columns_I[item]))
                 columns_I[item], left = column, left - extra
+        while taken and total(self.cost_IC, columns_I) > limit:  # `left` is rounded at every edge
+            item, before = taken.pop()
+            columns_I[item] = before
         return columns_I
 
     @property
     def cost_range(self) -> tuple[float, float]:
         """Cost of the cheapest plan and of the plan of least error."""
-        rows, last_I = np.arange(len(self.cheapest_I)), self.at(0.0)
-        return float(self.cost_IC[rows, self.cheapest_I].sum()), float(self.cost_IC[rows, last_I].sum())
+        return total(self.cost_IC, self.cheapest_I), total(self.cost_IC, self.at(0.0))
 
     def _after(self, edges: int) -> np.ndarray:
         columns_I = self.cheapest_I.copy()

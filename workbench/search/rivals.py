@@ -17,6 +17,7 @@ import numpy as np
 from workbench.options import BadInput
 from workbench.plans import CostTable
 from workbench.search.knapsack import knapsack, relaxed
+from workbench.search.lagrangian import total
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +42,17 @@ class Problem:
     @property
     def least(self) -> float:
         """Cost of the cheapest plan."""
-        return float(self.cost_TLC.min(-1).sum())
+        return float(self.cost_TLC.min(-1).reshape(-1).sum())
 
     def cost(self, columns_TL: np.ndarray) -> float:
-        return float(np.take_along_axis(self.cost_TLC, columns_TL[..., None], -1).sum())
+        return self._total(self.cost_TLC, columns_TL)
 
     def error(self, columns_TL: np.ndarray) -> float:
-        return float(np.take_along_axis(self.error_TLC, columns_TL[..., None], -1).sum())
+        return self._total(self.error_TLC, columns_TL)
+
+    @staticmethod
+    def _total(value_TLC: np.ndarray, columns_TL: np.ndarray) -> float:
+        return total(value_TLC.reshape(-1, value_TLC.shape[-1]), columns_TL.reshape(-1))
 
     def fits(self, columns_TL: np.ndarray) -> bool:
         return self.cost(columns_TL) <= self.limit
@@ -92,7 +97,8 @@ def mixed_integer(problem: Problem) -> np.ndarray:
 
 def layers_only(problem: Problem) -> np.ndarray:
     """ModelOpt's `auto_quantize` and auto-round in kind: a linear programme over the layers, without a time axis."""
-    columns_L = relaxed(problem.error_TLC.sum(0), problem.cost_TLC.sum(0), problem.limit)
+    cost_LC = problem.cost_TLC.sum(0)  # the cheapest of these sums may be rounded to just above the limit that the cheapest plan keeps
+    columns_L = relaxed(problem.error_TLC.sum(0), cost_LC, max(problem.limit, float(cost_LC.min(-1).sum())))
     return np.broadcast_to(columns_L, problem.error_TLC.shape[:2]).copy()
 
 
