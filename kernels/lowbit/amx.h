@@ -5,7 +5,7 @@
 #include "lowbit.h"
 
 #if defined(__AMX_TILE__)
-enum { TILE = 16, AMX_ROWS = 32 }; /* rows of a tile, and columns of one of sums; tokens of amx_sum_32 */
+enum { TILE = 16, AMX_ROWS = 32 }; /* rows of a tile, and columns of one of sums; tokens of AMX_SUM_32 */
 
 /* What the sanitizer cannot see inside the instructions. */
 #if defined(__SANITIZE_ADDRESS__)

@@ -385,7 +385,7 @@ def test_plan_numbers_say_how_each_is_known(bundle, found):
     stored = 8 * (scored.plan.weight_bytes - found.costs.fixed_bytes) / parameters
     assert row["effective weight bits, quantized layers"][0] == f"{stored:.2f} bits/parameter"
     assert row["bit operations of one image"][1] == "◐modelled"
-    assert row["predicted error, summed over layers and steps"][1].startswith("◐modelled")
+    assert row["predicted error, summed over layers and steps"][1] == "◐modelled, to compare plans of one profile"
     assert row["error (NMSE of the final latent)"][1] == "●measured, no interval: 4 held-out prompts"
     judged = scored.model_copy(update={"low": 1e-4, "high": 2e-3, "samples": 16})
     row = {cells[0]: cells[1:] for cells in cells_of(plans.plan_numbers(judged, bundle, found.costs))}

@@ -47,11 +47,11 @@ class Drafted:
     origin: str = "imported"
 
 
-# What depends on the profile is forgotten with a new profile; what depends on the model, when another one is loaded.
+# What depends on the shown comparison is forgotten with another one, what depends on the profile with a new profile, and what depends on
+# the model when another one is loaded.
+OF_COMPARISON = {"pair": 0, "at_step": False, "preview": None, "previews": {}, "blind": None}
 OF_PROFILE = {"events": (), "replay": None, "so_far": None, "result": None, "chosen": None, "pinned": None, "edits": (), "comparison": None,
-              "comparisons": {}, "drafts": None, "pair": 0, "at_step": False, "preview": None, "previews": {}, "blind": None,
-              "exported": None,
-              "exports": {},
+              "comparisons": {}, "drafts": None, "exported": None, "exports": {}, **OF_COMPARISON,
               "look": None, "floor_db": None, "sliders_moved": None, "written": None}
 OF_MODEL = {"profile": None, "example": None, "fisher_TL": (), "stderr_TL": None, "cell": (None, None), **OF_PROFILE}
 LIGHT_THREADS = 2
@@ -60,10 +60,10 @@ LIGHT_THREADS = 2
 class Session:
     """One visitor's state. Read attributes freely; write through `set`.
 
-    fisher_TL holds a row per step, None while a step is unknown; cell is the selected (layer index, step), budget the limits by
-    field of `Budget`, in the units of the sliders. so_far: what a search that has not ended has found. drafts: small pictures of what a
-    running comparison has finished, by stage, None when none runs. preview: (pair, step, addresses of both images) that was decoded last;
-    previews: every one by pair and step. example names where a shown example run was made, None for one's own."""
+    fisher_TL holds a row per step, None while a step is unknown; cell is the selected (layer index, step), budget the limits by field of
+    `Budget`, in the units of the sliders. so_far: what a search that has not ended has found. drafts: small pictures of what a running
+    comparison has finished, by stage, None when none runs. previews: addresses of both images of every decoded (pair, step); preview: the
+    one that was shown last. example names where a shown example run was made, None for one's own."""
 
     def __init__(self, board: Board, store: Store):
         self.id = secrets.token_urlsafe(24)

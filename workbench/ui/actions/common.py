@@ -5,7 +5,7 @@ from __future__ import annotations
 from workbench.options import BadInput
 from workbench.space import stages
 from workbench.ui import pictures
-from workbench.ui.session import Session
+from workbench.ui.session import OF_COMPARISON, Session
 
 
 def need(value, what: str):
@@ -77,10 +77,8 @@ def show_step(session: Session) -> None:
     comparison, pair, step = session.comparison, session.pair, session.cell[1]
     if not session.at_step or comparison is None or step is None or not step < len(comparison.pairs[pair].latent_nmse_T):
         return
-    if session.preview is not None and session.preview[:2] == (pair, step):
-        return
     if (pair, step) in session.previews:
-        session.set(preview=(pair, step, *session.previews[pair, step]))
+        session.set(preview=(pair, step))
         return
     bundle = bundle_of(session)
     if comparison.trajectories is None:
@@ -94,7 +92,7 @@ def show_step(session: Session) -> None:
             return
         session.set(previews={**session.previews, (pair, step): addresses})
         if (session.pair, session.cell[1]) == (pair, step):
-            session.set(preview=(pair, step, *addresses))
+            session.set(preview=(pair, step))
 
     session.soon("compare", work)
 
@@ -111,9 +109,5 @@ def choose(session: Session, scored, edits=()) -> None:
             edits=edits,
             exported=session.exports.get(scored.plan.plan_id),
             comparison=session.comparisons.get(scored.plan.plan_id),
-            pair=0,
-            at_step=False,
-            preview=None,
-            previews={},
-            blind=None,
+            **OF_COMPARISON,
         )

@@ -9,7 +9,7 @@ from workbench.options import BadInput, TraceConfig
 from workbench.space import stages
 from workbench.ui import forms, limits, pictures, widget
 from workbench.ui.actions.common import bundle_of, chosen_of, profile_of, select_cell, show_step
-from workbench.ui.session import Session
+from workbench.ui.session import OF_COMPARISON, Session
 from workbench.ui.views import compare as views
 
 GAINS = (1, 64)
@@ -54,8 +54,7 @@ def compare(session: Session, prompts_text, seed, steps) -> None:
         if session.chosen is None or session.chosen.plan.plan_id != plan_id:
             session.say("compare", f"plan {plan_id} was drawn; choose it again to see its images", "info")
             return
-        session.set(comparison=result, pair=0, at_step=False, preview=None, previews={}, blind=None,
-                    mode="slider" if session.mode == "blind" else session.mode)
+        session.set(comparison=result, **OF_COMPARISON, mode="slider" if session.mode == "blind" else session.mode)
         _time(session, model, plan_id, result, on_progress)
 
     session.require_idle()
@@ -208,13 +207,12 @@ def shown(session: Session) -> dict:
     steps, step = len(pair.latent_nmse_T), session.cell[1]
     more = {"steps": steps, "at": None, "step_words": "final image"}
     if session.at_step and step is not None and step < steps:
-        of_pair = session.preview is not None and session.preview[0] == session.pair
-        ready = of_pair and session.preview[1] == step
+        of_pair, at = session.preview or (None, None)
+        ready = session.preview == (session.pair, step)
         more |= {"at": step, "step_words": f"as predicted at step {step} (0 to {steps - 1})" if ready else f"decoding step {step} …"}
-        if of_pair:  # until the step is decoded, the one that was shown stays: nothing flashes between two steps
-            at = session.preview[1]
+        if of_pair == session.pair:  # until the step is decoded, the one before stays: nothing flashes in between
             caption = f"{pair.prompt} · seed {pair.seed} · step {at}: latent NMSE after it {pair.latent_nmse_T[at]:.3e}"
-            return views.viewer(session.preview[2], session.preview[3], caption=caption, **shared, **more)
+            return views.viewer(*session.previews[session.preview], caption=caption, **shared, **more)
     return views.viewer(
         pictures.address(session, pair.image_float),
         pictures.address(session, pair.image_quantized),
