@@ -122,6 +122,26 @@ def test_weights_are_the_best_of_all_allocations_within_the_bytes(seed, max_byte
     assert found == pytest.approx(min(feasible)[0], rel=1e-6)
 
 
+@given(seeds, st.integers(1000, 2500), st.floats(3, 40))
+@settings(max_examples=60, deadline=None)
+def test_weights_under_two_limits_are_the_best_that_keep_both(seed, max_bytes, max_us):
+    table, costs = make_table(seed), make_costs()
+    bytes_LC, error_LC = costs.weight_bytes_LC.numpy(), table.weight_error_LC.double().numpy()
+    us_LC = np.random.default_rng(seed).uniform(1, 12, bytes_LC.shape)
+    small = [(error, us_LC[np.arange(3), list(columns)].sum()) for cost, error, columns in enumerate_plans(error_LC, bytes_LC)
+             if cost + costs.fixed_bytes <= max_bytes]
+    if not small:
+        return
+    feasible = [error for error, us in small if us <= max_us]
+    bits_L = allocate_weights(table.weight_error_LC, costs, max_bytes, beside=(us_LC, max_us))
+    if not feasible:
+        assert bits_L is None
+        return
+    columns = [costs.weight_bits_C.index(bits) for bits in bits_L]
+    assert costs.total_bytes(bits_L) <= max_bytes and us_LC[np.arange(3), columns].sum() <= max_us
+    assert error_LC[np.arange(3), columns].sum() == pytest.approx(min(feasible), rel=1e-6)
+
+
 def test_weights_at_exactly_the_smallest_bytes_and_columns_in_another_order():
     table, costs = make_table(3), make_costs()
     least = costs.total_bytes([2, 2, 2])

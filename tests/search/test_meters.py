@@ -84,3 +84,37 @@ def test_a_search_keeps_its_time(with_bits):
     spent_us = latency_us_LC(costs, chosen.weight_bits_L, ACT_BITS)[np.arange(3), columns_of(chosen.act_bits_TL)].sum() + 4 * 10.0
     assert spent_us <= 1000 * limit_ms and chosen.latency_ms == pytest.approx(spent_us / 1000)
     assert not with_bits or chosen.act_bits_mean <= 6.0
+
+
+def timed_search(seed, budget):
+    table, costs = make_table(seed), timed(seed=seed)
+    return search(layers=make_layers(3), sigma_T=[1, 0.75, 0.5, 0.25], table=table, costs=costs, quant=QuantConfig(),
+                  model_hash="a toy model", budget=budget, config=SearchConfig(), evaluator=TableEvaluator(table)).chosen.plan
+
+
+@given(seed=st.integers(0, 1000), width=st.sampled_from([None, 4, 8]), slack=st.floats(0, 0.3))
+@settings(max_examples=40, deadline=None)
+def test_a_search_that_begins_finds_weights_that_keep_memory_and_time(seed, width, slack):
+    costs = timed(seed=seed)
+    max_bytes = None if width is None else costs.total_bytes((width,) * 3)
+    fastest_WL = costs.latency.us_LWA.numpy().min(2).T
+    within = [sum(fastest_WL[columns, range(3)]) for columns in product(range(4), repeat=3)
+              if max_bytes is None or costs.total_bytes([costs.weight_bits_C[column] for column in columns]) <= max_bytes]
+    least_ms = 4 * (min(within) + 10.0) / 1000
+    limit_ms = least_ms * (1 + slack) + 1e-9
+    plan = timed_search(seed, Budget(max_weight_bytes=max_bytes, max_latency_ms=limit_ms))
+    assert plan.latency_ms <= limit_ms and (max_bytes is None or plan.weight_bytes <= max_bytes)
+    with pytest.raises(BadInput, match=r"max_latency_ms is .*; the smallest feasible within .* MB is [\d.]+"):
+        timed_search(seed, Budget(max_weight_bytes=max_bytes, max_latency_ms=0.99 * least_ms))
+
+
+def test_two_limits_on_activations_that_no_refined_table_can_keep_end_no_search():
+    costs = timed()
+    slow = torch.flip(costs.latency.us_LWA, (2,))  # few bits take longest: a limit on the mean and one on time pull apart
+    costs = replace(costs, latency=replace(costs.latency, us_LWA=slow))
+    table, us_LC = make_table(4), latency_us_LC(costs, (4, 4, 4), ACT_BITS)
+    limit_ms = 4 * (10.0 + us_LC[:, 2].sum() * 1.02) / 1000
+    budget = Budget(max_weight_bytes=costs.total_bytes((4, 4, 4)), max_latency_ms=limit_ms, max_mean_act_bits=8.5)
+    chosen = search(layers=make_layers(3), sigma_T=[1, 0.75, 0.5, 0.25], table=table, costs=costs, quant=QuantConfig(),
+                    model_hash="a toy model", budget=budget, config=SearchConfig(), evaluator=TableEvaluator(table)).chosen.plan
+    assert chosen.latency_ms <= limit_ms and chosen.act_bits_mean <= 8.5

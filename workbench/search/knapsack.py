@@ -18,10 +18,11 @@ MILP_SECONDS = 5.0
 MILP_TRIES = 8  # of solutions that turn out to be beyond the limit
 
 
-def allocate_weights(weight_error_LC, costs: CostTable, max_bytes: int, weight_bits_C=None) -> tuple[int, ...]:
+def allocate_weights(weight_error_LC, costs: CostTable, max_bytes: float, weight_bits_C=None, *, beside=None) -> tuple[int, ...] | None:
     """Weight bits of every layer with the least total error within `max_bytes` of the whole transformer.
 
-    A multiple-choice knapsack, solved exactly by HiGHS; columns of the table are `weight_bits_C` (by default the cost table's)."""
+    A multiple-choice knapsack, solved exactly by HiGHS; columns of the table are `weight_bits_C` (by default the cost table's).
+    `beside` is a second cost (L, C) and the limit of its sum: None where nothing within `max_bytes` keeps it."""
     bits_C = tuple(costs.weight_bits_C if weight_bits_C is None else weight_bits_C)
     error_LC = np.asarray(weight_error_LC, dtype=np.float64)
     bytes_LC = costs.weight_bytes_LC.numpy()[:, [costs.weight_bits_C.index(bits) for bits in bits_C]]
@@ -30,7 +31,9 @@ def allocate_weights(weight_error_LC, costs: CostTable, max_bytes: int, weight_b
     if left < least:
         raise BadInput(f"max_weight_bytes is {max_bytes}; the smallest feasible is {costs.fixed_bytes + least}")
     columns_L = knapsack(error_LC, bytes_LC, left)
-    return tuple(bits_C[column] for column in columns_L)
+    if beside is not None and total(beside[0], columns_L) > beside[1]:
+        columns_L = _exact(error_LC, [(bytes_LC, left), beside])
+    return None if columns_L is None else tuple(bits_C[column] for column in columns_L)
 
 
 def knapsack(error_IC: np.ndarray, cost_IC: np.ndarray, limit: float) -> np.ndarray:
@@ -38,20 +41,29 @@ def knapsack(error_IC: np.ndarray, cost_IC: np.ndarray, limit: float) -> np.ndar
     columns_I = hull(error_IC, cost_IC).within(limit)
     if error_IC.max() <= 0:
         return columns_I
-    objective, one_each, spending, room = _programme(error_IC, cost_IC, limit)
-    constraints = [LinearConstraint(one_each, 1, 1), LinearConstraint(spending, 0, room)]
+    found_I = _exact(error_IC, [(cost_IC, limit)])
+    better = found_I is not None and total(error_IC, found_I) < total(error_IC, columns_I)
+    return found_I if better else columns_I
+
+
+def _exact(error_IC: np.ndarray, budgets: list[tuple[np.ndarray, float]]) -> np.ndarray | None:
+    """Columns of least total error under every (cost, limit); None where HiGHS finds none in time."""
+    constraints = [LinearConstraint(_one_each(*error_IC.shape), 1, 1)]
+    for cost_IC, limit in budgets:
+        spending, room = _spending(cost_IC, limit)
+        constraints.append(LinearConstraint(spending, -np.inf, room))
     for _ in range(MILP_TRIES):
-        solution = milp(objective, integrality=np.ones(error_IC.size), bounds=Bounds(0, 1), constraints=constraints,
+        solution = milp(_objective(error_IC), integrality=np.ones(error_IC.size), bounds=Bounds(0, 1), constraints=constraints,
                         options={"time_limit": MILP_SECONDS, "mip_rel_gap": 1e-9})
         if solution.x is None:
-            return columns_I
+            return None
         found_I = solution.x.reshape(error_IC.shape).argmax(axis=1)
-        if total(cost_IC, found_I) <= limit:
-            return found_I if total(error_IC, found_I) < total(error_IC, columns_I) else columns_I
+        if all(total(cost_IC, found_I) <= limit for cost_IC, limit in budgets):
+            return found_I
         beyond = np.zeros(error_IC.shape)  # by less than HiGHS's tolerance: not these columns all together
         beyond[np.arange(len(beyond)), found_I] = 1
         constraints.append(LinearConstraint(csr_array(beyond.reshape(1, -1)), 0, len(beyond) - 1))
-    return columns_I
+    return None
 
 
 def relaxed(error_IC: np.ndarray, cost_IC: np.ndarray, limit: float) -> np.ndarray:
@@ -59,8 +71,9 @@ def relaxed(error_IC: np.ndarray, cost_IC: np.ndarray, limit: float) -> np.ndarr
     cheapest_I = np.lexsort((error_IC, cost_IC), axis=-1)[:, 0]
     if error_IC.max() <= 0:
         return cheapest_I
-    objective, one_each, spending, room = _programme(error_IC, cost_IC, limit)
-    solution = linprog(objective, A_ub=spending, b_ub=[room], A_eq=one_each, b_eq=np.ones(len(error_IC)), bounds=(0, 1), method="highs")
+    spending, room = _spending(cost_IC, limit)
+    solution = linprog(_objective(error_IC), A_ub=spending, b_ub=[room], A_eq=_one_each(*error_IC.shape), b_eq=np.ones(len(error_IC)),
+                       bounds=(0, 1), method="highs")
     share_IC = solution.x.reshape(error_IC.shape)
     split_IC = (share_IC > 1e-6) & (share_IC < 1 - 1e-6)
     columns_I = share_IC.argmax(axis=1)
@@ -71,12 +84,17 @@ def relaxed(error_IC: np.ndarray, cost_IC: np.ndarray, limit: float) -> np.ndarr
     return columns_I if fits else hull(error_IC, cost_IC).within(limit)
 
 
-def _programme(error_IC, cost_IC, limit):
-    """Objective, one choice per item, and spending above the cheapest column in units of what is left for it: well scaled, and
-    the slack is not rounded away."""
-    items, choices = error_IC.shape
+def _objective(error_IC: np.ndarray) -> np.ndarray:
+    return error_IC.ravel() / (error_IC.max() or 1.0)
+
+
+def _one_each(items: int, choices: int) -> csr_array:
+    return csr_array(kron(eye_array(items), np.ones((1, choices))))
+
+
+def _spending(cost_IC: np.ndarray, limit: float) -> tuple[csr_array, float]:
+    """What choices spend above the cheapest column, in units of what is left for it: well scaled, and the slack is not rounded away."""
     extra_IC = cost_IC - cost_IC.min(axis=1, keepdims=True)
     left = limit - float(cost_IC.min(axis=1).sum())
     unit = max(left, float(extra_IC.max()) * 1e-6, np.finfo(float).tiny)
-    one_each = csr_array(kron(eye_array(items), np.ones((1, choices))))
-    return error_IC.ravel() / error_IC.max(), one_each, csr_array(extra_IC.reshape(1, -1) / unit), left / unit
+    return csr_array(extra_IC.reshape(1, -1) / unit), left / unit

@@ -47,6 +47,14 @@ def latency_us_LC(costs: CostTable, weight_bits_L, act_bits_C) -> np.ndarray | N
     return costs.latency.act_us_LA(weight_bits_L).numpy()[:, columns]
 
 
+def fastest_us_LC(costs: CostTable, weight_bits_C, act_bits_C) -> np.ndarray | None:
+    """Microseconds of a layer's product at each weight width, its activations at their fastest width; None where nothing is known."""
+    if costs.latency is None:
+        return None
+    layers = len(costs.macs_L)
+    return np.stack([latency_us_LC(costs, [bits] * layers, act_bits_C).min(1) for bits in weight_bits_C], axis=1)
+
+
 def fixed_us(costs: CostTable) -> float:
     """Microseconds of a step that no plan decides."""
     return 0.0 if costs.latency is None else costs.latency.fixed_us

@@ -82,8 +82,8 @@ def refine(task: Task, log: Log, weights: Row) -> None:
     factors = corrected.fit(log.measured.values())
     for mean in SPREAD_BITS:
         spread = _at_mean(task, corrected, factors, weights, mean)
-        if spread in log.measured:
-            log.phase(task.steps, "refinement: known already")
+        if spread is None or spread in log.measured:
+            log.phase(task.steps, "refinement: nothing new to try")
         else:
             measure(task, log, *spread, "refined", f"refined at {mean:g} bits")
 
@@ -93,15 +93,23 @@ def _next_move(task: Task, log: Log, corrected: Corrected, random: np.random.Gen
     factors = corrected.fit(log.measured.values())
     for attempt in range(DRAWS):
         theta_P = corrected.draw(factors, random) if bold or attempt else factors.theta_P
-        move = corrected.plan(theta_P, weights)
-        if move not in log.measured:
+        move = _planned_by(corrected, theta_P, weights)
+        if move is not None and move not in log.measured:
             return move
     return None
 
 
-def _at_mean(task: Task, corrected: Corrected, factors: Factors, weights: Row, mean: float) -> tuple[Row, Rows]:
+def _planned_by(corrected: Corrected, theta_P: np.ndarray, weights: Row) -> tuple[Row, Rows] | None:
+    """The corrected table's plan, or None where two limits that bind leave it none."""
+    try:
+        return corrected.plan(theta_P, weights)
+    except BadInput:
+        return None
+
+
+def _at_mean(task: Task, corrected: Corrected, factors: Factors, weights: Row, mean: float) -> tuple[Row, Rows] | None:
     budget = task.budget.model_copy(update={"max_mean_act_bits": max(mean, min(task.table.act_bits_C))})
-    return Corrected(task.under(budget)).plan(factors.theta_P, weights)
+    return _planned_by(Corrected(task.under(budget)), factors.theta_P, weights)
 
 
 def planned(task: Task, candidates: int, others: dict[Row, list[Rows]]) -> int:

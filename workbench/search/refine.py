@@ -102,7 +102,8 @@ class Corrected:
         return self.task.scaled(act_RBC[self.role_L[None, :], self.span_T[:, None]], weight_R[self.role_L])
 
     def plan(self, theta_P: np.ndarray, weights: Row) -> tuple[Row, Rows]:
-        """The Lagrangian plan of the corrected table within every limit; `weights` where memory is not limited."""
+        """The Lagrangian plan of the corrected table within every limit; `weights` where memory is not limited. BadInput where no such
+        plan keeps all limits on activations."""
         table = self.table(theta_P)
         limit = self.task.budget.max_weight_bytes
         if limit is not None:
@@ -110,6 +111,8 @@ class Corrected:
             bytes_LC = costs.weight_bytes_LC.numpy()[:, [costs.weight_bits_C.index(bits) for bits in bits_C]]
             columns_L = hull(table.weight_error_LC.numpy(), bytes_LC).within(limit - costs.fixed_bytes)
             weights = tuple(bits_C[column] for column in columns_L)
+            if not self.task.fast_enough(weights):
+                weights = self.task.weights_within(limit, table.weight_error_LC)
         return weights, self.task.steer(weights, table).rows()
 
     def draw(self, factors: Factors, random: np.random.Generator) -> np.ndarray:

@@ -6,6 +6,7 @@ Dimension letters as in `types.py`: T steps, L layers, C choices.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,9 +17,9 @@ import torch
 from workbench.options import BadInput, Budget, QuantConfig, SearchConfig
 from workbench.plans import CostTable
 from workbench.search.knapsack import allocate_weights
-from workbench.search.lagrangian import largest_sum
+from workbench.search.lagrangian import largest_sum, total
 from workbench.search.ledger import Row
-from workbench.search.meters import Steering, bit_meter, meters, steering
+from workbench.search.meters import Steering, bit_meter, fastest_us_LC, fixed_us, meters, steering
 from workbench.search.ranking import predict
 from workbench.search.rivals import Problem, uniform_rows, uniform_weights
 from workbench.types import DistortionTable, LayerInfo
@@ -75,9 +76,8 @@ class Task:
         limit, least = self.budget.max_mean_act_bits, min(self.table.act_bits_C)
         if limit is not None and limit < least:
             raise BadInput(f"max_mean_act_bits is {limit:g}; the smallest feasible is {least}")
-        if self.budget.max_weight_bytes is not None:
-            self.weights_within(self.budget.max_weight_bytes)
-        self.steer(self.weight_candidates()[0])
+        for weights in self.weight_candidates():
+            self.steer(weights)
 
     def under(self, budget: Budget) -> Task:
         """The same task under another budget."""
@@ -114,8 +114,35 @@ class Task:
     def bits_of(self, columns_TL) -> Rows:
         return tuple(tuple(int(self.table.act_bits_C[column]) for column in columns_L) for columns_L in columns_TL)
 
-    def weights_within(self, max_bytes: int) -> Row:
-        return allocate_weights(self.guide.weight_error_LC, self.costs, max_bytes, self.guide.weight_bits_C)
+    def weights_within(self, max_bytes: int, error_LC=None, *, in_time: bool = True) -> Row:
+        """The best weights by the guide (or by `error_LC`) within the bytes, of which some plan keeps the budget's latency."""
+        error_LC, bits_C = self.guide.weight_error_LC if error_LC is None else error_LC, self.guide.weight_bits_C
+        beside = self.time_left if in_time else None
+        found = allocate_weights(error_LC, self.costs, max_bytes, bits_C, beside=beside)
+        if found is None:
+            fastest = allocate_weights(beside[0], self.costs, max_bytes, bits_C)
+            least_ms = self.steps * (self.fastest_us(fastest) + fixed_us(self.costs)) / 1000
+            raise BadInput(f"max_latency_ms is {self.budget.max_latency_ms:g}; the smallest feasible within {max_bytes / 1e6:.2f} MB is "
+                           f"{math.ceil(100 * least_ms) / 100:g}")
+        return found
+
+    @cached_property
+    def time_left(self) -> tuple[np.ndarray, float] | None:
+        """Microseconds of a step's layers at every weight width (L, C), activations at their fastest, and what the budget leaves for
+        their sum; None where it sets no latency or none is known."""
+        us_LC = fastest_us_LC(self.costs, self.guide.weight_bits_C, self.table.act_bits_C)
+        if self.budget.max_latency_ms is None or us_LC is None:
+            return None
+        left_us = 1000 * self.budget.max_latency_ms / self.steps - fixed_us(self.costs)
+        return us_LC, left_us - 1e-12 * abs(left_us)  # sums are rounded
+
+    def fastest_us(self, weight_bits_L: Row) -> float:
+        """Microseconds of a step's layers with activations at their fastest width."""
+        return total(self.time_left[0], np.array([self.guide.weight_bits_C.index(bits) for bits in weight_bits_L]))
+
+    def fast_enough(self, weight_bits_L: Row) -> bool:
+        """Whether some plan on these weights keeps the budget's latency."""
+        return self.time_left is None or self.fastest_us(weight_bits_L) <= self.time_left[1]
 
     @cached_property
     def uniform_bytes(self) -> dict[int, int]:
@@ -123,13 +150,13 @@ class Task:
 
     def weight_candidates(self) -> list[Row]:
         """What the beam may run on: the best allocation within the memory limit and the best uniform one; without a limit
-        the typical uniform width."""
+        the typical uniform width. Only weights that some plan keeps the budget's latency with."""
         limit, layers = self.budget.max_weight_bytes, len(self.layers)
-        if limit is None:
-            nearest = min(self.uniform_bytes, key=lambda bits: (abs(bits - TYPICAL_WEIGHT_BITS), bits))
-            return [(nearest,) * layers]
-        uniform = [(bits,) * layers for bits, size in self.uniform_bytes.items() if size <= limit]
-        return list(dict.fromkeys([self.weights_within(limit), *uniform[-1:]]))
+        most = max(self.uniform_bytes.values()) if limit is None else limit
+        uniform = [bits for bits, size in self.uniform_bytes.items() if size <= most and self.fast_enough((bits,) * layers)]
+        if limit is None and uniform:
+            return [(min(uniform, key=lambda bits: (abs(bits - TYPICAL_WEIGHT_BITS), bits)),) * layers]
+        return list(dict.fromkeys([self.weights_within(most), *[(bits,) * layers for bits in uniform[-1:]]]))
 
     def other_weights(self) -> dict[Row, list[Rows]]:
         """Allocations that span the range of memory, the best within the bytes of every uniform width, each with the plans of
@@ -137,7 +164,7 @@ class Task:
         levels: dict[Row, list[Rows]] = {}
         beam_on, least = self.weight_candidates(), min(self.table.act_bits_C)
         for width, size in self.uniform_bytes.items():
-            weights = self.weights_within(size)
+            weights = self.weights_within(size, in_time=False)
             if weights in levels or weights in beam_on:
                 continue
             suited = self.rows_within(max(least, COMPANION_BITS[width]))
