@@ -133,6 +133,15 @@ def test_a_click_beside_the_map_changes_nothing(profiled, payload):
     assert (profiled.cell, profiled.rev["cell"]) == before
 
 
+def test_how_a_block_is_put_together_is_kept_while_a_quantity_fixes_it(profiled):
+    sensitivity.show_quantity(profiled, "fisher", "sum", 4)
+    sensitivity.show_quantity(profiled, "range", "sum", 4)
+    for late in ("max", "mean", "sum"):  # the browser may not have drawn the fixed choice yet
+        sensitivity.show_quantity(profiled, "stderr", late, 4)
+    sensitivity.show_quantity(profiled, "fisher", "mean", 4)
+    assert (profiled.quantity, profiled.how) == ("fisher", "sum")
+
+
 def test_a_row_of_the_table_selects_its_cell(profiled):
     sensitivity.pick_row(profiled, {"layer": 7, "step": 2})
     assert profiled.cell == (7, 2)

@@ -86,7 +86,10 @@ def pick_row(session: Session, payload) -> None:
 
 
 def show_quantity(session: Session, name, how, bits) -> None:
-    """What the map shows, how a block's layers are put together, and at which width."""
-    session.set(quantity=name if name in quantities.QUANTITIES else "fisher", how="sum" if how == "sum" else "mean")
+    """What the map shows, how a block's layers are put together, and at which width. Where a quantity fixes `how`, the choice is kept
+    for the others."""
+    if how in quantities.PUT_TOGETHER and quantities.QUANTITIES[session.quantity].block is None:
+        session.set(how=how)
+    session.set(quantity=name if name in quantities.QUANTITIES else "fisher")
     if bits in quantities.bits_offered(session.profile):
         session.set(map_bits=int(bits))

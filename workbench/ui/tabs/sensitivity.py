@@ -17,7 +17,7 @@ from workbench.ui.views.quantities import QUANTITIES
 
 MAP = ("fisher_TL", "profile", "cell", "quantity", "map_bits")
 WIDTHS = (3, 4, 6, 8)
-WAYS = [("mean of its layers", "mean"), ("sum", "sum")]  # of putting the layers of a block together, where there is a choice
+WAYS = [("mean of its layers", "mean"), ("sum", "sum"), ("largest", "max")]  # of putting the layers of a block together
 
 
 def build(page: Page, model_form: Form) -> list:
@@ -48,10 +48,9 @@ def build(page: Page, model_form: Form) -> list:
 
 
 def _how(session) -> gr.Radio:
+    """The choices stay: an action on its way from the browser may still carry one that the next quantity does not offer."""
     fixed = QUANTITIES[session.quantity].block
-    if fixed is None:
-        return gr.Radio(choices=WAYS, value=session.how, interactive=True)
-    return gr.Radio(choices=[("largest of its layers" if fixed == "max" else "mean of its layers", fixed)], value=fixed, interactive=False)
+    return gr.Radio(value=fixed or session.how, interactive=fixed is None)
 
 
 def _tools():

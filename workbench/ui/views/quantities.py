@@ -23,7 +23,7 @@ class Sources:
 
 @dataclass(frozen=True)
 class Quantity:
-    """`block`: how a block's layers are put together; None where the reader chooses mean or sum."""
+    """`block`: how a block's layers are put together; None where the reader chooses."""
 
     label: str
     known: str
