@@ -79,4 +79,4 @@ def upload_prompts(session: Session, path: str | None) -> None:
     found = read(Path(need(path, "no file was received")))
     limits.here().check(prompts=len(found))
     session.set(prompts=check(found))
-    session.say("model", f"{len(found)} prompts were read", "info")
+    session.say("model", "1 prompt was read" if len(found) == 1 else f"{len(found)} prompts were read", "info")
