@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import gradio as gr
 import pytest
+import torch
 from gradio.state_holder import SessionState
 
 from workbench.options import BadInput
@@ -65,6 +66,26 @@ def test_an_unexpected_error_is_one_line_too(wired, session):
 
     handler(wired, fail)(session.id, {})
     assert session.notices["search"] == ("RuntimeError: first", "error")
+
+
+def test_only_jobs_compute_in_parallel(wired, session):
+    """A second thread with helpers of its own would halve the speed of the first (`tuning.py`)."""
+    found, before = {}, torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        def note(where):
+            found[where] = torch.get_num_threads()
+
+        wired.show(gr.HTML(), ["cell"], lambda _: note("drawing"))
+        with ThreadPoolExecutor(1) as visitor:
+            visitor.submit(handler(wired, lambda _: note("action")), session.id, {}).result()
+        session.soon("look", lambda: note("light"))
+        session.store.light.shutdown()
+        session.submit("load", "model", lambda on_progress: note("job"))
+        assert session.job.wait(20)
+    finally:
+        torch.set_num_threads(before)
+    assert found == {"drawing": 1, "action": 1, "light": 1, "job": 2}
 
 
 def test_the_payload_of_an_event_reaches_the_action(wired, session):

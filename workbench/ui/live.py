@@ -14,6 +14,7 @@ from typing import Any
 
 import gradio as gr
 
+from workbench import tuning
 from workbench.options import BadInput
 from workbench.ui.session import TICK_S, Session, Store
 
@@ -108,7 +109,8 @@ class Page:
             session = self.store.open(session_id)
             session.say(listener.tab)
             try:
-                listener.action(session, *values)
+                with tuning.alone():
+                    listener.action(session, *values)
             except BadInput as error:
                 session.say(listener.tab, str(error))
             except Exception as error:
@@ -123,7 +125,7 @@ class Page:
 
     def refresh(self, session: Session, seen: dict) -> list:
         """The session's id, the new `seen`, then one value per component: its picture if it changed, else nothing."""
-        with session.lock:
+        with session.lock, tuning.alone():
             session.sync()
             keys = {number: (session.id, *live.key(session)) for number, live in enumerate(self.lives)}
             values = [gr.skip() if seen.get(number) == keys[number] else live.draw(session) for number, live in enumerate(self.lives)]

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from workbench import tuning
 from workbench.jobs import SHARED, Board, Job
 from workbench.options import BadInput, ModelSpec, Progress, TraceConfig
 from workbench.space import stages
@@ -101,7 +102,8 @@ class Session:
         """Do something short off the request, beside whatever heavy job is running."""
         def run():
             try:
-                work()
+                with tuning.alone():
+                    work()
             except Exception as error:
                 log.exception("%s failed", what)
                 self.say(what, f"{type(error).__name__}: {(str(error) or 'no message').splitlines()[0]}")
