@@ -166,13 +166,17 @@
       paint();
     });
     find('.gain input').addEventListener('change', (event) => send({what: 'gain', gain: Number(event.target.value)}));
-    let waiting = null;
-    find('.scrub input').addEventListener('input', (event) => {  // at most four requests a second, and always the last one
+    let waiting = null, resting = false;
+    function ask(step) {  // at once, but at most four times a second, and always the last one
+      if (resting) { waiting = step; return; }
+      resting = true;
+      send({what: 'step', step});
+      setTimeout(() => { const last = waiting; waiting = null; resting = false; if (last !== null) ask(last); }, 250);
+    }
+    find('.scrub input').addEventListener('input', (event) => {
       const step = Number(event.target.value);
       text('.scrub output', step >= props.value.steps ? 'final image' : `after step ${step} …`);
-      if (waiting !== null) { waiting = step; return; }
-      waiting = step;
-      setTimeout(() => { const last = waiting; waiting = null; send({what: 'step', step: last}); }, 250);
+      ask(step);
     });
     for (const button of element.querySelectorAll('.vote button')) {
       button.addEventListener('click', () => send({what: 'vote', choice: button.dataset.choice}));
