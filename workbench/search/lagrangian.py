@@ -41,11 +41,14 @@ class Hull:
 
     def within(self, limit: float) -> np.ndarray:
         """The last Lagrangian plan that costs at most `limit`, its remainder spent on later edges that still fit."""
-        columns_I, taken = self.cheapest_I.copy(), []
-        left = limit - total(self.cost_IC, columns_I)
+        left = limit - total(self.cost_IC, self.cheapest_I)
         if left < 0:
             raise BadInput(f"a limit of {limit:g} is below the smallest feasible cost, {self.cost_range[0]:g}")
-        for item, column in zip(self.edge_item_E, self.edge_column_E):
+        left_E = np.subtract.accumulate(np.append(left, self.edge_cost_E))
+        first = int(np.argmax(np.append(left_E, -1.0) < 0)) - 1  # so many edges fit one after the other
+        columns_I, left, taken = self._after(first), left_E[first], []
+        for edge in first + np.flatnonzero(self.edge_cost_E[first:] <= left):
+            item, column = self.edge_item_E[edge], self.edge_column_E[edge]
             extra = self.cost_IC[item, column] - self.cost_IC[item, columns_I[item]]
             if extra <= left:
                 taken.append((item, columns_I[item]))
@@ -53,6 +56,9 @@ class Hull:
         while taken and total(self.cost_IC, columns_I) > limit:  # `left` is rounded at every edge
             item, before = taken.pop()
             columns_I[item] = before
+        while first and total(self.cost_IC, columns_I) > limit:
+            first -= 1
+            columns_I = self._after(first)
         return columns_I
 
     @property
@@ -70,31 +76,30 @@ def hull(error_IC, cost_IC) -> Hull:
     """Hulls of every item; both arguments (I, C), or broadcastable to it."""
     error_IC = np.asarray(error_IC, dtype=np.float64)
     cost_IC = np.broadcast_to(np.asarray(cost_IC, dtype=np.float64), error_IC.shape)
-    cheapest_I, edges = np.zeros(len(error_IC), dtype=np.int64), []
-    for item, (error_C, cost_C) in enumerate(zip(error_IC, cost_IC)):
-        cheapest_I[item], item_edges = _hull_of_one(error_C, cost_C)
-        before = [cheapest_I[item], *(column for column, _ in item_edges)]
-        edges += [(-slope, item, column, cost_C[column] - cost_C[previous])
-                  for previous, (column, slope) in zip(before, item_edges)]
-    edges.sort(key=lambda edge: edge[:2])  # stable: an item's edges keep their order, ties go to the earlier item
-    slope_E, item_E, column_E, edge_cost_E = zip(*edges) if edges else ((), (), (), ())
-    return Hull(error_IC=error_IC, cost_IC=cost_IC, cheapest_I=cheapest_I, edge_item_E=np.asarray(item_E, dtype=np.int64),
-                edge_column_E=np.asarray(column_E, dtype=np.int64), edge_cost_E=np.asarray(edge_cost_E, dtype=np.float64),
-                slope_E=-np.asarray(slope_E, dtype=np.float64))
+    items, cheapest_I = np.arange(len(error_IC)), np.lexsort((error_IC, cost_IC), axis=-1)[:, 0]
+    here_I, steepest_I, rounds = cheapest_I, np.full(len(items), np.inf), []
+    for _ in range(error_IC.shape[1] - 1):
+        found_I, slope_I = _next_corner(error_IC, cost_IC, here_I)
+        some = slope_I > -np.inf
+        steepest_I = np.minimum(slope_I, steepest_I)  # rounding must not reorder edges
+        extra_I = cost_IC[items, found_I] - cost_IC[items, here_I]
+        rounds.append((steepest_I[some], items[some], found_I[some], extra_I[some]))
+        here_I = np.where(some, found_I, here_I)
+    slope_E, item_E, column_E, edge_cost_E = map(np.concatenate, zip(*rounds)) if rounds else np.zeros((4, 0))
+    order_E = np.lexsort((item_E, -slope_E))  # stable: an item's edges keep their order, ties go to the earlier item
+    return Hull(error_IC=error_IC, cost_IC=cost_IC, cheapest_I=cheapest_I, edge_item_E=item_E[order_E].astype(np.int64),
+                edge_column_E=column_E[order_E].astype(np.int64), edge_cost_E=edge_cost_E[order_E], slope_E=slope_E[order_E])
 
 
-def _hull_of_one(error_C: np.ndarray, cost_C: np.ndarray) -> tuple[int, list[tuple[int, float]]]:
-    """The cheapest column and the edges (column reached, error saved per cost), slopes never increasing."""
-    columns = np.lexsort((error_C, cost_C))
-    here, edges = int(columns[0]), []
-    while True:
-        gains = [((error_C[here] - error_C[c]) / (cost_C[c] - cost_C[here]), cost_C[c], -c)
-                 for c in columns if cost_C[c] > cost_C[here] and error_C[c] < error_C[here]]
-        if not gains:
-            return int(columns[0]), edges
-        slope, _, negative = max(gains)  # of equal slopes the farthest: points on an edge are no corners
-        here = int(-negative)
-        edges.append((here, min(float(slope), edges[-1][1] if edges else np.inf)))  # rounding must not reorder edges
+def _next_corner(error_IC: np.ndarray, cost_IC: np.ndarray, here_I: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of every item the column that saves most error per cost from the present one, and how much; -inf where none saves any."""
+    saved_IC = np.take_along_axis(error_IC, here_I[:, None], 1) - error_IC
+    extra_IC = cost_IC - np.take_along_axis(cost_IC, here_I[:, None], 1)
+    possible = (extra_IC > 0) & (saved_IC > 0)
+    slope_IC = np.where(possible, saved_IC / np.where(possible, extra_IC, 1.0), -np.inf)
+    slope_I = slope_IC.max(axis=1)
+    # of equal slopes the farthest: points on an edge are no corners
+    return np.where(slope_IC == slope_I[:, None], cost_IC, -np.inf).argmax(axis=1), slope_I
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +134,7 @@ class ActHull:
 
     def _bits(self, columns_I: np.ndarray) -> tuple[tuple[int, ...], ...]:
         bits_TL = np.asarray(self.act_bits_C)[columns_I].reshape(self.steps, -1)
-        return tuple(tuple(int(bits) for bits in bits_L) for bits_L in bits_TL)
+        return tuple(map(tuple, bits_TL.tolist()))
 
 
 def activation_hull(table: DistortionTable, cost_LC=None) -> ActHull:

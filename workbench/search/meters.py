@@ -8,7 +8,7 @@ Letters: T steps, L layers, C choices.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -126,7 +126,7 @@ def _mixed(table: DistortionTable, first: Meter, second: Meter) -> Steering:
         mixed = _under(table, cost_LC, 1.0)
         over = [meter.total(_columns(mixed)) / meter.limit for meter in (first, second)]
         low, high = (share, high) if over[0] > over[1] else (low, share)
-        tight = _tightened(table, cost_LC, (first, second), max(over))
+        tight = _tightened(mixed, (first, second), max(over))
         if tight is not None and (found is None or _error(table, tight) < _error(table, found)):
             found = tight
     if found is None:
@@ -134,13 +134,13 @@ def _mixed(table: DistortionTable, first: Meter, second: Meter) -> Steering:
     return found
 
 
-def _tightened(table: DistortionTable, cost_LC: np.ndarray, limits, over: float) -> Steering | None:
-    total, least = 1.0, len(table.error_TLC) * float(cost_LC.min(1).sum())
-    while total >= least:
-        total /= max(over, 1.0)
-        if total < least:
+def _tightened(mixed: Steering, limits, over: float) -> Steering | None:
+    """With a target as much smaller as it takes to exceed no limit; None where there is none."""
+    tried, least = mixed, mixed.span[0]
+    while tried.target >= least:
+        tried = replace(tried, target=tried.target / max(over, 1.0))
+        if tried.target < least:
             return None
-        tried = _under(table, cost_LC, total)
         over = max(meter.total(_columns(tried)) / meter.limit for meter in limits)
         if over <= 1.0:
             return tried
