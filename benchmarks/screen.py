@@ -37,11 +37,12 @@ WATCH = """part => {
     window.watching.observe(document.querySelector(part), {subtree: true, childList: true, characterData: true});
     addEventListener('click', () => { timing.click ??= performance.now(); }, {capture: true, once: true});
 }"""
-# On which screen what is clicked, in turns, and the part that answers. Another plan takes the images away, so it comes last.
+# On which screen what is clicked, in turns, and the part that answers: what is chosen already answers nothing. Another plan takes the
+# images away, so it comes last.
 CLICKS = {
-    "Compare": ("another pair: its images", "#pair-grid .thumb", "#viewer .caption"),
-    "Sensitivity": ("a row of the tables: its layer and step", "#cells tbody tr", "#cell-detail"),
-    "Search": ("a plan of the table: its costs", "#plan-table tbody tr", "#plan-numbers"),
+    "Compare": ("another pair: its images", "#pair-grid .thumb[aria-pressed=false]", "#viewer .caption"),
+    "Sensitivity": ("a row of the tables: its layer and step", "#cells tbody tr[aria-pressed=false]", "#cell-detail"),
+    "Search": ("a plan of the table: its costs", "#plan-table tbody tr[aria-pressed=false]", "#plan-numbers"),
 }
 EXPORT = ("Export: what it does now", "#export", "#status")
 
