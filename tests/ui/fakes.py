@@ -60,6 +60,9 @@ class FakeBundle:
     def prompts(self, kind):
         return tuple(f"{kind} prompt {i}" for i in range(6))
 
+    def schedule(self, steps):
+        return make_schedule(steps)
+
 
 def make_schedule(steps):
     sigma_T1 = torch.linspace(1, 0, steps + 1)

@@ -205,7 +205,7 @@ def test_bad_input_is_one_line_and_starts_nothing(session, act, line):
 
 @pytest.mark.parametrize("budget", [(float("nan"), 4.0), (1.0, float("inf")), (None, 4.0), (-1.0, 4.0), (1.0, 2.0), (1.0, 17.0)])
 def test_bad_budgets_are_refused(profiled, budget):
-    with pytest.raises(BadInput, match="budget"):
+    with pytest.raises(BadInput, match=r"the budget (in|of [-\d.]+) (MB|bits) must be (a number|greater than 0|from 3 to 16)"):
         search.search(profiled, budget[0], None, budget[1], *SEARCH_SETTINGS)
 
 
@@ -219,11 +219,31 @@ def test_a_budget_below_the_smallest_feasible_is_refused_before_it_starts(profil
 def test_a_step_selected_on_another_screen_is_decoded_where_steps_are_looked_at(searched, finish):
     compare.compare(searched, "noto anchor", 0, 4)
     finish(searched)
-    compare.go_to_step(searched, 2)
+    common.go_to_step(searched, 2)
     wait_for(lambda: searched.preview is not None and searched.preview[:2] == (0, 2))
     sensitivity.pick_row(searched, {"layer": 0, "step": 1})
     wait_for(lambda: searched.preview[:2] == (0, 1))
     assert compare.shown(searched)["step_words"] == "as predicted at step 1 (0 to 3)"
+
+
+def test_screens_with_other_steps_select_the_step_of_the_same_noise(searched, finish):
+    compare.compare(searched, "noto anchor", 0, 8)  # twice as many steps as the profile and its plans have
+    finish(searched)
+    compare.look(searched, {"what": "step", "step": 7})
+    wait_for(lambda: searched.preview == (0, 7))
+    assert searched.cell[1] == 3 and compare.marked_step(searched) == 7
+    assert compare.shown(searched)["step_words"] == "as predicted at step 7 (0 to 7)"
+    sensitivity.pick_row(searched, {"layer": 2, "step": 1})
+    wait_for(lambda: searched.preview == (0, 2))
+    assert searched.cell == (2, 1) and search.cell_of_plan(searched) == (2, 1)
+    compare.look(searched, {"what": "step", "step": 8})
+    assert searched.at_step is None and compare.marked_step(searched) == 2, "still marked on the curve"
+
+    every_other = searched.chosen.plan.model_copy(update={
+        "sigma_T": searched.chosen.plan.sigma_T[::2], "act_bits_TL": searched.chosen.plan.act_bits_TL[::2]})
+    searched.set(chosen=Drafted(plan=every_other))
+    search.click_bits(searched, {"row": 5, "column": 1})
+    assert searched.cell == (5, 2) and search.cell_of_plan(searched) == (5, 1)
 
 
 def test_a_checkpoint_is_there_again_with_its_plan(searched, finish):
@@ -389,7 +409,7 @@ def test_a_floor_that_means_nothing_leaves_no_line(searched, floor):
 
 def test_what_is_typed_into_a_budget_is_answered_in_words(searched):
     before = searched.chosen
-    for typed, says in ((0.01, "no plan of the front"), (None, "must be a number"), (-3, "greater than 0")):
+    for typed, says in ((0.01, "no plan of the front"), (None, "must be a number"), (-3, "of -3 MB must be greater than 0")):
         with pytest.raises(BadInput, match=says):
             search.move_budget(searched, typed, None, 5.0)
     assert searched.chosen is before

@@ -88,6 +88,10 @@ def read(found, values: dict[str, float]) -> Budget:
         value = values.get(axis.field)
         if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
             raise BadInput(f"the budget in {axis.unit} must be a number")
+        least, most = forms.bounds(Budget, axis.field)
+        if value <= 0 or value < least or (most is not None and value > most):
+            right = "greater than 0" if most is None else f"from {least:g} to {most:g}"
+            raise BadInput(f"the budget of {value:g} {axis.unit} must be {right}")
         limits[axis.field] = round(value * axis.scale) if axis.scale != 1 else value
     return Budget.parse(limits, "budget")
 

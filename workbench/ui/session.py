@@ -50,7 +50,7 @@ class Drafted:
 
 # What depends on the shown comparison is forgotten with another one, what depends on the profile with a new profile, and what depends on
 # the model when another one is loaded.
-OF_COMPARISON = {"pair": 0, "at_step": False, "preview": None, "previews": {}, "blind": None}
+OF_COMPARISON = {"pair": 0, "at_step": None, "preview": None, "previews": {}, "blind": None}
 OF_PROFILE = {"events": (), "replay": None, "so_far": None, "result": None, "chosen": None, "pinned": None, "edits": (), "comparison": None,
               "comparisons": {}, "drafts": None, "exported": None, "exports": {}, **OF_COMPARISON,
               "look": None, "floor_db": None, "sliders_moved": None, "written": None}

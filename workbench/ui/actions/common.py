@@ -41,11 +41,52 @@ def stop(session: Session) -> None:
     session.cancel()
 
 
+def noise_levels(session: Session) -> tuple[float, ...]:
+    """Sigma of the steps that the selected step counts among: the profile's, before there is one the chosen plan's."""
+    if session.profile is not None:
+        return tuple(session.profile.sensitivity.schedule.sigma_T1[:-1].tolist())
+    if session.fisher_TL and session.bundle is not None:
+        return schedule_of(session, len(session.fisher_TL))
+    return session.chosen.plan.sigma_T if session.chosen is not None else ()
+
+
+def compared_levels(session: Session) -> tuple[float, ...]:
+    """Sigma of the steps of the shown comparison."""
+    comparison = session.comparison
+    if comparison is None:
+        return ()
+    if comparison.trajectories is not None:
+        return tuple(comparison.trajectories.sigma_T1[:-1].tolist())
+    return schedule_of(session, len(comparison.pairs[0].latent_nmse_T))
+
+
+def schedule_of(session: Session, steps: int) -> tuple[float, ...]:
+    return tuple(session.bundle.schedule(steps).sigma_T1[:-1].tolist())
+
+
+def same_noise(step: int | None, from_T, to_T) -> int | None:
+    """The step of a schedule `to_T` that is nearest in noise to one of `from_T`: plans and images may have other steps than the profile."""
+    if step is None or not to_T or not step < len(from_T):
+        return None
+    return min(range(len(to_T)), key=lambda t: abs(to_T[t] - from_T[step]))
+
+
 def select_cell(session: Session, layer: int | None, step: int) -> None:
     """Select a layer and step on every screen: the look into it comes as soon as the model is free, images of that step where steps are
     looked at."""
     session.set(cell=(layer, step))
+    if session.at_step is not None:
+        session.set(at_step=same_noise(step, noise_levels(session), compared_levels(session)))
     look_closer(session)
+    show_step(session)
+
+
+def go_to_step(session: Session, step: int | None) -> None:
+    """Look at both compared images as they stand after a step; None is the final image. The step is the selected one on every screen."""
+    session.set(at_step=step)
+    if step is not None:
+        session.set(cell=(session.cell[0], same_noise(step, compared_levels(session), noise_levels(session))))
+        look_closer(session)
     show_step(session)
 
 
@@ -53,7 +94,9 @@ def look_closer(session: Session) -> None:
     """Ranges and histogram of the selected cell, made off the request; a model in use is no error, only later."""
     layer, step = session.cell
     found, bundle = session.profile, session.bundle
-    if layer is None or found is None or (session.look is not None and (session.look.layer, session.look.step) == (layer, step)):
+    if layer is None or step is None or found is None:
+        return
+    if session.look is not None and (session.look.layer, session.look.step) == (layer, step):
         return
     session.set(look=None)
     if found.trace is None:
@@ -74,15 +117,15 @@ def look_closer(session: Session) -> None:
 
 def show_step(session: Session) -> None:
     """Decode the selected step of the shown pair, off the request."""
-    comparison, pair, step = session.comparison, session.pair, session.cell[1]
-    if not session.at_step or comparison is None or step is None or not step < len(comparison.pairs[pair].latent_nmse_T):
+    comparison, pair, step = session.comparison, session.pair, session.at_step
+    if comparison is None or step is None:
         return
     if (pair, step) in session.previews:
         session.set(preview=(pair, step))
         return
     bundle = bundle_of(session)
     if comparison.trajectories is None:
-        session.set(at_step=False)
+        session.set(at_step=None)
         raise BadInput("the latents of this comparison were not kept, so only its final images can be shown")
 
     def work():
@@ -91,7 +134,7 @@ def show_step(session: Session) -> None:
         if session.comparison is None or session.comparison.pairs is not comparison.pairs:
             return
         session.set(previews={**session.previews, (pair, step): addresses})
-        if (session.pair, session.cell[1]) == (pair, step):
+        if (session.pair, session.at_step) == (pair, step):
             session.set(preview=(pair, step))
 
     session.soon("compare", work)

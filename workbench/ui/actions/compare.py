@@ -8,7 +8,16 @@ from dataclasses import dataclass, replace
 from workbench.options import BadInput, TraceConfig
 from workbench.space import stages
 from workbench.ui import forms, limits, pictures, widget
-from workbench.ui.actions.common import bundle_of, chosen_of, profile_of, select_cell, show_step
+from workbench.ui.actions.common import (
+    bundle_of,
+    chosen_of,
+    compared_levels,
+    go_to_step,
+    noise_levels,
+    profile_of,
+    same_noise,
+    show_step,
+)
 from workbench.ui.session import OF_COMPARISON, Session
 from workbench.ui.views import compare as views
 
@@ -111,13 +120,6 @@ def look(session: Session, payload) -> None:
         vote(session, payload["choice"])
 
 
-def go_to_step(session: Session, step: int | None) -> None:
-    """Look at both images as they stand after a step; None is the final image. The step is the selected one on every screen."""
-    session.set(at_step=step is not None)
-    if step is not None:
-        select_cell(session, session.cell[0], step)
-
-
 def click_curve(session: Session, payload) -> None:
     """A point of the error curve is a step."""
     if session.comparison is not None:
@@ -182,6 +184,11 @@ def shown_pair(session: Session) -> int:
     return session.blind.pair if session.mode == "blind" and session.blind is not None else session.pair
 
 
+def marked_step(session: Session) -> int | None:
+    """The step of the shown comparison that is selected: the one that is looked at, or the nearest in noise to that of other screens."""
+    return session.at_step if session.at_step is not None else same_noise(session.cell[1], noise_levels(session), compared_levels(session))
+
+
 def shown(session: Session) -> dict:
     """What the comparing canvas shows now."""
     comparison = session.comparison
@@ -204,9 +211,9 @@ def shown(session: Session) -> dict:
         tally = views.tally_words(blind.wins, blind.losses, blind.ties, len(comparison.pairs))
         return views.viewer(left, right, labels=["A", "B"], caption=pair.prompt, tally=tally, **shared)
     pair = comparison.pairs[session.pair]
-    steps, step = len(pair.latent_nmse_T), session.cell[1]
+    steps, step = len(pair.latent_nmse_T), session.at_step
     more = {"steps": steps, "at": None, "step_words": "final image"}
-    if session.at_step and step is not None and step < steps:
+    if step is not None:
         of_pair, at = session.preview or (None, None)
         ready = session.preview == (session.pair, step)
         more |= {"at": step, "step_words": f"as predicted at step {step} (0 to {steps - 1})" if ready else f"decoding step {step} …"}

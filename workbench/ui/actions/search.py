@@ -7,7 +7,17 @@ import math
 from workbench.options import ACT_BITS, BadInput, SearchConfig
 from workbench.space import stages
 from workbench.ui import budgets, forms, widget
-from workbench.ui.actions.common import bundle_of, choose, chosen_of, need, profile_of, run_of, select_cell
+from workbench.ui.actions.common import (
+    bundle_of,
+    choose,
+    chosen_of,
+    need,
+    noise_levels,
+    profile_of,
+    run_of,
+    same_noise,
+    select_cell,
+)
 from workbench.ui.session import Drafted, Session
 
 SEARCH_FORM = ("beam", "configs", "samples", "scoring", "rollout", "finalists")
@@ -123,7 +133,13 @@ def click_bits(session: Session, payload) -> None:
     plan = session.chosen.plan
     cell = widget.clicked_cell(payload, len(plan.layer_names), len(plan.sigma_T))
     if cell is not None:
-        select_cell(session, *cell)
+        select_cell(session, cell[0], same_noise(cell[1], plan.sigma_T, noise_levels(session)))
+
+
+def cell_of_plan(session: Session) -> tuple[int | None, int | None]:
+    """The selected layer, and the chosen plan's step nearest in noise to the selected one."""
+    layer, step = session.cell
+    return layer, same_noise(step, noise_levels(session), session.chosen.plan.sigma_T if session.chosen else ())
 
 
 def set_brush(session: Session, bits) -> None:

@@ -58,7 +58,8 @@ def _pictures(page: Page) -> None:
     now = ["comparison", "pair", "mode"]
     page.show(viewer, [*now, "gain", "at_step", "cell", "preview", "blind", "drafts", "chosen", "profile", "busy"], actions.shown)
     page.show(grid, [*now, "drafts", "chosen"], actions.cards)
-    page.show(curve, [*now, "cell", "blind"], lambda s: views.error_over_steps(s.comparison, actions.shown_pair(s), s.cell[1]))
+    page.show(curve, [*now, "at_step", "cell", "blind"],
+              lambda s: views.error_over_steps(s.comparison, actions.shown_pair(s), actions.marked_step(s)))
     page.on(viewer.look, actions.look, tab="compare", with_payload=True)
     page.on(grid.pick, actions.pick_pair, tab="compare", with_payload=True)
     page.on(curve.cell_click, actions.click_curve, tab="compare", with_payload=True)

@@ -34,7 +34,7 @@ def _bits(page: Page) -> None:
     label = "Bits of the chosen plan, layer by step"
     bits = widget.plot(elem_id="bit-map", height=420, label=label, paintable=True, told_by="plan-numbers")
     page.show(bits, ["chosen", "cell", "brush"], lambda s: plans.bit_map(
-        s.chosen and s.chosen.plan, s.bundle and s.bundle.layers, s.cell, s.brush))
+        s.chosen and s.chosen.plan, s.bundle and s.bundle.layers, actions.cell_of_plan(s), s.brush))
     page.show(undo, ["edits"], lambda s: gr.Button(interactive=bool(s.edits)))
     page.show(brush, ["brush"], lambda s: s.brush or "off")
     page.on(brush.input, actions.set_brush, [brush], tab="plan")
