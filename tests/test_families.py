@@ -86,6 +86,17 @@ def test_bad_models_are_refused_in_one_line(tmp_path, make, words):
     assert "\n" not in str(error.value)
 
 
+def test_a_model_from_the_hub_has_its_own_name_not_that_of_its_snapshot(tmp_path, monkeypatch):
+    snapshot = tmp_path / "0123456789abcdef0123456789abcdef01234567"
+    snapshot.symlink_to(families.EMBEDDED["emoji-flux"])
+    monkeypatch.setattr(families, "_download", lambda source: snapshot)
+    loaded = families.load(ModelSpec(source="maker/model"))
+    assert (loaded.name, loaded.source) == ("model", "maker/model")
+    with pytest.raises(BadInput, match=r"^model is no diffusers pipeline"):
+        monkeypatch.setattr(families, "_download", lambda source: tmp_path)
+        families.load(ModelSpec(source="maker/model"))
+
+
 def _write(path, text):
     path.parent.mkdir(exist_ok=True)
     path.write_text(text)

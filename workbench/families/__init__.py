@@ -32,7 +32,8 @@ def find_device(name: str) -> torch.device:
 def load(spec: ModelSpec) -> Bundle:
     """The pipeline of `spec`, ready to run. Raises BadInput for anything that is not a safetensors pipeline of a known family."""
     folder = _find(spec.source)
-    family = check_folder(folder)
+    name = folder.name if Path(spec.source).expanduser().is_dir() else spec.source.rsplit("/", 1)[-1]  # a snapshot's folder is a hash
+    family = check_folder(folder, name)
     device = find_device(spec.device)
     import diffusers
     import transformers
@@ -47,25 +48,25 @@ def load(spec: ModelSpec) -> Bundle:
                        "a complete folder saved by save_pretrained is needed") from error
     pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)
-    name = spec.source if spec.source in EMBEDDED else folder.name
     return FAMILIES[family](name=name, source=spec.source, pipeline=pipeline, device=device,
                             model_hash=_hash_weights(folder / "transformer"))
 
 
-def check_folder(folder: Path) -> str:
-    """The pipeline class of a folder; BadInput when it is no pipeline, of an unknown family, or made of pickles."""
+def check_folder(folder: Path, name: str = "") -> str:
+    """The pipeline class of a folder; BadInput when it is no pipeline, of an unknown family, or made of pickles. `name` stands for it."""
+    name = name or folder.name
     index = folder / "model_index.json"
     pickles = sorted(p for p in folder.rglob("*") if p.suffix in PICKLES)
     if pickles and not list((folder / "transformer").glob("*.safetensors")):
-        raise BadInput(f"{folder.name}: {pickles[0].name} is a pickle, which is never opened; convert it to safetensors")
+        raise BadInput(f"{name}: {pickles[0].name} is a pickle, which is never opened; convert it to safetensors")
     if not index.exists():
-        raise BadInput(f"{folder.name} is no diffusers pipeline (model_index.json is missing); use a folder saved by save_pretrained")
+        raise BadInput(f"{name} is no diffusers pipeline (model_index.json is missing); use a folder saved by save_pretrained")
     try:
         family = json.loads(index.read_text())["_class_name"]
     except (ValueError, KeyError, TypeError):
-        raise BadInput(f"{folder.name}: model_index.json cannot be read; save the pipeline again") from None
+        raise BadInput(f"{name}: model_index.json cannot be read; save the pipeline again") from None
     if family not in FAMILIES:
-        raise BadInput(f"{folder.name} is a {family}; supported are {', '.join(FAMILIES)}")
+        raise BadInput(f"{name} is a {family}; supported are {', '.join(FAMILIES)}")
     return family
 
 
