@@ -30,6 +30,11 @@ def in_parallel():
     return torch.get_num_threads()
 
 
+def alone():
+    with tuning.alone():
+        return in_parallel()
+
+
 @pytest.fixture
 def two_threads():
     before = torch.get_num_threads()
@@ -39,10 +44,6 @@ def two_threads():
 
 
 def test_only_the_thread_that_asks_computes_alone(two_threads):
-    def alone():
-        with tuning.alone():
-            return in_parallel()
-
     in_parallel()
     assert in_a_thread(alone)[0] == 1 and alone() == 1
     assert torch.get_num_threads() == 2 and in_a_thread(in_parallel)[0] == 2
@@ -50,10 +51,6 @@ def test_only_the_thread_that_asks_computes_alone(two_threads):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
 def test_computing_alone_starts_no_helpers(two_threads):
-    def alone():
-        with tuning.alone():
-            return in_parallel()
-
     in_parallel()
     _, beside = in_a_thread(in_parallel)
     _, alone_beside = in_a_thread(alone)

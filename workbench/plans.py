@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -106,6 +107,11 @@ def bit_operations(weight_bits_L, act_bits_TL, macs_L) -> float:
     return float((torch.as_tensor(act_bits_TL, dtype=torch.float64) * per_layer_L).sum())
 
 
+def nearest_step(sigma_T: Sequence[float], sigma: float) -> int:
+    """The step of a schedule whose noise level is nearest to `sigma`."""
+    return min(range(len(sigma_T)), key=lambda t: abs(sigma_T[t] - sigma))
+
+
 class BitPlan(Frozen):
     """What a search decides: one stored weight per layer, activation bits per step and layer, keyed by sigma."""
 
@@ -156,8 +162,7 @@ class BitPlan(Frozen):
 
     def act_bits_at(self, sigma: float) -> tuple[int, ...]:
         """Activation bits of every layer at the plan's step nearest to `sigma`."""
-        nearest = min(range(len(self.sigma_T)), key=lambda t: abs(self.sigma_T[t] - sigma))
-        return self.act_bits_TL[nearest]
+        return self.act_bits_TL[nearest_step(self.sigma_T, sigma)]
 
 
 def make_plan(*, layers, sigma_T, weight_choice_L, act_bits_TL, costs: CostTable, quant: QuantConfig,

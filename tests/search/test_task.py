@@ -68,9 +68,9 @@ def test_rungs_hold_the_target_and_rise():
 
 def test_the_beam_may_run_on_the_best_and_on_the_uniform_weights_within_the_limit():
     limit = COSTS.total_bytes([4, 4, 8])
-    best, uniform = make_task(1, budget=Budget(max_weight_bytes=limit)).weight_candidates()
+    best, uniform = make_task(1, budget=Budget(max_weight_bytes=limit)).weight_candidates
     assert uniform == (4, 4, 4) and COSTS.total_bytes(best) <= limit
-    assert make_task(budget=Budget(max_mean_act_bits=4.0)).weight_candidates() == [(4, 4, 4)]
+    assert make_task(budget=Budget(max_mean_act_bits=4.0)).weight_candidates == [(4, 4, 4)]
 
 
 def test_other_weights_span_from_the_smallest_to_float_and_the_smallest_has_the_smallest_plan():
@@ -79,7 +79,7 @@ def test_other_weights_span_from_the_smallest_to_float_and_the_smallest_has_the_
     sizes = [COSTS.total_bytes(weights) for weights in others]
     assert sizes[0] == COSTS.total_bytes([2] * 3) and sizes[-1] == COSTS.total_bytes([16] * 3) and sizes == sorted(sizes)
     assert others[(2, 2, 2)][0] == uniform_rows(3, 6, 3)
-    assert not set(others) & set(task.weight_candidates())
+    assert not set(others) & set(task.weight_candidates)
     assert uniform_weights(COSTS) == {bits: COSTS.total_bytes([bits] * 3) for bits in (2, 4, 8, 16)}
 
 

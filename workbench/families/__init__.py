@@ -31,8 +31,7 @@ def find_device(name: str) -> torch.device:
 
 def load(spec: ModelSpec) -> Bundle:
     """The pipeline of `spec`, ready to run. Raises BadInput for anything that is not a safetensors pipeline of a known family."""
-    folder = _find(spec.source)
-    name = folder.name if Path(spec.source).expanduser().is_dir() else spec.source.rsplit("/", 1)[-1]  # a snapshot's folder is a hash
+    folder, name = _find(spec.source)
     family = check_folder(folder, name)
     device = find_device(spec.device)
     import diffusers
@@ -70,18 +69,19 @@ def check_folder(folder: Path, name: str = "") -> str:
     return family
 
 
-def _find(source: str) -> Path:
+def _find(source: str) -> tuple[Path, str]:
+    """The folder of a model, and its name: that of the folder, unless this is a snapshot from the hub, whose name is a hash."""
     if source in EMBEDDED:
-        return EMBEDDED[source]
+        return EMBEDDED[source], source
     folder = Path(source).expanduser()
     if folder.is_dir():
-        return folder
+        return folder, folder.name
     if folder.is_file():
         if folder.suffix in PICKLES:
             raise BadInput(f"{folder.name} is a pickle, which is never opened; convert it to a safetensors pipeline folder")
         raise BadInput(f"{folder.name} is a file; give the folder of a diffusers pipeline")
     if _HUB_ID.fullmatch(source):
-        return _download(source)
+        return _download(source), source.rsplit("/", 1)[-1]
     embedded = ", ".join(EMBEDDED) or "the embedded models"
     raise BadInput(f"unknown model {source!r}; use {embedded}, the folder of a diffusers pipeline, or a hub id owner/name")
 

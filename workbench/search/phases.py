@@ -118,7 +118,7 @@ def planned(task: Task, candidates: int, others: dict[Row, list[Rows]]) -> int:
     beside = len(RIVALS) + 1 if task.config.rivals == "all" else 0
     refined = task.config.refine + len(SPREAD_BITS) if task.config.refine else 0
     plans = candidates + references + beside + refined + sum(map(len, others.values()))
-    return task.steps * plans + _planned_beam(task, len(task.rungs(task.weight_candidates()[0])))
+    return task.steps * plans + _planned_beam(task, len(task.rungs(task.weight_candidates[0])))
 
 
 def _planned_beam(task: Task, seeds: int) -> int:

@@ -56,7 +56,7 @@ def search(*, layers: Sequence[LayerInfo], sigma_T: Sequence[float], table: Dist
 def _measure_all(task: Task, log: Log) -> None:
     """Weights, references and rivals, beam, refinement, other weights: in this order, so that the screen has points to compare
     with early."""
-    candidates, others = task.weight_candidates(), task.other_weights()
+    candidates, others = task.weight_candidates, task.other_weights()
     log.total = phases.planned(task, len(candidates), others)
     for weights in candidates:
         phases.measure(task, log, weights, task.rows_uniform(16), "uniform", "float activations")

@@ -76,7 +76,7 @@ class Task:
         limit, least = self.budget.max_mean_act_bits, min(self.table.act_bits_C)
         if limit is not None and limit < least:
             raise BadInput(f"max_mean_act_bits is {limit:g}; the smallest feasible is {least}")
-        for weights in self.weight_candidates():
+        for weights in self.weight_candidates:
             self.steer(weights)
 
     def under(self, budget: Budget) -> Task:
@@ -148,6 +148,7 @@ class Task:
     def uniform_bytes(self) -> dict[int, int]:
         return {bits: size for bits, size in uniform_weights(self.costs).items() if bits in self.table.weight_bits_C}
 
+    @cached_property
     def weight_candidates(self) -> list[Row]:
         """What the beam may run on: the best allocation within the memory limit and the best uniform one; without a limit
         the typical uniform width. Only weights that some plan keeps the budget's latency with."""
@@ -162,7 +163,7 @@ class Task:
         """Allocations that span the range of memory, the best within the bytes of every uniform width, each with the plans of
         activation bits it is measured with: one that suits the width."""
         levels: dict[Row, list[Rows]] = {}
-        beam_on, least = self.weight_candidates(), min(self.table.act_bits_C)
+        beam_on, least = self.weight_candidates, min(self.table.act_bits_C)
         for width, size in self.uniform_bytes.items():
             weights = self.weights_within(size, in_time=False)
             if weights in levels or weights in beam_on:

@@ -68,7 +68,9 @@ def same_noise(step: int | None, from_T, to_T) -> int | None:
     """The step of a schedule `to_T` that is nearest in noise to one of `from_T`: plans and images may have other steps than the profile."""
     if step is None or not to_T or not step < len(from_T):
         return None
-    return min(range(len(to_T)), key=lambda t: abs(to_T[t] - from_T[step]))
+    from workbench.plans import nearest_step
+
+    return nearest_step(to_T, from_T[step])
 
 
 def select_cell(session: Session, layer: int | None, step: int) -> None:
