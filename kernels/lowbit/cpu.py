@@ -50,11 +50,11 @@ class _Stream(ctypes.Structure):
     _fields_ = (("q", _P), ("k", _P), ("v", _P), ("q_norm", _P), ("k_norm", _P), ("y", _P), ("tokens", _I))
 
 
-_ARGUMENTS = {  # of lowbit.h's entry points; every one ends with the number of threads
+_ARGUMENTS = {  # of lowbit.h's entry points; every one ends with the number of threads, but what takes a struct
     "lowbit_hadamard": (_P, _I, _P, _I, _I, _I, _P, _I),
     "lowbit_act_quant": (_P, _I, _P, _I, _P, _I, _I, _I, _P, _P, _I),
     "lowbit_linear_wnan": (ctypes.POINTER(Weight), ctypes.POINTER(Epilogue), _P, _P, _I, _I, _I),
-    "lowbit_quant_linears": (_P, _P, _P, _P, _P, _P, _I, _I, _I, _I),
+    "lowbit_quant_linears": (_P,),
     "lowbit_linear_wna16": (ctypes.POINTER(Weight), ctypes.POINTER(Epilogue), _P, _I, _I, _I),
     "lowbit_modulate": (_P, _I, _P, _P, _I, _D, _I, _I, _I, _P, _I),
     "lowbit_attention": (_P, _I, _I, _P, _P, _D, _I, _I, _I, _I),
@@ -80,7 +80,11 @@ def _function(name: str):
 
 
 def call(name: str, *arguments) -> None:
-    if _function(name)(*arguments, torch.get_num_threads()):
+    run(name, *arguments, torch.get_num_threads())
+
+
+def run(name: str, *arguments) -> None:
+    if _function(name)(*arguments):
         raise MemoryError(f"{name}: out of memory for its scratch space")
 
 
@@ -132,16 +136,17 @@ def block_hadamard(x: Tensor, block: int, factor_K: Tensor | None) -> Tensor:
 
 @functools.lru_cache(maxsize=256)
 def grid_structs(act_bits: tuple[int, ...], clip: float, mid_rise: bool):
-    """Pointer to the structs; refuses widths that do not exist."""
+    """(address of the structs, the structs); refuses widths that do not exist."""
     grids = [grid_of(bits, clip, mid_rise) for bits in act_bits]
-    return (_ActGrid * len(grids))(*((bits, grid.mid_rise, grid.share) for bits, grid in zip(act_bits, grids)))
+    structs = (_ActGrid * len(grids))(*((bits, grid.mid_rise, grid.share) for bits, grid in zip(act_bits, grids)))
+    return ctypes.addressof(structs), structs
 
 
 def act_quant(x: Tensor, factor_K: Tensor | None, block: int, bits: int, group_size: int, clip: float = 1.0, mid_rise: bool = False,
               fp8: bool = False) -> tuple[Tensor, Tensor]:
     """See act_quant/naive.py."""
     k_in = x.shape[-1]
-    width, grid, held = group_size or k_in, grid_structs((bits,), clip, mid_rise), held_as(bits, fp8)
+    width, (grid, _kept), held = group_size or k_in, grid_structs((bits,), clip, mid_rise), held_as(bits, fp8)
     check_block(block, k_in)
     if width and k_in % width:
         raise ValueError(f"{k_in} features are not a multiple of the group size {width}")

@@ -139,10 +139,13 @@ typedef struct {
     float clip;
 } ActGrid;
 
-/* act_quant/cpu.c: codes, as bytes with the bits of `flip` flipped, and scales (one per `group`) of a row of float32, whose rounding
-   leaves `wide` as it was. */
-void lowbit_round_row(const float *restrict wide, const ActGrid *grid, int64_t group, int64_t k_in, int8_t *restrict q,
-                      float *restrict scale, int8_t flip);
+/* Rows that are rounded together: of as many numbers as stay in the first cache. */
+INLINE int64_t lowbit_rows_at_once(int64_t k_in) { return k_in < 2048 ? smaller(8, 2048 / (k_in + !k_in)) : 1; }
+
+/* act_quant/cpu.c: codes, `stride` bytes from row to row, with the bits of `flip` flipped, and scales (one per `group`) of rows of
+   float32, whose rounding leaves `wide` as it was. */
+void lowbit_round_rows(const float *restrict wide, const ActGrid *grid, int64_t group, int64_t rows, int64_t k_in, int8_t *restrict q,
+                       int64_t stride, float *restrict scale, int8_t flip);
 
 /* A packed weight: codes (N, P), scales (N, G) half, zeros (N, G) or NULL, `group` columns to a scale. */
 typedef struct {
@@ -171,6 +174,19 @@ typedef struct {
     const float *factor;  /* (K) or NULL */
     int64_t count, block, act_groups;
 } Layers;
+
+enum { MOST_WEIGHTS = 8 }; /* of one call */
+/* A call of them: output i is ys[i], in `format`, rounded to grids[i]. x (M, K) may come as two parts side by side, the first k_first columns
+   wide, a multiple of `block`; else more_x is NULL. gated is NULL, or holds the residual of a single layer's output. One pointer to all of
+   it, because ctypes takes a tenth of a microsecond for each argument. */
+typedef struct {
+    const Layers *layers;
+    const Epilogue *gated;
+    const ActGrid *grids;
+    const void *x, *more_x;
+    int64_t k_first, format, m, threads;
+    void *ys[MOST_WEIGHTS]; /* as many as layers are read */
+} LayersCall;
 
 /* One stream of tokens of attention: q, k, v, y (B, tokens, H C) in the call's format, norm weights (C) float32. */
 typedef struct {

@@ -12,8 +12,7 @@
 int lowbit_hadamard(const void *, int64_t, const float *, int64_t, int64_t, int64_t, void *, int64_t);
 int lowbit_act_quant(const void *, int64_t, const float *, int64_t, const ActGrid *, int64_t, int64_t, int64_t, int8_t *, float *, int64_t);
 int lowbit_linear_wnan(const Weight *, const Epilogue *, const int8_t *, const float *, int64_t, int64_t, int64_t);
-int lowbit_quant_linears(const Layers *, const Epilogue *, void *const *, const ActGrid *, const void *, const void *, int64_t, int64_t,
-                         int64_t, int64_t);
+int lowbit_quant_linears(const LayersCall *);
 int lowbit_linear_wna16(const Weight *, const Epilogue *, const void *, int64_t, int64_t, int64_t);
 int lowbit_modulate(const void *, int64_t, const void *, const void *, int64_t, double, int64_t, int64_t, int64_t, void *, int64_t);
 int lowbit_attention(const Stream *, int64_t, int64_t, const float *, const float *, double, int64_t, int64_t, int64_t, int64_t);
@@ -46,7 +45,8 @@ static void *floats_of(size_t count, int format) {
 
 static void linear(void) {
     static const int64_t widths[] = {2, 3, 4, 6, 8}, groups[] = {0, 32, 64};
-    const int64_t bits = widths[draw(5)], m = draw(20) ? draw(30) : 256 + draw(40), n = 1 + draw(70), k = 1 + draw(200), chosen = groups[draw(3)];
+    const int64_t bits = widths[draw(5)], m = draw(20) ? draw(30) : 256 + draw(40), k = 1 + draw(200), chosen = groups[draw(3)];
+    const int64_t n = 1 + draw(70) + (draw(20) || m > 30 ? 0 : 1024); /* so that threads share out each of what they can */
     const int64_t group = chosen ? chosen : k, count = ceil_div(k, group), rank = draw(4);
     const int format = (int)draw(3), y_format = (int)draw(3), has_zero = (int)draw(2), has_bias = (int)draw(2);
     uint8_t *packed = bytes_of((size_t)(n * ceil_div(k * bits, 8))), *zero = has_zero ? bytes_of((size_t)(n * count)) : NULL;
@@ -65,13 +65,13 @@ static void linear(void) {
         const Epilogue ends[] = {{bias, NULL, NULL, NULL, format, 0, 0, 0}, {bias, NULL, NULL, NULL, format, 0, 1, 0}};
         const ActGrid grids[] = {{4, draw(2), 1}, {draw(2) ? 4 : 8, 0, 0.9f}};
         Layers layers = {both, ends, NULL, 2, 1, act_groups};
-        if (lowbit_quant_linears(&layers, NULL, (void *[]){y, second}, grids, x, NULL, 0, y_format, m, 1 + draw(2))) exit(2);
+        if (lowbit_quant_linears(&(LayersCall){&layers, NULL, grids, x, NULL, 0, y_format, m, 1 + draw(2), {y, second}})) exit(2);
         layers.count = 1;
         void *gate = floats_of((size_t)n, y_format), *left = floats_of((size_t)m, y_format);
         void *right = floats_of((size_t)(m * (k - 1)), y_format);
         const Epilogue gated = {.residual = second, .gate = gate, .gate_stride = n, .tokens = m};
-        if (lowbit_quant_linears(&layers, &gated, (void *[]){y}, grids, k > 1 ? left : x, k > 1 ? right : NULL, 1, y_format, m,
-                                 1 + draw(2))) exit(2);
+        const LayersCall parts = {&layers, &gated, grids, k > 1 ? left : x, k > 1 ? right : NULL, 1, y_format, m, 1 + draw(2), {y}};
+        if (lowbit_quant_linears(&parts)) exit(2);
         free(second), free(gate), free(left), free(right);
         for (int64_t i = 0; i < m * k; i++) q[i] = q[i] == -128 ? 0 : q[i];
         if (lowbit_linear_wnan(&weight, &end, q, act_scale, act_groups, m, 1 + draw(2))) exit(2);

@@ -272,7 +272,8 @@ def test_layers_of_one_input_give_what_each_gives_alone(draw, m, dtype, seed):
     block = draw.draw(st.sampled_from(powers(k_in)))
     act_group = draw.draw(st.sampled_from([0, group_size if k_in % (group_size or 1) == 0 else 0]))
     widths = draw.draw(st.lists(st.sampled_from(PACKED_BITS), min_size=1, max_size=4))
-    layers = [layer(bits, group_size, draw.draw(st.booleans()), draw.draw(st.integers(1, 70)), k_in, seed + i)
+    n_out = st.integers(1, 70) | st.integers(1024, 1090)  # threads share out tokens of narrow layers, and features of wide ones
+    layers = [layer(bits, group_size, draw.draw(st.booleans()), draw.draw(n_out), k_in, seed + i)
               for i, bits in enumerate(widths)]
     x_MK, factor_K = signed(m, k_in, seed, dtype), torch.randn(k_in, generator=torch.Generator().manual_seed(seed))
     bias = [draw.draw(st.sampled_from([None, ends(0, len(each[0]), 1, dtype, seed)[0]])) for each in layers]
@@ -347,18 +348,23 @@ def run_all(seed=0):
             ops.linear_wnan(q_MK, scale_M1, *weight, None, None, None, True, torch.bfloat16))
 
 
-def many_tokens(group_size):
-    """So many that threads share them out."""
-    weight, x_MK = layer(4, group_size, True, 70, 3 * group_size, 0), signed(301, 3 * group_size, 0)
-    return ops.linear_wnan(*ops.act_quant(x_MK, None, 32, 8, 0), *weight, None, None, None, False, torch.float32)
+def shared_out():
+    """Products whose tokens threads share out (301 x 70, 100 x 40), whose features (45 x 1600), and whose panels as well (45 x 131)."""
+    made = []
+    for m, n_out in ((301, 70), (100, 40), (45, 1600), (45, 131)):
+        for group_size in (32, 64):
+            (packed_NP, *rest, bits, _), x_MK = layer(4, group_size, True, n_out, 3 * group_size, 0), signed(m, 3 * group_size, 0)
+            made += ops.quant_linears((x_MK,), None, 32, (8,), 0, (packed_NP,), *((each,) for each in rest), (bits,), group_size, (None,),
+                                      (False,), None, None)
+    return made
 
 
 def test_one_thread_and_two_give_the_same(threads):
     threads(1)
-    one = (*run_all(), many_tokens(32), many_tokens(64))
+    one = (*run_all(), *shared_out())
     for count in (2, 3):
         threads(count)
-        assert all(torch.equal(a, b) for a, b in zip(one, (*run_all(), many_tokens(32), many_tokens(64)), strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(one, (*run_all(), *shared_out()), strict=True))
 
 
 def test_calls_from_several_threads_do_not_mix():

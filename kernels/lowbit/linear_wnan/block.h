@@ -19,7 +19,7 @@ typedef struct {
 } Block;
 
 #if defined(__AVX512VNNI__)
-enum { ROWS = 12, ROWS_GROUPED = 6 }; /* 24 of 32 registers hold sums: integers alone, or integers and floats */
+enum { ROWS = 12, ROWS_GROUPED = 7 }; /* 24 of 32 registers hold sums of integers alone, or 28 integers and floats */
 enum { AHEAD = 2048 };             /* bytes of codes fetched ahead */
 
 /* In place: given the intrinsic, gcc copies every sum to another register and back, and spills. */
@@ -74,13 +74,13 @@ INLINE void one_group(const Block *b, const int rows) {
 
 INLINE void many_groups(const Block *b, const int rows) {
     __m512 total[ROWS_GROUPED][2];
-#pragma GCC unroll 6
+#pragma GCC unroll 7
     for (int r = 0; r < rows; r++) total[r][0] = total[r][1] = _mm512_setzero_ps();
     for (int64_t g = 0; g < b->groups; g++) {
         __m512i acc[ROWS_GROUPED][2];
         sum_group(b, rows, g, acc);
         const __m512 s0 = _mm512_load_ps(b->scale + g * COLUMNS), s1 = _mm512_load_ps(b->scale + g * COLUMNS + 16);
-#pragma GCC unroll 6
+#pragma GCC unroll 7
         for (int r = 0; r < rows; r++) {
             __m512 y0 = _mm512_cvtepi32_ps(acc[r][0]), y1 = _mm512_cvtepi32_ps(acc[r][1]);
             if (b->act_scale) {
@@ -91,7 +91,7 @@ INLINE void many_groups(const Block *b, const int rows) {
             total[r][1] = _mm512_fmadd_ps(y1, s1, total[r][1]);
         }
     }
-#pragma GCC unroll 6
+#pragma GCC unroll 7
     for (int r = 0; r < rows; r++) {
         _mm512_store_ps(b->sums + r * COLUMNS, total[r][0]);
         _mm512_store_ps(b->sums + r * COLUMNS + 16, total[r][1]);

@@ -28,7 +28,7 @@ static int32_t sum_of(const int8_t *restrict q, int64_t count, int8_t flip) {
    the rest of the zero point with the sums. */
 INLINE int reads_sums(const Weight *weight) { return !SIGNED_CODES || (weight->zero && weight->bits == 8); }
 
-enum { MOST_WEIGHTS = 8, MOST_SPAN = 4 }; /* of one call; tiles at a time */
+enum { MOST_SPAN = 4 }; /* tiles at a time */
 static __thread Scratch of_call, of_thread;
 
 /* The tokens of a product: quantized, or floats x that are quantized a row at a time. */
@@ -56,44 +56,63 @@ static void load_parts(const Tokens *tokens, int64_t row, int64_t k_in, float *w
     if (tokens->x[1]) lowbit_load_row(tokens->x[1], tokens->format, row, factor ? factor + k : NULL, tokens->block, k_in - k, wide + k);
 }
 
-/* A row on each grid: quantized where it is not, with its sums. 0 when memory ran out. */
-static int prepare_row(const Tokens *tokens, const Panels *of_width, int64_t widths, int64_t row, int64_t k_in, int64_t group) {
-    const int64_t groups = ceil_div(k_in, group), padded_k = ceil_div(k_in, 4) * 4;
-    float *wide = tokens->x[0] ? reserve(&of_thread, (size_t)k_in * 4 + 64) : NULL;
-    if (tokens->x[0] && !wide) return 0;
-    if (wide) load_parts(tokens, row, k_in, wide);
-    for (const Panels *to = of_width; to < of_width + widths; to++) {
-        int8_t *q = to->q + row * row_bytes(k_in);
-        if (wide) lowbit_round_row(wide, to->grid, k_in / tokens->act_groups, k_in, q, to->act_scale + row * tokens->act_groups, to->flip);
-        else for (int64_t k = 0; k < k_in; k++) q[k] = tokens->q[row * k_in + k] ^ to->flip;
-        for (int64_t k = k_in; k < padded_k; k++) q[k] = to->flip;
-        for (int64_t g = 0; to->token_sums && g < groups; g++)
-            to->token_sums[row * groups + g] = sum_of(q + g * group, smaller(group, k_in - g * group), to->flip);
-    }
-    return 1;
-}
-
 static int same_grid(const ActGrid *a, const ActGrid *b) {
     return a->bits == b->bits && a->mid_rise == b->mid_rise && a->clip == b->clip;
 }
 
-/* Among how many threads tokens are shared out, each of which then unpacks every weight: where there are enough of them to pay for that,
-   and the panels that a thread wrote are still in its own cache when it reads them. Else 1: threads share the tiles. */
-static int64_t shares_of(int64_t m, int64_t k_in, int64_t threads) {
-    enum { TOKENS = 128, BYTES = 1 << 19 };
-    const int64_t shares = smaller(threads, m / TOKENS);
-    return shares > 1 && m * row_bytes(k_in) / shares <= BYTES ? shares : 1;
+/* What threads share out. Reading what another thread wrote can take longer than making it again (175 ns a cache line between two parts of
+   one processor, measured; 36 within a part), so where panels stay in a core's own cache
+   BY_TOKENS: each thread has tokens of its own, and unpacks every weight for them, or
+   BY_TILES_ALONE: tiles, and each thread quantizes every token for itself, whichever is less to do again;
+   BY_TILES: tiles, of tokens that were quantized together. */
+typedef enum { BY_TOKENS, BY_TILES_ALONE, BY_TILES } Sharing;
+
+static Sharing sharing_of(int64_t m, int64_t n_out, int64_t k_in, int64_t threads) {
+    enum { TOKENS = 32, FEATURES_OUT = 512, BYTES = 1 << 19 }; /* of a thread: below, what is done again is too large a part */
+    const int64_t bytes = m * row_bytes(k_in);
+    if (threads == 1) return BY_TILES;
+    if (m >= TOKENS * threads && bytes <= BYTES * threads && (n_out <= 5 * m || m >= 4 * TOKENS * threads)) return BY_TOKENS;
+    return n_out >= FEATURES_OUT * threads && bytes <= BYTES ? BY_TILES_ALONE : BY_TILES;
 }
 
-/* Of one call. Tiles are counted through all weights; `span` of them are multiplied at a time. */
+/* Of one call. Tiles are counted through all weights; `span` of them are multiplied at a time, for share_rows tokens. */
 typedef struct {
     const Weight *const *weights;
     const Epilogue *ends;
-    const Panels *panels[MOST_WEIGHTS];
     const Tokens *tokens;
+    Panels of_width[MOST_WEIGHTS]; /* tokens on each grid, `widths` of them */
+    const Panels *panels[MOST_WEIGHTS];
     Block common;
-    int64_t m, tiles, span, step, share_rows;
+    int64_t m, tiles, span, step, share_rows, widths;
 } Call;
+
+/* Rows first ... last - 1 on one grid: quantized where they are not (`wide` NULL), with their sums. */
+static void fill_panels(const Call *call, const Panels *to, const float *wide, int64_t first, int64_t last) {
+    const Tokens *tokens = call->tokens;
+    const int64_t k_in = call->common.k_in, stride = call->common.stride, groups = call->common.groups, group = call->common.group;
+    int8_t *q = to->q + first * stride;
+    float *scale = to->act_scale + first * tokens->act_groups;
+    if (wide) lowbit_round_rows(wide, to->grid, k_in / tokens->act_groups, last - first, k_in, q, stride, scale, to->flip);
+    for (int64_t row = first; row < last; row++, q += stride) {
+        for (int64_t k = 0; !wide && k < k_in; k++) q[k] = tokens->q[row * k_in + k] ^ to->flip;
+        for (int64_t k = k_in; k % 4; k++) q[k] = to->flip;
+        for (int64_t g = 0; to->token_sums && g < groups; g++)
+            to->token_sums[row * groups + g] = sum_of(q + g * group, smaller(group, k_in - g * group), to->flip);
+    }
+}
+
+/* Rows first ... last - 1 on all grids. 0 when memory ran out. */
+static int prepare_rows(const Call *call, int64_t first, int64_t last) {
+    const int64_t k_in = call->common.k_in, at_once = lowbit_rows_at_once(k_in);
+    float *wide = call->tokens->x[0] ? reserve(&of_thread, (size_t)(at_once * k_in) * 4 + 64) : NULL;
+    if (call->tokens->x[0] && !wide) return 0;
+    for (; first < last; first += at_once) {
+        const int64_t end = smaller(last, first + at_once);
+        for (int64_t row = first; wide && row < end; row++) load_parts(call->tokens, row, k_in, wide + (row - first) * k_in);
+        for (int64_t i = 0; i < call->widths; i++) fill_panels(call, call->of_width + i, wide, first, end);
+    }
+    return 1;
+}
 
 /* A tile of COLUMNS out features, unpacked. `block` begins with the first token. */
 typedef struct {
@@ -148,15 +167,22 @@ static void run_tile(const Tile *tile, int64_t row, int64_t rows) {
     lowbit_finish(tile->weight, tile->end, block.sums, tile->token_scale ? tile->token_scale + row : NULL, row, rows, tile->first_n);
 }
 
-/* Item i: a span of tiles for a share of the tokens. */
-static void run_item(const Call *call, int64_t i, uint8_t *scratch) {
-    const int64_t spans = ceil_div(call->tiles, call->span), first = i % spans * call->span;
+/* A span of tiles from `first` on, for tokens first_m ... last_m - 1. */
+static void run_span(const Call *call, int64_t first, int64_t first_m, int64_t last_m, uint8_t *scratch) {
     const int64_t count = smaller(call->span, call->tiles - first);
-    const int64_t first_m = i / spans * call->share_rows, last_m = smaller(call->m, first_m + call->share_rows);
     Tile tiles[MOST_SPAN];
     for (int64_t t = 0; t < count; t++) tiles[t] = load_tile(call, first + t, scratch + t * tile_bytes(call));
     for (int64_t row = first_m; row < last_m; row += call->step)
         for (int64_t t = 0; t < count; t++) run_tile(tiles + t, row, smaller(call->step, last_m - row));
+}
+
+/* What one thread does where tokens are shared out: it reads nothing that others wrote, and waits for nobody. */
+static int run_share(const Call *call, int64_t first_m) {
+    const int64_t last_m = smaller(call->m, first_m + call->share_rows);
+    if (!prepare_rows(call, first_m, last_m)) return 0;
+    uint8_t *scratch = reserve(&of_thread, (size_t)(call->span * tile_bytes(call)));
+    for (int64_t tile = 0; scratch && tile < call->tiles; tile += call->span) run_span(call, tile, first_m, last_m, scratch);
+    return scratch != NULL;
 }
 
 /* Tiles at a time: one, unless the tokens do not stay in a core's own cache from one to the next. */
@@ -167,61 +193,82 @@ static int64_t span_of(int64_t m, int64_t k_in, int64_t tiles, int64_t threads) 
     return each < 1 ? 1 : smaller(each, MOST_SPAN);
 }
 
+/* The next item, for whichever thread comes first: OpenMP's dynamic schedule takes longer to begin than a small layer to multiply. */
+INLINE int64_t take_next(int64_t *next) {
+    int64_t i;
+#pragma omp atomic capture
+    i = (*next)++;
+    return i;
+}
+
+/* Tokens on the grids that `count` weights ask for, one after another in memory. 0 when memory ran out. */
+static int place_panels(Call *call, const ActGrid *grids, int64_t count) {
+    const Tokens *tokens = call->tokens;
+    int64_t sums = 0; /* of a token that products read */
+    for (int64_t w = 0; w < count; w++) {
+        const ActGrid *grid = grids ? grids + w : NULL;
+        int64_t i = 0;
+        while (i < call->widths && grid && !same_grid(call->of_width[i].grid, grid)) i++;
+        if (i == call->widths) call->of_width[call->widths++].grid = grid;
+        call->panels[w] = call->of_width + i;
+        if (reads_sums(call->weights[w])) sums = call->common.groups;
+    }
+    const int64_t m = call->m, scales = tokens->x[0] ? m * tokens->act_groups : 0, rows = call->common.amx ? ceil_div(m, TILE) * TILE : m;
+    const int64_t head = ceil_div((m * sums + scales) * 4, 64) * 64, bytes = head + rows * call->common.stride;
+    int8_t *at = reserve(&of_call, (size_t)(call->widths * bytes));
+    for (Panels *to = call->of_width; at && to < call->of_width + call->widths; to++, at += bytes) {
+        to->token_sums = sums ? (int32_t *)at : NULL;
+        to->act_scale = tokens->x[0] ? (float *)at + m * sums : tokens->act_scale;
+        to->q = at + head;
+        to->flip = SIGNED_CODES && !call->common.amx ? -128 : 0;
+    }
+    return at != NULL;
+}
+
+/* What one thread does of all tiles. */
+static int run_tiles(const Call *call, int64_t *next) {
+    uint8_t *scratch = reserve(&of_thread, (size_t)(call->span * tile_bytes(call)));
+    for (int64_t i; scratch && (i = take_next(next)) * call->span < call->tiles;) run_span(call, i * call->span, 0, call->m, scratch);
+    return scratch != NULL;
+}
+
 /* All tokens against `count` weights of one K and one group size, weight w on grids[w] (NULL: as the tokens are). Returns 0, or 1
    when memory ran out. */
 static int run(const Weight *const *weights, const Epilogue *ends, const ActGrid *grids, int64_t count, const Tokens *tokens, int64_t m,
                int64_t threads) {
     const int64_t k_in = weights[0]->k_in, group = weights[0]->group, groups = ceil_div(k_in, group);
     const int amx = takes_amx(m, group, groups, DEPTH);
-    Call call = {.weights = weights, .ends = ends, .tokens = tokens, .m = m, .step = rows_per_block(m, groups, amx),
+    int64_t n_out = 0, tiles = 0;
+    for (int64_t w = 0; w < count; w++) n_out += weights[w]->n_out, tiles += ceil_div(weights[w]->n_out, COLUMNS);
+    const Sharing sharing = sharing_of(m, n_out, k_in, threads);
+    const int64_t share = ceil_div(ceil_div(m, sharing == BY_TOKENS ? threads : 1), TILE) * TILE;
+    Call call = {.weights = weights, .ends = ends, .tokens = tokens, .m = m, .tiles = tiles, .share_rows = share,
+                 .span = sharing == BY_TOKENS ? 1 : span_of(m, k_in, tiles, threads), .step = rows_per_block(smaller(m, share), groups, amx),
                  .common = {.stride = row_bytes(k_in), .groups = groups, .group = group, .k_in = k_in, .amx = amx}};
-    Panels of_width[MOST_WEIGHTS];
-    int64_t widths = 0, sums = 0; /* sums of a token that products read */
-    for (int64_t w = 0; w < count; w++) {
-        const ActGrid *grid = grids ? grids + w : NULL;
-        int64_t i = 0;
-        while (i < widths && grid && !same_grid(of_width[i].grid, grid)) i++;
-        if (i == widths) of_width[widths++].grid = grid;
-        call.panels[w] = of_width + i;
-        call.tiles += ceil_div(weights[w]->n_out, COLUMNS);
-        if (reads_sums(weights[w])) sums = groups;
-    }
-    const int64_t shares = shares_of(m, k_in, threads);
-    const int64_t unit = amx ? TILE : call.step;
-    call.share_rows = ceil_div(ceil_div(m, shares), unit) * unit;
-    call.span = shares > 1 ? 1 : span_of(m, k_in, call.tiles, threads);
-    const int64_t scales = tokens->x[0] ? m * tokens->act_groups : 0, rows = amx ? ceil_div(m, TILE) * TILE : m;
-    const int64_t head = ceil_div((m * sums + scales) * 4, 64) * 64, bytes = head + rows * row_bytes(k_in);
-    int8_t *at = reserve(&of_call, (size_t)(widths * bytes));
-    if (!at) return 1;
-    for (int64_t i = 0; i < widths; i++, at += bytes) {
-        of_width[i].token_sums = sums ? (int32_t *)at : NULL;
-        of_width[i].act_scale = tokens->x[0] ? (float *)at + m * sums : tokens->act_scale;
-        of_width[i].q = at + head;
-        of_width[i].flip = SIGNED_CODES && !amx ? -128 : 0;
-    }
+    if (!place_panels(&call, grids, count)) return 1;
+    const int64_t chunk = lowbit_rows_at_once(k_in);
+    int64_t next = 0;
     int failed = 0;
 #pragma omp parallel num_threads((int)threads)
     {
         int able = 1;
-#pragma omp for schedule(static)
-        for (int64_t row = 0; row < m; row++) able &= prepare_row(tokens, of_width, widths, row, k_in, group);
-        uint8_t *scratch = reserve(&of_thread, (size_t)(call.span * tile_bytes(&call)));
-        if (!scratch || !able)
-#pragma omp atomic write
-            failed = 1;
-        const int64_t spans = ceil_div(call.tiles, call.span);
         if (amx) amx_begin();
-        if (shares > 1) {
-#pragma omp for schedule(static) /* about in the order in which rows were prepared */
-            for (int64_t i = 0; i < shares * spans; i++)
-                if (scratch) run_item(&call, i, scratch);
+        if (sharing == BY_TOKENS) {
+#pragma omp for schedule(static) nowait
+            for (int64_t row = 0; row < m; row += share) able &= run_share(&call, row);
+        } else if (sharing == BY_TILES_ALONE) {
+            Call own = call;
+            own.widths = 0;
+            able = place_panels(&own, grids, count) && prepare_rows(&own, 0, m) && run_tiles(&own, &next);
         } else {
-#pragma omp for schedule(dynamic, 1)
-            for (int64_t i = 0; i < spans; i++)
-                if (scratch) run_item(&call, i, scratch);
+#pragma omp for schedule(static)
+            for (int64_t row = 0; row < m; row += chunk) able &= prepare_rows(&call, row, smaller(m, row + chunk));
+            able &= run_tiles(&call, &next);
         }
         if (amx) amx_end();
+        if (!able)
+#pragma omp atomic write
+            failed = 1;
     }
     return failed;
 }
@@ -233,17 +280,16 @@ EXPORT int lowbit_linear_wnan(const Weight *weight, const Epilogue *end, const i
     return run(&weight, end, NULL, 1, &tokens, m, threads);
 }
 
-/* The same from x (M, K) in `format`, quantized as act_quant does on grids[i]; ys[i] is the output of layer i, in `format`. act_groups is 1
-   or the weights'. x may come as two parts side by side, the first k_first columns wide, a multiple of `block`; else more_x is NULL. gated is
-   NULL, or holds the residual of a single layer's output. */
-EXPORT int lowbit_quant_linears(const Layers *layers, const Epilogue *gated, void *const *ys, const ActGrid *grids, const void *x,
-                                const void *more_x, int64_t k_first, int64_t format, int64_t m, int64_t threads) {
-    const Tokens tokens = {.x = {x, more_x}, .format = format, .factor = layers->factor, .block = layers->block, .k_first = k_first,
-                           .act_groups = layers->act_groups};
+/* The same from floats, quantized as act_quant does. */
+EXPORT int lowbit_quant_linears(const LayersCall *call) {
+    const Layers *layers = call->layers;
+    const Epilogue *gated = call->gated;
+    const Tokens tokens = {.x = {call->x, call->more_x}, .format = call->format, .factor = layers->factor, .block = layers->block,
+                           .k_first = call->k_first, .act_groups = layers->act_groups};
     Epilogue own[MOST_WEIGHTS];
     for (int64_t w = 0; w < layers->count; w++) {
-        own[w] = layers->ends[w], own[w].y = ys[w], own[w].y_format = format;
+        own[w] = layers->ends[w], own[w].y = call->ys[w], own[w].y_format = call->format;
         if (gated) own[w].residual = gated->residual, own[w].gate = gated->gate, own[w].gate_stride = gated->gate_stride, own[w].tokens = gated->tokens;
     }
-    return run(layers->weights, own, grids, layers->count, &tokens, m, threads);
+    return run(layers->weights, own, call->grids, layers->count, &tokens, call->m, call->threads);
 }

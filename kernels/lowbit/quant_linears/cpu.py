@@ -7,6 +7,7 @@ Dimension letters: M tokens, N out features, K in features, G groups along K, P 
 from __future__ import annotations
 
 import ctypes
+import struct
 from collections.abc import Sequence
 
 import torch
@@ -49,7 +50,8 @@ class Joint:
         structs = [cpu.weight_struct(*each, group_size, k_in) for each in zip(packed, scale, zero, weight_bits)]
         ends, kept = zip(*(cpu.epilogue_struct(y, b, None, None, gelu, 0) for y, b, gelu in zip(map(_no_rows, packed), bias, gelu_after)))
         weights, ends = (ctypes.c_void_p * len(packed))(*map(ctypes.addressof, structs)), (cpu.Epilogue * len(packed))(*ends)
-        self._widths, self._addresses, self._k_in, self._block = [len(each) for each in packed], ctypes.c_void_p * len(packed), k_in, block
+        self._widths, self._k_in, self._block = [len(each) for each in packed], k_in, block
+        self._call = struct.Struct(f"@5P4q{len(packed)}P").pack  # lowbit.h's LayersCall
         self.factor = cpu.address(factor_K)
         layers = cpu.Layers(ctypes.addressof(weights), ctypes.addressof(ends), self.factor, len(packed), block,
                             scale[0].shape[-1] if act_group else 1)
@@ -73,17 +75,17 @@ class Joint:
                                      "alone")
         if numbers > LARGE_INPUT:
             return None
-        first, grids = cpu.dense(first), cpu.grid_structs(tuple(act_bits), clip, mid_rise)
+        first, (grids, _kept) = cpu.dense(first), cpu.grid_structs(tuple(act_bits), clip, mid_rise)
         *rows, width = first.shape
         if len(act_bits) != len(self._widths) or width + (0 if second is None else second.shape[-1]) != self._k_in:
             raise ValueError(f"{len(act_bits)} activation widths for {len(self._widths)} weights of {self._k_in} input features")
         dtype = first.dtype
-        ys = [torch.empty(*rows, n_out, dtype=dtype) for n_out in self._widths]  # with a tuple it takes half a microsecond longer
-        gated, _kept = (None, None) if residual is None else _gated(residual, gate_BN, ys)
+        ys = [first.new_empty(*rows, n_out) for n_out in self._widths]  # with a tuple it takes half a microsecond longer
+        gated, _alive = (0, None) if residual is None else _gated(residual, gate_BN, ys)
         if numbers:
-            addresses = self._addresses(*[y.data_ptr() for y in ys])
-            cpu.call("lowbit_quant_linears", self._layers, gated, addresses, grids, first.data_ptr(),
-                     None if second is None else second.data_ptr(), width, cpu.FORMATS[dtype], first.numel() // width)
+            cpu.run("lowbit_quant_linears", self._call(
+                self._layers, gated, grids, first.data_ptr(), 0 if second is None else second.data_ptr(), width, cpu.FORMATS[dtype],
+                first.numel() // width, torch.get_num_threads(), *[y.data_ptr() for y in ys]))
         return ys
 
 
@@ -101,7 +103,7 @@ def _joint(factor_K, block: int, act_group: int, packed, scale, zero, weight_bit
 
 
 def _gated(residual: Tensor, gate_BN: Tensor | None, ys: list[Tensor]):
-    """(struct, the tensors its pointers lead into)."""
+    """(address of the struct, what must stay alive: it, and the tensors its pointers lead into)."""
     y = ys[0]
     if len(ys) > 1 or y.dim() != 3 or residual.shape != y.shape or residual.dtype != y.dtype:
         raise ValueError(f"a residual belongs to one output (B, S, N) of its own type; it is {residual.dtype} {tuple(residual.shape)}, the "
@@ -109,8 +111,8 @@ def _gated(residual: Tensor, gate_BN: Tensor | None, ys: list[Tensor]):
     if gate_BN is None or gate_BN.shape != (len(y), y.shape[2]) or gate_BN.dtype != y.dtype:
         raise ValueError(f"the gate of a residual must be {y.dtype} {(len(y), y.shape[2])}")
     residual, gate_BN = cpu.dense(residual), gate_BN if gate_BN.stride(1) == 1 else gate_BN.contiguous()
-    struct = cpu.Epilogue(residual=residual.data_ptr(), gate=gate_BN.data_ptr(), gate_stride=gate_BN.stride(0), tokens=max(1, y.shape[1]))
-    return ctypes.byref(struct), (struct, residual, gate_BN)
+    end = cpu.Epilogue(residual=residual.data_ptr(), gate=gate_BN.data_ptr(), gate_stride=gate_BN.stride(0), tokens=max(1, y.shape[1]))
+    return ctypes.addressof(end), (end, residual, gate_BN)
 
 
 def _no_rows(packed_NP: Tensor) -> Tensor:
