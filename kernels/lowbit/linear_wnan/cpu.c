@@ -193,12 +193,36 @@ static int64_t span_of(int64_t m, int64_t k_in, int64_t tiles, int64_t threads) 
     return each < 1 ? 1 : smaller(each, MOST_SPAN);
 }
 
-/* The next item, for whichever thread comes first: OpenMP's dynamic schedule takes longer to begin than a small layer to multiply. */
-INLINE int64_t take_next(int64_t *next) {
+INLINE int64_t thread_number(void) {
+#ifdef _OPENMP
+    return omp_get_thread_num();
+#else
+    return 0;
+#endif
+}
+
+/* Spans of tiles that begin with one thread, by its number: the next of them, in a cache line of its own. */
+typedef struct {
+    _Alignas(64) int64_t next;
+} Queue;
+
+INLINE int64_t take_next(Queue *queue) {
     int64_t i;
 #pragma omp atomic capture
-    i = (*next)++;
+    i = queue->next++;
     return i;
+}
+
+/* What thread `own` does of all tiles: its part of them, which is the same in every call, so that its weights and outputs stay in its cache;
+   then what is left of the others'. OpenMP's dynamic schedule knows no parts, and takes longer to begin than a small layer to multiply. */
+static int run_tiles(const Call *call, Queue *queues, int64_t threads, int64_t own) {
+    uint8_t *scratch = reserve(&of_thread, (size_t)(call->span * tile_bytes(call)));
+    const int64_t spans = ceil_div(call->tiles, call->span);
+    for (int64_t i = 0; scratch && i < threads; i++) {
+        const int64_t of = (own + i) % threads, end = (of + 1) * spans / threads;
+        for (int64_t at; (at = of * spans / threads + take_next(queues + of)) < end;) run_span(call, at * call->span, 0, call->m, scratch);
+    }
+    return scratch != NULL;
 }
 
 /* Tokens on the grids that `count` weights ask for, one after another in memory. 0 when memory ran out. */
@@ -225,13 +249,6 @@ static int place_panels(Call *call, const ActGrid *grids, int64_t count) {
     return at != NULL;
 }
 
-/* What one thread does of all tiles. */
-static int run_tiles(const Call *call, int64_t *next) {
-    uint8_t *scratch = reserve(&of_thread, (size_t)(call->span * tile_bytes(call)));
-    for (int64_t i; scratch && (i = take_next(next)) * call->span < call->tiles;) run_span(call, i * call->span, 0, call->m, scratch);
-    return scratch != NULL;
-}
-
 /* All tokens against `count` weights of one K and one group size, weight w on grids[w] (NULL: as the tokens are). Returns 0, or 1
    when memory ran out. */
 static int run(const Weight *const *weights, const Epilogue *ends, const ActGrid *grids, int64_t count, const Tokens *tokens, int64_t m,
@@ -247,7 +264,8 @@ static int run(const Weight *const *weights, const Epilogue *ends, const ActGrid
                  .common = {.stride = row_bytes(k_in), .groups = groups, .group = group, .k_in = k_in, .amx = amx}};
     if (!place_panels(&call, grids, count)) return 1;
     const int64_t chunk = lowbit_rows_at_once(k_in);
-    int64_t next = 0;
+    Queue queues[threads];
+    memset(queues, 0, sizeof queues);
     int failed = 0;
 #pragma omp parallel num_threads((int)threads)
     {
@@ -259,11 +277,11 @@ static int run(const Weight *const *weights, const Epilogue *ends, const ActGrid
         } else if (sharing == BY_TILES_ALONE) {
             Call own = call;
             own.widths = 0;
-            able = place_panels(&own, grids, count) && prepare_rows(&own, 0, m) && run_tiles(&own, &next);
+            able = place_panels(&own, grids, count) && prepare_rows(&own, 0, m) && run_tiles(&own, queues, threads, thread_number());
         } else {
 #pragma omp for schedule(static)
             for (int64_t row = 0; row < m; row += chunk) able &= prepare_rows(&call, row, smaller(m, row + chunk));
-            able &= run_tiles(&call, &next);
+            able &= run_tiles(&call, queues, threads, thread_number());
         }
         if (amx) amx_end();
         if (!able)
