@@ -50,7 +50,7 @@ class _Stream(ctypes.Structure):
     _fields_ = (("q", _P), ("k", _P), ("v", _P), ("q_norm", _P), ("k_norm", _P), ("y", _P), ("tokens", _I))
 
 
-_ARGUMENTS = {  # of lowbit.h's entry points; every one ends with the number of threads, but what takes a struct
+_ARGUMENTS = {  # of lowbit.h's entry points; every one but quant_linears ends with the number of threads
     "lowbit_hadamard": (_P, _I, _P, _I, _I, _I, _P, _I),
     "lowbit_act_quant": (_P, _I, _P, _I, _P, _I, _I, _I, _P, _P, _I),
     "lowbit_linear_wnan": (ctypes.POINTER(Weight), ctypes.POINTER(Epilogue), _P, _P, _I, _I, _I),
@@ -80,6 +80,7 @@ def _function(name: str):
 
 
 def call(name: str, *arguments) -> None:
+    """`run` with the number of threads as the last argument."""
     run(name, *arguments, torch.get_num_threads())
 
 

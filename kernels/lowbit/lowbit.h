@@ -140,7 +140,7 @@ typedef struct {
 } ActGrid;
 
 /* Rows that are rounded together: of as many numbers as stay in the first cache. */
-INLINE int64_t lowbit_rows_at_once(int64_t k_in) { return k_in < 2048 ? smaller(8, 2048 / (k_in + !k_in)) : 1; }
+INLINE int64_t lowbit_rows_at_once(int64_t k_in) { return k_in < 2048 ? smaller(8, 2048 / k_in) : 1; }
 
 /* act_quant/cpu.c: codes, `stride` bytes from row to row, with the bits of `flip` flipped, and scales (one per `group`) of rows of
    float32, whose rounding leaves `wide` as it was. */

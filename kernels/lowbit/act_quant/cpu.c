@@ -1,4 +1,4 @@
-/* act_quant on a CPU: factor, block Hadamard, scale and rounding of one token while it is in the cache. */
+/* act_quant on a CPU: factor, block Hadamard, scale and rounding of a few tokens while they are in the cache. */
 #include "../lowbit.h"
 
 /* Largest magnitude. As integers, magnitudes of floats order alike; NaN is above everything. */
@@ -24,7 +24,7 @@ INLINE float absmax(const float *restrict x, int64_t count) {
 INLINE void round_to_codes(const float *restrict x, int64_t count, float inverse, int top, const int inside, int8_t flip,
                            int8_t *restrict q) {
     int64_t i = 0;
-#if defined(__AVX512F__)
+#if defined(__AVX512BW__)
     const __m512 by = _mm512_set1_ps(inverse), most = _mm512_set1_ps((float)top), least = _mm512_set1_ps((float)-top);
     const __m512i turn = _mm512_set1_epi8(flip), order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     __m512i n[4];
@@ -78,7 +78,7 @@ void lowbit_round_rows(const float *restrict wide, const ActGrid *grid, int64_t 
                        int64_t stride, float *restrict scale, int8_t flip) {
     const int half = 1 << (grid->bits - 1), cells = grid->mid_rise ? half : half - 1; /* from zero to the end of the grid */
     const int divisor = grid->mid_rise ? 2 * half : cells;
-    const int64_t groups = group ? k_in / group : 0;
+    const int64_t groups = k_in / group;
     for (int64_t i = 0; i < rows * groups; i++) scale[i] = absmax(wide + i * group, group) * grid->clip;
     for (int64_t i = 0; i < rows * groups; i++) {
         const float *x = wide + i * group, most = scale[i];

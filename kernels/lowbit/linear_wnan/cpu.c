@@ -31,7 +31,7 @@ INLINE int reads_sums(const Weight *weight) { return !SIGNED_CODES || (weight->z
 enum { MOST_SPAN = 4 }; /* tiles at a time */
 static __thread Scratch of_call, of_thread;
 
-/* The tokens of a product: quantized, or floats x that are quantized a row at a time. */
+/* The tokens of a product: quantized, or floats x that are quantized a few rows at a time. */
 typedef struct {
     const int8_t *q;      /* (M, K), and */
     float *act_scale;     /* (M, act_groups); act_groups is 1 or the weight's; or */
@@ -61,21 +61,24 @@ static int same_grid(const ActGrid *a, const ActGrid *b) {
 }
 
 /* What threads share out. Reading what another thread wrote can take longer than making it again (175 ns a cache line between two parts of
-   one processor, measured; 36 within a part), so where panels stay in a core's own cache
-   BY_TOKENS: each thread has tokens of its own, and unpacks every weight for them, or
-   BY_TILES_ALONE: tiles, and each thread quantizes every token for itself, whichever is less to do again;
-   BY_TILES: tiles, of tokens that were quantized together. */
+   one processor, measured; 36 within a part), so where panels stay in a core's own cache one of two things is done again by each thread:
+   BY_TOKENS: tokens are shared out, and each thread unpacks every weight;
+   BY_TILES_ALONE: tiles are, and each thread quantizes every token.
+   BY_TILES: tiles are, of tokens that were quantized together. */
 typedef enum { BY_TOKENS, BY_TILES_ALONE, BY_TILES } Sharing;
 
-static Sharing sharing_of(int64_t m, int64_t n_out, int64_t k_in, int64_t threads) {
-    enum { TOKENS = 32, FEATURES_OUT = 512, BYTES = 1 << 19 }; /* of a thread: below, what is done again is too large a part */
-    const int64_t bytes = m * row_bytes(k_in);
+static Sharing sharing_of(int64_t m, int64_t n_out, int64_t k_in, int64_t grids, int64_t threads) {
+    enum { CACHE = 1 << 19 };               /* bytes of panels that a thread may have */
+    enum { TOKENS = 32, MANY_TOKENS = 128 }; /* of a thread, for which unpacking all weights pays; for which it hardly counts */
+    enum { TO_UNPACK = 5 };                 /* output features that are unpacked in the time in which a token is quantized */
+    enum { FEATURES_OUT = 512 };            /* of a thread, for which quantizing all tokens pays */
+    const int64_t bytes = m * row_bytes(k_in) * grids, tokens = m / threads;
     if (threads == 1) return BY_TILES;
-    if (m >= TOKENS * threads && bytes <= BYTES * threads && (n_out <= 5 * m || m >= 4 * TOKENS * threads)) return BY_TOKENS;
-    return n_out >= FEATURES_OUT * threads && bytes <= BYTES ? BY_TILES_ALONE : BY_TILES;
+    if (tokens >= TOKENS && bytes / threads <= CACHE && (n_out <= TO_UNPACK * m || tokens >= MANY_TOKENS)) return BY_TOKENS;
+    return n_out / threads >= FEATURES_OUT && bytes <= CACHE ? BY_TILES_ALONE : BY_TILES;
 }
 
-/* Of one call. Tiles are counted through all weights; `span` of them are multiplied at a time, for share_rows tokens. */
+/* Of one call. Tiles are counted through all weights, `span` of them multiplied at a time. BY_TOKENS, share_rows tokens are a thread's. */
 typedef struct {
     const Weight *const *weights;
     const Epilogue *ends;
@@ -181,7 +184,9 @@ static int run_share(const Call *call, int64_t first_m) {
     const int64_t last_m = smaller(call->m, first_m + call->share_rows);
     if (!prepare_rows(call, first_m, last_m)) return 0;
     uint8_t *scratch = reserve(&of_thread, (size_t)(call->span * tile_bytes(call)));
+    if (call->common.amx) amx_begin();
     for (int64_t tile = 0; scratch && tile < call->tiles; tile += call->span) run_span(call, tile, first_m, last_m, scratch);
+    if (call->common.amx) amx_end();
     return scratch != NULL;
 }
 
@@ -193,35 +198,40 @@ static int64_t span_of(int64_t m, int64_t k_in, int64_t tiles, int64_t threads) 
     return each < 1 ? 1 : smaller(each, MOST_SPAN);
 }
 
-INLINE int64_t thread_number(void) {
 #ifdef _OPENMP
-    return omp_get_thread_num();
+INLINE int64_t thread_number(void) { return omp_get_thread_num(); }
+INLINE int64_t threads_of(int64_t asked) { return omp_in_parallel() ? 1 : smaller(asked, omp_get_thread_limit()); }
 #else
-    return 0;
+INLINE int64_t thread_number(void) { return 0; }
+INLINE int64_t threads_of(int64_t asked) { return 1; }
 #endif
-}
 
 /* Spans of tiles that begin with one thread, by its number: the next of them, in a cache line of its own. */
 typedef struct {
     _Alignas(64) int64_t next;
 } Queue;
 
-INLINE int64_t take_next(Queue *queue) {
+INLINE int64_t take_next(Queue *queue, int64_t count) {
     int64_t i;
+#pragma omp atomic read
+    i = queue->next;
+    if (i >= count) return count; /* no write, which would take the line from all others */
 #pragma omp atomic capture
     i = queue->next++;
     return i;
 }
 
-/* What thread `own` does of all tiles: its part of them, which is the same in every call, so that its weights and outputs stay in its cache;
-   then what is left of the others'. OpenMP's dynamic schedule knows no parts, and takes longer to begin than a small layer to multiply. */
+/* What thread `own` does of all tiles: its part of them, the same in every call, so that its weights and outputs stay in its cache; then
+   what is left of the others'. OpenMP's dynamic schedule knows no parts, and takes longer to begin than a small layer to multiply. */
 static int run_tiles(const Call *call, Queue *queues, int64_t threads, int64_t own) {
     uint8_t *scratch = reserve(&of_thread, (size_t)(call->span * tile_bytes(call)));
     const int64_t spans = ceil_div(call->tiles, call->span);
+    if (call->common.amx) amx_begin();
     for (int64_t i = 0; scratch && i < threads; i++) {
-        const int64_t of = (own + i) % threads, end = (of + 1) * spans / threads;
-        for (int64_t at; (at = of * spans / threads + take_next(queues + of)) < end;) run_span(call, at * call->span, 0, call->m, scratch);
+        const int64_t of = (own + i) % threads, first = of * spans / threads, count = (of + 1) * spans / threads - first;
+        for (int64_t at; (at = take_next(queues + of, count)) < count;) run_span(call, (first + at) * call->span, 0, call->m, scratch);
     }
+    if (call->common.amx) amx_end();
     return scratch != NULL;
 }
 
@@ -239,7 +249,7 @@ static int place_panels(Call *call, const ActGrid *grids, int64_t count) {
     }
     const int64_t m = call->m, scales = tokens->x[0] ? m * tokens->act_groups : 0, rows = call->common.amx ? ceil_div(m, TILE) * TILE : m;
     const int64_t head = ceil_div((m * sums + scales) * 4, 64) * 64, bytes = head + rows * call->common.stride;
-    int8_t *at = reserve(&of_call, (size_t)(call->widths * bytes));
+    int8_t *at = reserve(&of_call, (size_t)(call->widths * bytes + 1));
     for (Panels *to = call->of_width; at && to < call->of_width + call->widths; to++, at += bytes) {
         to->token_sums = sums ? (int32_t *)at : NULL;
         to->act_scale = tokens->x[0] ? (float *)at + m * sums : tokens->act_scale;
@@ -252,15 +262,17 @@ static int place_panels(Call *call, const ActGrid *grids, int64_t count) {
 /* All tokens against `count` weights of one K and one group size, weight w on grids[w] (NULL: as the tokens are). Returns 0, or 1
    when memory ran out. */
 static int run(const Weight *const *weights, const Epilogue *ends, const ActGrid *grids, int64_t count, const Tokens *tokens, int64_t m,
-               int64_t threads) {
+               int64_t asked_threads) {
+    const int64_t threads = threads_of(asked_threads);
     const int64_t k_in = weights[0]->k_in, group = weights[0]->group, groups = ceil_div(k_in, group);
     const int amx = takes_amx(m, group, groups, DEPTH);
     int64_t n_out = 0, tiles = 0;
     for (int64_t w = 0; w < count; w++) n_out += weights[w]->n_out, tiles += ceil_div(weights[w]->n_out, COLUMNS);
-    const Sharing sharing = sharing_of(m, n_out, k_in, threads);
+    const Sharing sharing = sharing_of(m, n_out, k_in, grids ? count : 1, threads);
     const int64_t share = ceil_div(ceil_div(m, sharing == BY_TOKENS ? threads : 1), TILE) * TILE;
     Call call = {.weights = weights, .ends = ends, .tokens = tokens, .m = m, .tiles = tiles, .share_rows = share,
-                 .span = sharing == BY_TOKENS ? 1 : span_of(m, k_in, tiles, threads), .step = rows_per_block(smaller(m, share), groups, amx),
+                 .span = sharing == BY_TOKENS ? 1 : span_of(m, k_in, tiles, threads),
+                 .step = rows_per_block(smaller(m, share), groups, amx),
                  .common = {.stride = row_bytes(k_in), .groups = groups, .group = group, .k_in = k_in, .amx = amx}};
     if (!place_panels(&call, grids, count)) return 1;
     const int64_t chunk = lowbit_rows_at_once(k_in);
@@ -270,7 +282,6 @@ static int run(const Weight *const *weights, const Epilogue *ends, const ActGrid
 #pragma omp parallel num_threads((int)threads)
     {
         int able = 1;
-        if (amx) amx_begin();
         if (sharing == BY_TOKENS) {
 #pragma omp for schedule(static) nowait
             for (int64_t row = 0; row < m; row += share) able &= run_share(&call, row);
@@ -283,7 +294,6 @@ static int run(const Weight *const *weights, const Epilogue *ends, const ActGrid
             for (int64_t row = 0; row < m; row += chunk) able &= prepare_rows(&call, row, smaller(m, row + chunk));
             able &= run_tiles(&call, queues, threads, thread_number());
         }
-        if (amx) amx_end();
         if (!able)
 #pragma omp atomic write
             failed = 1;

@@ -17,7 +17,7 @@ from lowbit import cpu
 from lowbit.memo import Kept
 from lowbit.quant_linears.naive import quant_linears as one_after_another
 
-MOST_WEIGHTS = 8  # of one call, as linear_wnan/cpu.c has it
+MOST_WEIGHTS = 8  # of one call, as lowbit.h has it
 LARGE_INPUT = 1 << 20  # numbers; above, quantized beforehand: 10 % faster at 1024 x 3072, where inputs drive packed weights from the cache
 
 
@@ -51,7 +51,7 @@ class Joint:
         ends, kept = zip(*(cpu.epilogue_struct(y, b, None, None, gelu, 0) for y, b, gelu in zip(map(_no_rows, packed), bias, gelu_after)))
         weights, ends = (ctypes.c_void_p * len(packed))(*map(ctypes.addressof, structs)), (cpu.Epilogue * len(packed))(*ends)
         self._widths, self._k_in, self._block = [len(each) for each in packed], k_in, block
-        self._call = struct.Struct(f"@5P4q{len(packed)}P").pack  # lowbit.h's LayersCall
+        self._call = struct.Struct(f"@5P4q{len(packed)}P{8 * (MOST_WEIGHTS - len(packed))}x").pack  # lowbit.h's LayersCall
         self.factor = cpu.address(factor_K)
         layers = cpu.Layers(ctypes.addressof(weights), ctypes.addressof(ends), self.factor, len(packed), block,
                             scale[0].shape[-1] if act_group else 1)
