@@ -34,21 +34,21 @@ INLINE void norm_rotary(float *restrict n, const float *restrict weight, const f
 /* What one head needs, padded to whole vectors. In float32 queries are [S][C], keys [C][S], values [S][C]; bf16.h has its own order. */
 typedef struct {
     void *q, *k, *v;
-    float *scores;     /* [QUERIES][S], and before that a token's channels */
+    float *scores;     /* [QUERIES][S] */
     uint16_t *weights; /* [QUERIES][S] in bfloat16 */
     int64_t tokens, padded, channels, wide; /* S and C as they are, and padded */
     int bf16;
 } Head;
 
-/* Lays them out from `at` on, and returns how many bytes they take. */
-static int64_t place(Head *of, char *at) {
+enum { PARTS = 5 };
+
+/* Where each part begins, in bytes, and where the last one ends. */
+static void lay_out(const Head *of, int64_t first[PARTS + 1]) {
     const int64_t number = of->bf16 ? 2 : 4, rows = of->tokens + QUERIES;
-    const int64_t bytes[] = {rows * of->channels * number, of->channels * of->padded * number, of->padded * of->wide * number,
-                             (QUERIES * of->padded + of->channels) * 4, of->bf16 ? QUERIES * of->padded * 2 : 0};
-    int64_t first[6] = {0};
-    for (int i = 0; i < 5; i++) first[i + 1] = first[i] + ceil_div(bytes[i], 64) * 64;
-    of->q = at, of->k = at + first[1], of->v = at + first[2], of->scores = (float *)(at + first[3]), of->weights = (uint16_t *)(at + first[4]);
-    return first[5];
+    const int64_t bytes[PARTS] = {rows * of->channels * number, of->channels * of->padded * number, of->padded * of->wide * number,
+                                  QUERIES * of->padded * 4, of->bf16 ? QUERIES * of->padded * 2 : 0};
+    first[0] = 0;
+    for (int i = 0; i < PARTS; i++) first[i + 1] = first[i] + ceil_div(bytes[i], 64) * 64;
 }
 
 /* Queries, scaled, and keys of a token: normed and rotated. */
@@ -158,19 +158,21 @@ EXPORT int lowbit_attention(const Stream *streams, int64_t count, int64_t format
     Head sizes = {.channels = channels, .wide = ceil_div(channels, width) * width, .bf16 = bf16};
     for (int64_t i = 0; i < count; i++) sizes.tokens += streams[i].tokens;
     sizes.padded = ceil_div(sizes.tokens, width) * width;
-    const int64_t bytes = place(&sizes, NULL);
+    int64_t first[PARTS + 1];
+    lay_out(&sizes, first);
     int failed = 0;
 #pragma omp parallel for schedule(static) num_threads((int)threads)
     for (int64_t item = 0; item < samples * heads; item++) {
-        char *at = reserve(&of_thread, (size_t)bytes);
+        char *at = reserve(&of_thread, (size_t)first[PARTS]);
         if (!at) {
 #pragma omp atomic write
             failed = 1;
             continue;
         }
-        memset(at, 0, (size_t)bytes); /* what pads keys and values must be numbers */
+        memset(at, 0, (size_t)first[PARTS]); /* what pads keys and values must be numbers */
         Head of = sizes;
-        place(&of, at);
+        of.q = at, of.k = at + first[1], of.v = at + first[2];
+        of.scores = (float *)(at + first[3]), of.weights = (uint16_t *)(at + first[4]);
         pack(&of, streams, count, format, cos, sin, (float)eps, item / heads, item % heads, heads);
         attend(&of, streams, format, item / heads, item % heads, heads);
     }
