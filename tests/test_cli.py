@@ -88,6 +88,15 @@ def test_search_writes_its_keys_and_a_plan_within_budget(folder, searched):
     assert min(p["error"] for p in searched["front"]) < chosen["error"], "the front reaches beyond the budget"
 
 
+def test_a_search_in_time_tells_the_milliseconds_of_every_plan(folder, searched):
+    done = shell(folder, "search", "emoji-flux", *FEW, "--budget-ms", "1", "--target", "rtx4090", "--run", "run", "--json", "timed.json",
+                 "--beam", "2", "--samples", "2", "--finalists", "1", "--probes", "1", "--rivals", "uniform")
+    chosen = read(folder / "timed.json")["chosen"]
+    assert 0 < chosen["latency_ms"] <= 1 and chosen["weight_bytes"] > 9_000_000, "time is plenty, and memory is not limited"
+    assert "ms, modelled" in done.stdout and "rtx4090" not in done.stdout and "NVIDIA RTX 4090, INT4 (modelled)" in done.stdout
+    assert f"{chosen['latency_ms']:.4g} ms, error {chosen['error']:.3e}" in done.stdout
+
+
 def test_profile_writes_maps_of_one_size_and_resumes(folder, searched, capsys, monkeypatch):
     monkeypatch.chdir(folder)
     before = {p.name: p.stat().st_mtime_ns for p in (folder / "run").glob("*.safetensors")}

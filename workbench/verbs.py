@@ -115,13 +115,14 @@ def search(args, listener):
     path = _written_plan(args, picked.plan)
     written = search_json(result, picked)
     written["chosen"]["plan"] = str(path)
-    here = {"weight_bytes": picked.plan.weight_bytes, "act_bits_mean": picked.plan.act_bits_mean}
-    rows = [(megabytes(p["weight_bytes"]), f"{p['act_bits_mean']:.2f}", f"{p['error']:.3e}",
-             "chosen" if here.items() <= p.items() else "") for p in written["front"]]
+    here = {name: written["chosen"][name] for name in ("weight_bytes", "act_bits_mean", "latency_ms")}
+    rows = [(*_costs(p), f"{p['error']:.3e}", "chosen" if here.items() <= p.items() else "") for p in written["front"]]
     title = f"front of {len(rows)} plans, {result.evaluations} evaluations, {result.seconds:.1f} s"
-    others = [(s.origin, megabytes(s.plan.weight_bytes), f"{s.plan.act_bits_mean:.2f}", f"{s.error:.3e}") for s in result.references]
-    shown = [terminal.table(title, ("weights", "mean act bits", "error (NMSE)", ""), rows),
-             terminal.table("rivals and references", ("plan", "weights", "mean act bits", "error (NMSE)"), others),
+    others = [(p["origin"], *_costs(p), f"{p['error']:.3e}") for p in written["references"]]
+    headers = ("weights", "mean act bits", *(() if picked.plan.latency_ms is None else ("ms, modelled",)), "error (NMSE)")
+    shown = [terminal.table(title, (*headers, ""), rows), terminal.table("rivals and references", ("plan", *headers), others),
+             *([] if picked.plan.latency_ms is None else [f"ms: an image's transformer calls on {picked.plan.latency_target}, "
+                                                          "the sum of its table's layer times"]), _chosen_line(written["chosen"]),
              *(f"rank correlation of {r.prediction} with measured error: {_rho(r.spearman)} over {r.plans} plans, "
                f"{_rho(r.spearman_near)} over {r.plans_near} near the budget" for r in result.ranking), f"plan: {path}"]
     return written, shown
@@ -152,6 +153,20 @@ def _written_plan(args, plan) -> Path:
     path = _plan_path(args, plan)
     runs.write_json(path, plan.model_dump(mode="json"))
     return path
+
+
+def _costs(found: dict) -> tuple[str, ...]:
+    """Cells of a `point`: bytes, bits and, where a table says it, time."""
+    time = () if found["latency_ms"] is None else (f"{found['latency_ms']:.4g}",)
+    return megabytes(found["weight_bytes"]), f"{found['act_bits_mean']:.2f}", *time
+
+
+def _chosen_line(chosen: dict) -> str:
+    prompts = f"{chosen['samples']} {'held-out' if chosen['held_out'] else 'calibration'} prompts"
+    spread = "" if chosen["low"] is None else f" [{chosen['low']:.3e}, {chosen['high']:.3e}]"
+    size, bits, *time = _costs(chosen)
+    costs = ", ".join((size, f"{bits} mean act bits", *(f"{ms} ms" for ms in time)))
+    return f"chosen: {costs}, error {chosen['error']:.3e}{spread} over {prompts}"
 
 
 def _rho(value: float | None) -> str:

@@ -4,7 +4,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.search.toys import make_costs, make_table
@@ -122,6 +122,7 @@ def test_weights_are_the_best_of_all_allocations_within_the_bytes(seed, max_byte
     assert found == pytest.approx(min(feasible)[0], rel=1e-6)
 
 
+@example(1064, 1918, 19.0)  # the two best plans differ by less than HiGHS's absolute gap allows
 @given(seeds, st.integers(1000, 2500), st.floats(3, 40))
 @settings(max_examples=60, deadline=None)
 def test_weights_under_two_limits_are_the_best_that_keep_both(seed, max_bytes, max_us):

@@ -108,6 +108,17 @@ def test_a_search_that_begins_finds_weights_that_keep_memory_and_time(seed, widt
         timed_search(seed, Budget(max_weight_bytes=max_bytes, max_latency_ms=0.99 * least_ms))
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_time_alone_buys_wider_weights_and_keeps_every_limit(seed):
+    costs, four = timed(seed=seed), (4, 4, 4)
+    slowest_ms = costs.latency.range_ms(4)[1]
+    limit_ms = (costs.latency.plan_ms(four, [four] * 4) + slowest_ms) / 2
+    generous = timed_search(seed, Budget(max_latency_ms=limit_ms))
+    assert generous.latency_ms <= limit_ms and generous.weight_bytes > costs.total_bytes(four)
+    both = timed_search(seed, Budget(max_latency_ms=limit_ms, max_mean_act_bits=4.0))
+    assert both.latency_ms <= limit_ms and both.act_bits_mean <= 4.0 and both.weight_bytes > costs.total_bytes(four)
+
+
 def test_two_limits_on_activations_that_no_refined_table_can_keep_end_no_search():
     costs = timed()
     slow = torch.flip(costs.latency.us_LWA, (2,))  # few bits take longest: a limit on the mean and one on time pull apart

@@ -16,6 +16,7 @@ from workbench.search.lagrangian import hull, total
 
 MILP_SECONDS = 5.0
 MILP_TRIES = 8  # of solutions that turn out to be beyond the limit
+MILP_SCALE = 1e-2  # least total error, in units of the objective, that HiGHS's absolute gap of 1e-6 may be left at
 
 
 def allocate_weights(weight_error_LC, costs: CostTable, max_bytes: float, weight_bits_C=None, *, beside=None) -> tuple[int, ...] | None:
@@ -52,14 +53,18 @@ def _exact(error_IC: np.ndarray, budgets: list[tuple[np.ndarray, float]]) -> np.
     for cost_IC, limit in budgets:
         spending, room = _spending(cost_IC, limit)
         constraints.append(LinearConstraint(spending, -np.inf, room))
+    unit = error_IC.max() or 1.0
     for _ in range(MILP_TRIES):
-        solution = milp(_objective(error_IC), integrality=np.ones(error_IC.size), bounds=Bounds(0, 1), constraints=constraints,
+        solution = milp(error_IC.ravel() / unit, integrality=np.ones(error_IC.size), bounds=Bounds(0, 1), constraints=constraints,
                         options={"time_limit": MILP_SECONDS, "mip_rel_gap": 1e-9})
         if solution.x is None:
             return None
         found_I = solution.x.reshape(error_IC.shape).argmax(axis=1)
         if all(total(cost_IC, found_I) <= limit for cost_IC, limit in budgets):
-            return found_I
+            if not 0 < (least := total(error_IC, found_I)) < MILP_SCALE * unit:
+                return found_I
+            unit = least  # better ones may lie within the gap
+            continue
         beyond = np.zeros(error_IC.shape)  # by less than HiGHS's tolerance: not these columns all together
         beyond[np.arange(len(beyond)), found_I] = 1
         constraints.append(LinearConstraint(csr_array(beyond.reshape(1, -1)), 0, len(beyond) - 1))
@@ -72,8 +77,8 @@ def relaxed(error_IC: np.ndarray, cost_IC: np.ndarray, limit: float) -> np.ndarr
     if error_IC.max() <= 0:
         return cheapest_I
     spending, room = _spending(cost_IC, limit)
-    solution = linprog(_objective(error_IC), A_ub=spending, b_ub=[room], A_eq=_one_each(*error_IC.shape), b_eq=np.ones(len(error_IC)),
-                       bounds=(0, 1), method="highs")
+    solution = linprog(error_IC.ravel() / error_IC.max(), A_ub=spending, b_ub=[room], A_eq=_one_each(*error_IC.shape),
+                       b_eq=np.ones(len(error_IC)), bounds=(0, 1), method="highs")
     share_IC = solution.x.reshape(error_IC.shape)
     split_IC = (share_IC > 1e-6) & (share_IC < 1 - 1e-6)
     columns_I = share_IC.argmax(axis=1)
@@ -82,10 +87,6 @@ def relaxed(error_IC: np.ndarray, cost_IC: np.ndarray, limit: float) -> np.ndarr
         columns_I[item] = part[cost_IC[item, part].argmin()]
     fits = total(cost_IC, columns_I) <= limit  # HiGHS keeps a limit to a tolerance only
     return columns_I if fits else hull(error_IC, cost_IC).within(limit)
-
-
-def _objective(error_IC: np.ndarray) -> np.ndarray:
-    return error_IC.ravel() / (error_IC.max() or 1.0)
 
 
 def _one_each(items: int, choices: int) -> csr_array:

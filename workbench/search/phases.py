@@ -117,7 +117,7 @@ def planned(task: Task, candidates: int, others: dict[Row, list[Rows]]) -> int:
     references = sum(bits != 16 for bits in task.table.act_bits_C)
     beside = len(RIVALS) + 1 if task.config.rivals == "all" else 0
     refined = task.config.refine + len(SPREAD_BITS) if task.config.refine else 0
-    plans = candidates + references + beside + refined + sum(map(len, others.values()))
+    plans = candidates * (1 if task.budget.max_latency_ms is None else 2) + references + beside + refined + sum(map(len, others.values()))
     return task.steps * plans + _planned_beam(task, len(task.rungs(task.weight_candidates[0])))
 
 

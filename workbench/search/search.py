@@ -60,6 +60,8 @@ def _measure_all(task: Task, log: Log) -> None:
     log.total = phases.planned(task, len(candidates), others)
     for weights in candidates:
         phases.measure(task, log, weights, task.rows_uniform(16), "uniform", "float activations")
+        if (rows := task.first_rows(weights)) != task.rows_uniform(16):
+            phases.measure(task, log, weights, rows, "lagrangian", f"weights of {task.costs.total_bytes(weights) / 1e6:.2f} MB")
     chosen = _best_weights(task, log, candidates)
     for bits in [bits for bits in task.table.act_bits_C if bits != 16]:
         phases.measure(task, log, chosen, task.rows_uniform(bits), "uniform", f"uniform A{bits}")
@@ -72,8 +74,8 @@ def _measure_all(task: Task, log: Log) -> None:
 
 
 def _best_weights(task: Task, log: Log, candidates: list[Row]) -> Row:
-    """The candidate of least measured error with float activations; a prediction alone does not decide this."""
-    error = {weights: log.measured[weights, task.rows_uniform(16)].error for weights in candidates}
+    """The candidate of least measured error with the activations that it is judged by; a prediction alone does not decide this."""
+    error = {weights: log.measured[weights, task.first_rows(weights)].error for weights in candidates}
     best = min(candidates, key=error.__getitem__)
     if error[best] == math.inf:
         raise SearchFailed("even with float activations the quantized weights give NaN or infinity; allow more memory")

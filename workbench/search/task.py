@@ -29,6 +29,7 @@ Rows = tuple[Row, ...]  # activation bits (T, L)
 RUNGS = (3.2, 3.6, 4.0, 4.5, 5.5, 8.0)  # mean activation bits of the Lagrangian plans that seed the beam
 LOW, HIGH = 0.85, 1.4  # the beam's configurations steer towards LOW to HIGH times the target
 TYPICAL_ACT_BITS = 4.0  # the target where nothing limits activations
+TIME_SHARES = (1 / 3, 2 / 3, 1.0)  # of the time a budget leaves, for wider weights; the rest is for activations
 TYPICAL_WEIGHT_BITS = 4  # what the beam runs on where no memory limit is set
 COMPANION_BITS = {2: 3.3, 3: 3.3, 4: 4.0, 6: 6.0, 8: 8.0, 16: 8.0}  # mean activation bits that suit weights of a width
 
@@ -114,10 +115,13 @@ class Task:
     def bits_of(self, columns_TL) -> Rows:
         return tuple(tuple(int(self.table.act_bits_C[column]) for column in columns_L) for columns_L in columns_TL)
 
-    def weights_within(self, max_bytes: int, error_LC=None, *, in_time: bool = True) -> Row:
-        """The best weights by the guide (or by `error_LC`) within the bytes, of which some plan keeps the budget's latency."""
+    def weights_within(self, max_bytes: int, error_LC=None, *, in_time: bool = True, share: float = 1.0) -> Row:
+        """The best weights by the guide (or by `error_LC`) within the bytes, of which some plan keeps the budget's latency; they take at
+        most `share` of what that leaves beyond the fastest weights."""
         error_LC, bits_C = self.guide.weight_error_LC if error_LC is None else error_LC, self.guide.weight_bits_C
         beside = self.time_left if in_time else None
+        if beside is not None and share < 1 and (least := float(beside[0].min(1).sum())) <= beside[1]:
+            beside = beside[0], least + share * (beside[1] - least)
         found = allocate_weights(error_LC, self.costs, max_bytes, bits_C, beside=beside)
         if found is None:
             fastest = allocate_weights(beside[0], self.costs, max_bytes, bits_C)
@@ -151,13 +155,33 @@ class Task:
     @cached_property
     def weight_candidates(self) -> list[Row]:
         """What the beam may run on: the best allocation within the memory limit and the best uniform one; without a limit
-        the typical uniform width. Only weights that some plan keeps the budget's latency with."""
+        the typical uniform width, unless time is limited: of it and of the allocations that spend some or all of the time on weights,
+        the two of least predicted error. Only weights that some plan keeps the budget's latency with."""
         limit, layers = self.budget.max_weight_bytes, len(self.layers)
         most = max(self.uniform_bytes.values()) if limit is None else limit
         uniform = [bits for bits, size in self.uniform_bytes.items() if size <= most and self.fast_enough((bits,) * layers)]
-        if limit is None and uniform:
-            return [(min(uniform, key=lambda bits: (abs(bits - TYPICAL_WEIGHT_BITS), bits)),) * layers]
-        return list(dict.fromkeys([self.weights_within(most), *[(bits,) * layers for bits in uniform[-1:]]]))
+        if limit is not None:
+            return list(dict.fromkeys([self.weights_within(most), *[(bits,) * layers for bits in uniform[-1:]]]))
+        typical = [(bits,) * layers for bits in sorted(uniform, key=lambda bits: (abs(bits - TYPICAL_WEIGHT_BITS), bits))[:1]]
+        if self.time_left is None:
+            return typical
+        allocated = list(dict.fromkeys([*typical, *(self.weights_within(most, share=share) for share in TIME_SHARES)]))
+        feasible = [weights for weights in allocated if self._steerable(weights)] or allocated[:1]  # of which `check` tells the reason
+        if len(feasible) == 1:
+            return feasible
+        return sorted(feasible, key=lambda weights: self.predicted_error(weights, self.first_rows(weights)))[:2]
+
+    def _steerable(self, weight_bits_L: Row) -> bool:
+        """Whether some plan on these weights keeps all limits on activations."""
+        try:
+            self.steer(weight_bits_L)
+        except BadInput:
+            return False
+        return True
+
+    def first_rows(self, weight_bits_L: Row) -> Rows:
+        """The activation bits by which weights are judged: float, or as good as the time allows where that is limited."""
+        return self.rows_uniform(16) if self.budget.max_latency_ms is None else self.steer(weight_bits_L).rows()
 
     def other_weights(self) -> dict[Row, list[Rows]]:
         """Allocations that span the range of memory, the best within the bytes of every uniform width, each with the plans of
