@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from workbench import bench, latency, pipeline
+from workbench import bench, latency, pipeline, roofline
 from workbench.options import BenchConfig, QuantConfig
 from workbench.quant.quantize import build, round_bank
 
@@ -25,7 +25,7 @@ def test_a_whole_image_is_timed_in_both_arithmetics_and_the_model_put_back(bundl
     quant, sigma_T = QuantConfig(), bundle.schedule(2).sigma_T1[:-1].tolist()
     plan = pipeline.uniform_plan(bundle, quant, sigma_T, 4, 4)
     quantized = build(bundle, round_bank(bundle, quant, (4,)), plan)
-    table = latency.model(bundle, quant, "a100")
+    table = roofline.model(bundle, quant, "a100")
     before = bundle.transformer, bundle.dtype, [bundle.linear(layer.name) for layer in bundle.layers]
     started = time.perf_counter()
     us = latency.in_turns(bench.whole_runs(bundle, quantized, 2), 3, bundle.device)

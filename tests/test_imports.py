@@ -15,7 +15,7 @@ RANKS = (
     ("lowbit", "runs", "metrics", "prompts", "flags", "tuning", "modelcard", "judge", "lpips", "outline"),
     ("families", "checkpoints"),
     ("trace", "quant", "terminal"),
-    ("methods",),
+    ("methods", "roofline"),
     ("sensitivity", "costs", "latency", "generate", "rollout", "search", "inspection"),
     ("export", "bench", "projection", "examples"),
     ("peers",),

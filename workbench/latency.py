@@ -1,4 +1,4 @@
-"""What every choice costs in time: measured on this machine, or modelled from a target's published peak rates.
+"""What every choice costs in time: measured on this machine or on another, or modelled from published peak rates (`roofline.py`).
 
 A measured table times the real modules, one per distinct layer shape and choice, and a whole image, all in turns; what a
 step of the image takes beyond its layers (attention, norms, its share of modulation and text projection) is the fixed part.
@@ -18,7 +18,6 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +25,21 @@ import torch
 from lowbit import build, ops
 from torch import Tensor, nn
 
+from workbench import roofline
 from workbench.families import Bundle
-from workbench.options import ACT_BITS, WEIGHT_BITS, LatencyConfig, OnProgress, Progress, QuantConfig, ignore_progress
+from workbench.options import (
+    ACT_BITS,
+    LATENCY_TABLES,
+    MEASURED_TARGETS,
+    MODELLED_TARGETS,
+    WEIGHT_BITS,
+    BadInput,
+    LatencyConfig,
+    OnProgress,
+    Progress,
+    QuantConfig,
+    ignore_progress,
+)
 from workbench.plans import LatencyTable
 from workbench.quant import grids, sizes, transforms
 from workbench.quant.activations import format_of
@@ -40,61 +52,29 @@ STEPS_OF_SCHEDULE, FEW_STEPS, LARGE_MODEL = 20, 4, 1e9  # steps of the image tha
 ROUNDS, WARM_UP, SECONDS = 9, 2, 60.0  # turns that medians are taken over, turns before them, and when to stop early
 CELLS = "one layer, two of one input"  # what a cell holds: measurements of another kind are not read
 QUIET = 0.25  # quantile of the turns that says what the machine does where other programs, such as a browser, leave it alone
+HELD = {act_bits: 16 if act_bits == 16 else 8 for act_bits in ACT_BITS}  # bits that activations are held in
 BUSY, RECHECKED_US, RECHECKS = 0.75, 1e6, 3  # a table is made anew if its image, not longer than that, takes less than this share now
 SMALL_MACS, SMALL_CALLS = 1 << 28, 5  # a layer below that is called so often in a turn: as warm as in a model, whose steps repeat it
-
-
-@dataclass(frozen=True)
-class Chip:
-    """Published dense peak rates, in 10^12 operations a second by operand width, and memory bandwidth in 10^9 bytes a second."""
-
-    label: str
-    tera_ops: dict[int, float]  # operand bits -> rate; 16 is BF16 with float32 accumulation
-    bandwidth: float
-    source: str
-
-
-CHIPS = {
-    "a100": Chip("NVIDIA A100 80 GB SXM, INT4", {16: 312, 8: 624, 4: 1248}, 2039, "NVIDIA A100 Tensor Core GPU Architecture, 2020"),
-    "h100": Chip("NVIDIA H100 SXM, INT8", {16: 989, 8: 1979}, 3350, "NVIDIA H100 Tensor Core GPU Architecture, 2022"),
-    "rtx4090": Chip("NVIDIA RTX 4090, INT4", {16: 165, 8: 661, 4: 1321}, 1008, "NVIDIA Ada GPU Architecture, 2022"),
-    "rtx5090": Chip("NVIDIA RTX 5090, FP4", {16: 210, 8: 838, 4: 1676}, 1792, "NVIDIA RTX Blackwell GPU Architecture, 2025"),
-    "b200": Chip("NVIDIA B200, FP4", {16: 2250, 8: 4500, 4: 9000}, 8000, "NVIDIA Blackwell Architecture Technical Brief, 2024"),
-}
 
 
 def tabulate(bundle: Bundle, quant: QuantConfig, target: str = THIS_MACHINE, *, on_progress: OnProgress = ignore_progress) -> LatencyTable:
     """The table of a target. Raises BadInput for an unknown one."""
     LatencyConfig.parse({"target": target}, "latency")
-    return measure(bundle, quant, on_progress=on_progress) if target == THIS_MACHINE else model(bundle, quant, target)
+    if target == THIS_MACHINE:
+        return measure(bundle, quant, on_progress=on_progress)
+    return (shipped if target in MEASURED_TARGETS else roofline.model)(bundle, quant, target)
 
 
-# --- modelled ---
+def shipped(bundle: Bundle, quant: QuantConfig, target: str) -> LatencyTable:
+    """A table that was measured on another machine (`benchmarks/latency_table.py`). Raises BadInput for a model or for settings that
+    were not measured there."""
+    stored = json.loads((LATENCY_TABLES / f"{target}.json").read_text(encoding="utf-8"))
+    try:
+        return _table(bundle, quant, stored["cells"], f"{stored['label']} (measured elsewhere)", stored["provenance"])
+    except KeyError:
+        raise BadInput(f"target {target}: layers of {bundle.name} were not measured there at these settings; use {THIS_MACHINE} or "
+                       f"one of {', '.join(MODELLED_TARGETS)}") from None
 
-def model(bundle: Bundle, quant: QuantConfig, target: str) -> LatencyTable:
-    """Roofline of a chip: a layer takes the longer of its arithmetic at peak and its traffic at full bandwidth.
-
-    The operands' width is that of the wider of weight and activation; the rest of a step is charged for 16-bit modulation and
-    embedders alone, because attention and norms depend on kernels that a peak rate says nothing about."""
-    chip = CHIPS[target]
-    us_LWA = torch.tensor([[[_roofline_us(chip, layer, weight_bits, act_bits, quant) for act_bits in ACT_BITS]
-                            for weight_bits in WEIGHT_BITS] for layer in bundle.layers], dtype=torch.float64)
-    other_bytes = bundle.float_bytes - sum(2 * layer.n_out * layer.k_in for layer in bundle.layers)
-    return LatencyTable(target=f"{chip.label} (modelled)", measured=False, provenance=f"peak rates: {chip.source}",
-                        weight_bits_W=WEIGHT_BITS, act_bits_A=ACT_BITS, us_LWA=us_LWA, fixed_us=other_bytes / chip.bandwidth / 1e3)
-
-
-def _roofline_us(chip: Chip, layer: LayerInfo, weight_bits: int, act_bits: int, quant: QuantConfig) -> float:
-    width = max(weight_bits, act_bits)
-    rate = chip.tera_ops[min(bits for bits in chip.tera_ops if bits >= width)]
-    choice = sizes.choice_of(weight_bits, quant)
-    held_bits = 16 if act_bits == 16 else 8 if act_bits > 4 else 4
-    traffic_bytes = (grids.predicted_bytes(layer.n_out, layer.k_in, choice, layer.has_bias)
-                     + layer.tokens * (layer.k_in * held_bits / 8 + layer.n_out * 2))
-    return max(2 * layer.macs_per_step / rate / 1e6, traffic_bytes / chip.bandwidth / 1e3)
-
-
-# --- measured ---
 
 def measure(bundle: Bundle, quant: QuantConfig, *, on_progress: OnProgress = ignore_progress) -> LatencyTable:
     """Times of the real modules on the bundle's device, for one image at a time; read where they were measured before, unless the machine
@@ -118,13 +98,7 @@ def measure_beside(runs: Mapping[str, Callable[[], object]], bundle: Bundle, qua
     `anew` forgets earlier measurements.
 
     Activations of 3 to 8 bits are held in the same 8 bits and run the same instructions: they share one measurement."""
-    cache, ranks = _Cache(bundle, anew), sizes.ranks(bundle.layers, quant)
-    shape_L = [(*shape_of(layer), ranks[layer.name]) for layer in bundle.layers]
-    form = _form(quant)
-    held = {act_bits: 16 if act_bits == 16 else 8 for act_bits in ACT_BITS}
-    layer_cells = {(shape, weight_bits, bits): (*shape, weight_bits, bits, *form)
-                   for shape in dict.fromkeys(shape_L) for weight_bits in WEIGHT_BITS for bits in (8, 16)}
-    image_cell = _image_cell(bundle, quant)
+    cache, layer_cells, image_cell = _Cache(bundle, anew), _layer_cells(bundle, quant), _image_cell(bundle, quant)
     timed = {}
     with bundle.lock:
         for asked, cell in layer_cells.items():
@@ -143,15 +117,37 @@ def measure_beside(runs: Mapping[str, Callable[[], object]], bundle: Bundle, qua
     for cell in dict.fromkeys(cell for cell, _ in timed):
         cache.cells[cache.key_of(cell)] = [us.get((cell, count), 0.0) / _calls(cell) for count in (1, 2)]
     cache.save()
-    found = {asked: cache.cells[cache.key_of(cell)] for asked, cell in layer_cells.items()}
-    us_LWA = torch.tensor([[[_charged(layer, found[shape, weight_bits, held[act_bits]]) for act_bits in ACT_BITS]
-                            for weight_bits in WEIGHT_BITS] for layer, shape in zip(bundle.layers, shape_L)], dtype=torch.float64)
-    step_us = cache.cells[cache.key_of(image_cell)][0] / _steps_of_image(bundle)
-    four, eight = WEIGHT_BITS.index(4), ACT_BITS.index(8)
-    table = LatencyTable(target=f"{THIS_MACHINE} (measured): {device_name(bundle)}", measured=True, provenance=cache.provenance,
-                         weight_bits_W=WEIGHT_BITS, act_bits_A=ACT_BITS, us_LWA=us_LWA,
-                         fixed_us=max(0.0, step_us - float(us_LWA[:, four, eight].sum())))
+    table = _table(bundle, quant, cache.cells, f"{THIS_MACHINE} (measured): {device_name(bundle)}", cache.provenance)
     return table, {name: us[name] for name in runs}
+
+
+def measured_cells(bundle: Bundle, quant: QuantConfig) -> dict[str, list[float]]:
+    """Measured anew: microseconds of one layer and of each further of one input, by cell."""
+    measure_beside({}, bundle, quant)
+    return _Cache(bundle, anew=False).cells
+
+
+def _table(bundle: Bundle, quant: QuantConfig, cells: Mapping[str, Sequence[float]], target: str, provenance: str) -> LatencyTable:
+    """What measured cells say about a model. Raises KeyError where one is missing."""
+    found = {asked: cells[_Cache.key_of(cell)] for asked, cell in _layer_cells(bundle, quant).items()}
+    us_LWA = torch.tensor([[[_charged(layer, found[shape, weight_bits, HELD[act_bits]]) for act_bits in ACT_BITS]
+                            for weight_bits in WEIGHT_BITS] for layer, shape in zip(bundle.layers, _shapes(bundle, quant))],
+                          dtype=torch.float64)
+    step_us = cells[_Cache.key_of(_image_cell(bundle, quant))][0] / _steps_of_image(bundle)
+    four, eight = WEIGHT_BITS.index(4), ACT_BITS.index(8)
+    return LatencyTable(target=target, measured=True, provenance=provenance, weight_bits_W=WEIGHT_BITS, act_bits_A=ACT_BITS, us_LWA=us_LWA,
+                        fixed_us=max(0.0, step_us - float(us_LWA[:, four, eight].sum())))
+
+
+def _shapes(bundle: Bundle, quant: QuantConfig) -> list[tuple]:
+    ranks = sizes.ranks(bundle.layers, quant)
+    return [(*shape_of(layer), ranks[layer.name]) for layer in bundle.layers]
+
+
+def _layer_cells(bundle: Bundle, quant: QuantConfig) -> dict[tuple, tuple]:
+    """Cell by (shape, weight bits, bits that activations are held in)."""
+    return {(shape, weight_bits, bits): (*shape, weight_bits, bits, *_form(quant))
+            for shape in dict.fromkeys(_shapes(bundle, quant)) for weight_bits in WEIGHT_BITS for bits in dict.fromkeys(HELD.values())}
 
 
 def reference(bundle: Bundle, quant: QuantConfig) -> tuple[Callable[[], None], float] | None:

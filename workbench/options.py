@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -14,7 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 ACT_BITS = (3, 4, 6, 8, 16)
 WEIGHT_BITS = (2, 3, 4, 6, 8, 16)
 GROUP_SIZES = (32, 64, 128)
-LATENCY_TARGETS = ("this machine", "a100", "h100", "rtx4090", "rtx5090", "b200")  # the first is measured, the others are modelled
+LATENCY_TABLES = Path(__file__).resolve().parents[1] / "assets" / "latency"  # measured on other machines, one file each
+MEASURED_TARGETS = tuple(sorted(path.stem for path in LATENCY_TABLES.glob("*.json")))
+MODELLED_TARGETS = ("a100", "h100", "rtx4090", "rtx5090", "b200")
+LATENCY_TARGETS = ("this machine", *MEASURED_TARGETS, *MODELLED_TARGETS)
 
 
 class BadInput(ValueError):
@@ -187,7 +191,8 @@ class BenchConfig(Frozen):
 class LatencyConfig(Frozen):
     """Where a plan is to run."""
 
-    target: str = setting(LATENCY_TARGETS[0], f"measured here, or modelled from published peak rates: {', '.join(LATENCY_TARGETS[1:])}")
+    target: str = setting(LATENCY_TARGETS[0], f"measured here; measured elsewhere: {', '.join(MEASURED_TARGETS)}; or modelled from "
+                        f"published peak rates: {', '.join(MODELLED_TARGETS)}")
 
     @field_validator("target")
     @classmethod

@@ -116,7 +116,7 @@ def _facts(scored, bundle, costs) -> list[tuple]:
                       "modelled, to compare plans of one profile")]
     if getattr(plan, "latency_ms", None) is not None:
         target = getattr(plan, "latency_target", None) or ""
-        how = f"modelled{', as the sum of measured layer times' if '(measured)' in target else ''}"
+        how = f"modelled{', as the sum of measured layer times' if '(measured' in target else ''}"
         time = [("time of an image's steps", f"{plan.latency_ms:.2f}", "ms", how)]
     return [
         ("transformer in memory", megabytes(plan.weight_bytes), "MB", "exact"),
