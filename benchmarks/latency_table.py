@@ -39,7 +39,8 @@ def main() -> None:
     for model in options.models.split(","):
         bundle = pipeline.load(model, options.device)
         cells |= latency.measured_cells(bundle, QuantConfig())
-    told = " ".join(line.removeprefix("- ") for line in provenance("latency_table.py", [options.name], bundle, ops.backend(bundle.device.type, bundle.dtype).reason)[2:] if line)
+    lines = provenance("latency_table.py", [options.name], bundle, ops.backend(bundle.device.type, bundle.dtype).reason)[2:]
+    told = "; ".join(line.removeprefix("- ") for line in lines if line)
     LATENCY_TABLES.mkdir(exist_ok=True)
     rounded = {key: [round(us, DIGITS) for us in pair] for key, pair in cells.items()}
     path = LATENCY_TABLES / f"{options.name}.json"
