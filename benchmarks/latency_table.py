@@ -32,13 +32,15 @@ def main() -> None:
     parser.add_argument("--label", required=True, help="the machine as people call it")
     parser.add_argument("--models", default="emoji-flux", help="names or folders separated by commas (default: %(default)s)")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--times", type=int, default=5, help="measurements, of which the least counts: what else runs only adds time")
     options = parser.parse_args()
     if not options.name.replace("-", "").isalnum():
         parser.error(f"{options.name!r} is no name of a target; use letters, digits and hyphens")
     cells = {}
     for model in options.models.split(","):
         bundle = pipeline.load(model, options.device)
-        cells |= latency.measured_cells(bundle, QuantConfig())
+        measured = [latency.measured_cells(bundle, QuantConfig()) for _ in range(options.times)]
+        cells |= {key: [min(us) for us in zip(*(found[key] for found in measured))] for key in measured[0]}
     lines = provenance("latency_table.py", [options.name], bundle, ops.backend(bundle.device.type, bundle.dtype).reason)[2:]
     told = "; ".join(line.removeprefix("- ") for line in lines if line)
     LATENCY_TABLES.mkdir(exist_ok=True)
