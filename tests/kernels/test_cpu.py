@@ -350,6 +350,12 @@ def run_all(seed=0):
             ops.linear_wnan(q_MK, scale_M1, *weight, None, None, None, True, torch.bfloat16))
 
 
+def many_tokens(group_size):
+    """So many that threads share them out."""
+    weight, x_MK = layer(4, group_size, True, 70, 3 * group_size, 0), signed(301, 3 * group_size, 0)
+    return ops.linear_wnan(*ops.act_quant(x_MK, None, 32, 8, 0), *weight, None, None, None, False, torch.float32)
+
+
 def shared_out(seed=0):
     """Products whose tokens threads share out (301 x 70, 100 x 40), whose features (45 x 1600), and whose panels as well (45 x 131)."""
     made = []
@@ -363,10 +369,10 @@ def shared_out(seed=0):
 
 def test_one_thread_and_two_give_the_same(threads):
     threads(1)
-    one = (*run_all(), *shared_out())
+    one = (*run_all(), many_tokens(32), many_tokens(64), *shared_out())
     for count in (2, 3):
         threads(count)
-        assert all(torch.equal(a, b) for a, b in zip(one, (*run_all(), *shared_out()), strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(one, (*run_all(), many_tokens(32), many_tokens(64), *shared_out()), strict=True))
 
 
 def test_calls_from_several_threads_do_not_mix():

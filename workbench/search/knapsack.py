@@ -53,22 +53,24 @@ def _exact(error_IC: np.ndarray, budgets: list[tuple[np.ndarray, float]]) -> np.
     for cost_IC, limit in budgets:
         spending, room = _spending(cost_IC, limit)
         constraints.append(LinearConstraint(spending, -np.inf, room))
-    unit = error_IC.max() or 1.0
+    unit, best_I = error_IC.max() or 1.0, None
     for _ in range(MILP_TRIES):
         solution = milp(error_IC.ravel() / unit, integrality=np.ones(error_IC.size), bounds=Bounds(0, 1), constraints=constraints,
                         options={"time_limit": MILP_SECONDS, "mip_rel_gap": 1e-9})
         if solution.x is None:
-            return None
+            break
         found_I = solution.x.reshape(error_IC.shape).argmax(axis=1)
         if all(total(cost_IC, found_I) <= limit for cost_IC, limit in budgets):
-            if not 0 < (least := total(error_IC, found_I)) < MILP_SCALE * unit:
-                return found_I
+            least = total(error_IC, found_I)
+            best_I = found_I if best_I is None or least < total(error_IC, best_I) else best_I
+            if not 0 < least < MILP_SCALE * unit:
+                break
             unit = least  # better ones may lie within the gap
             continue
         beyond = np.zeros(error_IC.shape)  # by less than HiGHS's tolerance: not these columns all together
         beyond[np.arange(len(beyond)), found_I] = 1
         constraints.append(LinearConstraint(csr_array(beyond.reshape(1, -1)), 0, len(beyond) - 1))
-    return None
+    return best_I
 
 
 def relaxed(error_IC: np.ndarray, cost_IC: np.ndarray, limit: float) -> np.ndarray:

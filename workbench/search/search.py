@@ -58,9 +58,9 @@ def _measure_all(task: Task, log: Log) -> None:
     with early."""
     candidates, others = task.weight_candidates, task.other_weights()
     log.total = phases.planned(task, len(candidates), others)
-    for weights in candidates:
+    for weights, rows in task.first_rows.items():
         phases.measure(task, log, weights, task.rows_uniform(16), "uniform", "float activations")
-        if (rows := task.first_rows(weights)) != task.rows_uniform(16):
+        if rows != task.rows_uniform(16):
             phases.measure(task, log, weights, rows, "lagrangian", f"weights of {task.costs.total_bytes(weights) / 1e6:.2f} MB")
     chosen = _best_weights(task, log, candidates)
     for bits in [bits for bits in task.table.act_bits_C if bits != 16]:
@@ -75,9 +75,10 @@ def _measure_all(task: Task, log: Log) -> None:
 
 def _best_weights(task: Task, log: Log, candidates: list[Row]) -> Row:
     """The candidate of least measured error with the activations that it is judged by; a prediction alone does not decide this."""
-    error = {weights: log.measured[weights, task.first_rows(weights)].error for weights in candidates}
+    error = {weights: [log.measured[weights, rows].error for rows in (task.first_rows[weights], task.rows_uniform(16))]
+             for weights in candidates}
     best = min(candidates, key=error.__getitem__)
-    if error[best] == math.inf:
+    if min(error[best]) == math.inf:
         raise SearchFailed("even with float activations the quantized weights give NaN or infinity; allow more memory")
     return best
 

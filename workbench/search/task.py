@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -152,11 +153,32 @@ class Task:
     def uniform_bytes(self) -> dict[int, int]:
         return {bits: size for bits, size in uniform_weights(self.costs).items() if bits in self.table.weight_bits_C}
 
-    @cached_property
+    @property
     def weight_candidates(self) -> list[Row]:
-        """What the beam may run on: the best allocation within the memory limit and the best uniform one; without a limit
-        the typical uniform width, unless time is limited: of it and of the allocations that spend some or all of the time on weights,
-        the two of least predicted error. Only weights that some plan keeps the budget's latency with."""
+        """What the beam may run on, see `first_rows`."""
+        return list(self.first_rows)
+
+    @cached_property
+    def first_rows(self) -> dict[Row, Rows]:
+        """Weights that the beam may run on, each with the activation bits it is judged by: float, or as good as the time allows where
+        that is limited. Of several that time alone limits, the two of least predicted error whose activations keep every limit."""
+        allocated = self._allocated()
+        if self.budget.max_latency_ms is None:
+            return dict.fromkeys(allocated, self.rows_uniform(16))
+        if self.budget.max_weight_bytes is not None:
+            return {weights: self.steer(weights).rows() for weights in allocated}
+        found = {}
+        for weights in allocated:
+            with suppress(BadInput):
+                found[weights] = self.steer(weights).rows()
+        if not found:
+            self.steer(allocated[0])  # raises the reason
+        best = sorted(found, key=lambda weights: self.predicted_error(weights, found[weights]))[:2]
+        return {weights: found[weights] for weights in best}
+
+    def _allocated(self) -> list[Row]:
+        """The best allocation within the memory limit and the best uniform one; without a limit the typical uniform width, and where time
+        is limited those that spend some or all of it on weights. Only weights that some plan keeps the budget's latency with."""
         limit, layers = self.budget.max_weight_bytes, len(self.layers)
         most = max(self.uniform_bytes.values()) if limit is None else limit
         uniform = [bits for bits, size in self.uniform_bytes.items() if size <= most and self.fast_enough((bits,) * layers)]
@@ -165,23 +187,7 @@ class Task:
         typical = [(bits,) * layers for bits in sorted(uniform, key=lambda bits: (abs(bits - TYPICAL_WEIGHT_BITS), bits))[:1]]
         if self.time_left is None:
             return typical
-        allocated = list(dict.fromkeys([*typical, *(self.weights_within(most, share=share) for share in TIME_SHARES)]))
-        feasible = [weights for weights in allocated if self._steerable(weights)] or allocated[:1]  # of which `check` tells the reason
-        if len(feasible) == 1:
-            return feasible
-        return sorted(feasible, key=lambda weights: self.predicted_error(weights, self.first_rows(weights)))[:2]
-
-    def _steerable(self, weight_bits_L: Row) -> bool:
-        """Whether some plan on these weights keeps all limits on activations."""
-        try:
-            self.steer(weight_bits_L)
-        except BadInput:
-            return False
-        return True
-
-    def first_rows(self, weight_bits_L: Row) -> Rows:
-        """The activation bits by which weights are judged: float, or as good as the time allows where that is limited."""
-        return self.rows_uniform(16) if self.budget.max_latency_ms is None else self.steer(weight_bits_L).rows()
+        return list(dict.fromkeys([*typical, *(self.weights_within(most, share=share) for share in TIME_SHARES)]))
 
     def other_weights(self) -> dict[Row, list[Rows]]:
         """Allocations that span the range of memory, the best within the bytes of every uniform width, each with the plans of

@@ -274,7 +274,7 @@ static int run(const Weight *const *weights, const Epilogue *ends, const ActGrid
                  .span = sharing == BY_TOKENS ? 1 : span_of(m, k_in, tiles, threads),
                  .step = rows_per_block(smaller(m, share), groups, amx),
                  .common = {.stride = row_bytes(k_in), .groups = groups, .group = group, .k_in = k_in, .amx = amx}};
-    if (!place_panels(&call, grids, count)) return 1;
+    if (sharing != BY_TILES_ALONE && !place_panels(&call, grids, count)) return 1;
     const int64_t chunk = lowbit_rows_at_once(k_in);
     Queue queues[threads];
     memset(queues, 0, sizeof queues);
@@ -287,7 +287,6 @@ static int run(const Weight *const *weights, const Epilogue *ends, const ActGrid
             for (int64_t row = 0; row < m; row += share) able &= run_share(&call, row);
         } else if (sharing == BY_TILES_ALONE) {
             Call own = call;
-            own.widths = 0;
             able = place_panels(&own, grids, count) && prepare_rows(&own, 0, m) && run_tiles(&own, queues, threads, thread_number());
         } else {
 #pragma omp for schedule(static)
