@@ -23,8 +23,8 @@ import torch  # noqa: E402
 from diffusers import FluxPipeline, FluxTransformer2DModel  # noqa: E402
 from provenance import provenance  # noqa: E402
 
-from workbench import families, pipeline  # noqa: E402
-from workbench.families import Bundle  # noqa: E402
+from workbench import pipeline  # noqa: E402
+from workbench.models import Bundle, sources  # noqa: E402
 from workbench.options import BenchConfig, ModelSpec, QuantConfig  # noqa: E402
 
 WIDE = {"num_layers": 2, "num_single_layers": 4, "num_attention_heads": 16, "attention_head_dim": 64}
@@ -37,13 +37,13 @@ def make(name: str) -> Bundle:
     """The embedded model, or a pipeline like it with a wide, untrained transformer."""
     if name == "emoji-flux":
         return pipeline.load(name)
-    whole = FluxPipeline.from_pretrained(families.EMBEDDED["emoji-flux"], torch_dtype=torch.float32, local_files_only=True)
+    whole = FluxPipeline.from_pretrained(sources.EMBEDDED["emoji-flux"], torch_dtype=torch.float32, local_files_only=True)
     torch.manual_seed(0)
     whole.transformer = FluxTransformer2DModel.from_config({**whole.transformer.config, **WIDE})
     whole.vae.register_to_config(sample_size=IMAGE_PX)
     with tempfile.TemporaryDirectory() as folder:
         whole.save_pretrained(folder)
-        return families.load(ModelSpec(source=folder))
+        return sources.load(ModelSpec(source=folder))
 
 
 def measure(name: str, rounds: int) -> dict:

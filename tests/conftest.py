@@ -29,10 +29,10 @@ def root() -> Path:
 @pytest.fixture(scope="session")
 def bundle():
     """The embedded model, loaded once. A test that changes it must put it back."""
-    from workbench import families
+    from workbench.models import sources
     from workbench.options import ModelSpec
 
-    return families.load(ModelSpec())
+    return sources.load(ModelSpec())
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from workbench.families import flux_lean
+from workbench.models import flux_lean
 
 PROMPTS = ("fluent red heart", "noto grinning face")
 

@@ -13,7 +13,7 @@ RANKS = (
     ("plans",),
     ("types",),
     ("lowbit", "runs", "metrics", "prompts", "flags", "tuning", "modelcard", "judge", "lpips", "outline"),
-    ("families", "checkpoints"),
+    ("models", "checkpoints"),
     ("trace", "quant", "terminal"),
     ("methods", "roofline"),
     ("sensitivity", "costs", "latency", "generate", "rollout", "search", "inspection"),

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from workbench import judge
-from workbench.families import EMBEDDED
+from workbench.models.sources import EMBEDDED
 from workbench.options import BadInput
 
 

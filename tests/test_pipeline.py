@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from workbench import families, generate, pipeline
+from workbench import generate, pipeline
+from workbench.models import sources
 from workbench.options import BadInput, Budget, Cancelled, ModelSpec, QuantConfig, SearchConfig, TraceConfig
 from workbench.rollout import Rollout
 from workbench.runs import Run
@@ -17,7 +18,7 @@ SMALL = SearchConfig(beam=2, configs=3, samples=2, finalists=2, refine=2)
 @pytest.fixture(scope="module")
 def bundle():
     """A bundle of its own: some tests below look at what is left attached to it."""
-    return families.load(ModelSpec())
+    return sources.load(ModelSpec())
 
 
 @pytest.fixture(scope="module")

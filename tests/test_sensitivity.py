@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from workbench import families, sensitivity, trace
+from workbench import sensitivity, trace
+from workbench.models import sources
 from workbench.options import ACT_BITS, ModelSpec, QuantConfig, SensitivityConfig, TraceConfig
 from workbench.quant.transforms import make
 
@@ -24,7 +25,7 @@ def all_digits():
 @pytest.fixture(scope="module")
 def exact_bundle():
     """The embedded model in float64: finite differences need it."""
-    bundle = families.load(ModelSpec())
+    bundle = sources.load(ModelSpec())
     bundle.transformer.double()
     bundle.dtype = torch.float64
     torch.manual_seed(0)

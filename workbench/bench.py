@@ -16,7 +16,7 @@ from lowbit import ops
 from torch import nn
 
 from workbench import latency
-from workbench.families import Bundle
+from workbench.models import Bundle
 from workbench.options import BenchConfig, OnProgress, Progress, QuantConfig, ignore_progress
 from workbench.plans import BitPlan, LatencyTable
 from workbench.quant.quantize import QuantizedModel

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from workbench.families import Bundle
+from workbench.models import Bundle
 from workbench.options import WEIGHT_BITS, QuantConfig
 from workbench.plans import CostTable, LatencyTable
 from workbench.quant import sizes

@@ -24,9 +24,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from workbench import families
-from workbench.families import Bundle
 from workbench.modelcard import model_card
+from workbench.models import Bundle, sources
 from workbench.options import BadInput, ModelSpec, OnProgress, Progress, ignore_progress
 from workbench.plans import BitChoice, BitPlan
 from workbench.quant import transforms
@@ -88,7 +87,7 @@ def load_quantized(folder: str | Path, device: str = "auto") -> tuple[Bundle, Qu
     manifest = _check_files(folder)
     plan = BitPlan.parse((folder / PLAN).read_text(encoding="utf-8"), PLAN)
     forms = {name: LayerFormat.parse(form, f"{LAYERS}: {name}") for name, form in _read_json(folder / "transformer" / LAYERS).items()}
-    device = families.find_device(ModelSpec.parse({"source": str(folder), "device": device}, "load").device)
+    device = sources.find_device(ModelSpec.parse({"source": str(folder), "device": device}, "load").device)
     tensors = _read_tensors(folder / "transformer")
     packed = {name: {key: tensors.pop(f"{name}.{key}") for key in form.shapes() if f"{name}.{key}" in tensors}
               for name, form in forms.items()}
@@ -254,7 +253,7 @@ class NoFloatWeight(nn.Linear):
 def _open_bundle(folder: Path, manifest: dict, forms: Mapping[str, LayerFormat], tensors: dict[str, Tensor], device) -> Bundle:
     import diffusers
 
-    family = families.check_folder(folder)
+    family = sources.check_folder(folder)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     library, class_name = _read_json(folder / "model_index.json")["transformer"]
     if library != "diffusers" or not hasattr(diffusers, str(class_name)):
@@ -274,7 +273,7 @@ def _open_bundle(folder: Path, manifest: dict, forms: Mapping[str, LayerFormat],
                                                           local_files_only=True)
     pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)
-    return families.FAMILIES[family](name=manifest["model"], source=str(folder), pipeline=pipeline, device=device,
+    return sources.FAMILIES[family](name=manifest["model"], source=str(folder), pipeline=pipeline, device=device,
                                      model_hash=manifest["model_hash"])
 
 

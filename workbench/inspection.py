@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from workbench.families import Bundle
+from workbench.models import Bundle
 from workbench.options import BadInput, QuantConfig
 from workbench.quant import transforms
 from workbench.types import Trace

@@ -26,7 +26,7 @@ from lowbit import build, ops
 from torch import Tensor, nn
 
 from workbench import roofline
-from workbench.families import Bundle
+from workbench.models import Bundle
 from workbench.options import (
     ACT_BITS,
     LATENCY_TABLES,

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from workbench import bench
-from workbench.families import Bundle
+from workbench.models import Bundle
 from workbench.options import OnProgress, Progress, ignore_progress
 
 LARGEST = 1_000_000_000  # parameters that are exported: in float32 that is 4 GB, written to a folder and read again

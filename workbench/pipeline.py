@@ -11,9 +11,9 @@ import torch
 
 from workbench import bench as benches
 from workbench import costs as cost_tables
-from workbench import families, generate, inspection, latency, metrics, peers, projection, sensitivity, trace
+from workbench import generate, inspection, latency, metrics, peers, projection, sensitivity, trace
 from workbench.checkpoints import Checkpoints
-from workbench.families import Bundle
+from workbench.models import Bundle, sources
 from workbench.options import (
     WEIGHT_BITS,
     BadInput,
@@ -62,16 +62,16 @@ class Profile:
 def load(source: str = "emoji-flux", device: str = "auto", *, on_progress: OnProgress = ignore_progress) -> Bundle:
     """The model of a source; one copy per process, however often it is asked for."""
     spec = ModelSpec.parse({"source": source, "device": device}, "model")
-    key = source, str(families.find_device(device))
+    key = source, str(sources.find_device(device))
     with _LOADING:
         if key not in _LOADED:
-            _LOADED[key] = families.load(spec)
+            _LOADED[key] = sources.load(spec)
         return _LOADED[key]
 
 
 def is_loaded(source: str, device: str = "auto") -> bool:
     """Whether `load` would return at once."""
-    return (source, str(families.find_device(device))) in _LOADED
+    return (source, str(sources.find_device(device))) in _LOADED
 
 
 def profile(bundle: Bundle, trace_config: TraceConfig | None = None, config: SensitivityConfig | None = None,

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from workbench.families import Bundle
+from workbench.models import Bundle
 from workbench.options import OnProgress, Progress, ignore_progress
 from workbench.quant.quantize import WeightBank
 from workbench.sensitivity import CHUNK, LayerTap, RotatedWeights, fast_arithmetic, input_errors

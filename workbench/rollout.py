@@ -12,7 +12,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
-from workbench.families import Bundle
+from workbench.models import Bundle
 from workbench.options import BadInput, OnProgress, Progress, ignore_progress
 from workbench.plans import BitPlan
 from workbench.types import Trace

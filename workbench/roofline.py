@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from workbench.families import Bundle
+from workbench.models import Bundle
 from workbench.options import ACT_BITS, WEIGHT_BITS, QuantConfig
 from workbench.plans import LatencyTable
 from workbench.quant import grids, sizes

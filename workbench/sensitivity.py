@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workbench.families import Bundle
+from workbench.models import Bundle
 from workbench.options import ACT_BITS, BadInput, OnProgress, Progress, QuantConfig, SensitivityConfig, ignore_progress
 from workbench.quant.activations import fake_quantize, format_of
 from workbench.quant.transforms import Transform, make

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from workbench.families import Bundle
+from workbench.models import Bundle
 from workbench.options import BadInput, OnProgress, Progress, TraceConfig, ignore_progress
 from workbench.types import Trace
 

@@ -49,7 +49,7 @@ class Limits(Frozen):
 
 def models(args, _listener):
     """List the embedded models, or one model's layers."""
-    from workbench import families
+    from workbench.models import sources
 
     if args.model:
         from workbench import pipeline
@@ -62,9 +62,9 @@ def models(args, _listener):
                   "layers": [dict(zip(("name", "n_out", "k_in", "tokens", "macs_per_step"), row)) for row in rows]}
         return result, [terminal.table(f"{bundle.name}: {len(rows)} quantizable layers",
                                        ("layer", "out", "in", "tokens", "MACs per step"), rows)]
-    found = [{"name": name, "family": families.check_folder(folder),
+    found = [{"name": name, "family": sources.check_folder(folder),
               "disk_bytes": sum(p.stat().st_size for p in folder.rglob("*.safetensors"))}
-             for name, folder in families.EMBEDDED.items()]
+             for name, folder in sources.EMBEDDED.items()]
     rows = [(m["name"], m["family"], megabytes(m["disk_bytes"])) for m in found]
     return {"models": found}, [terminal.table("embedded models", ("name", "family", "weights on disk"), rows)]
 

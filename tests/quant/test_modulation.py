@@ -5,7 +5,7 @@ import torch
 
 from tests.quant.toy import make_toy, method_plan, record
 from workbench import costs
-from workbench.families.base import Bundle
+from workbench.models.bundle import Bundle
 from workbench.options import BadInput, QuantConfig
 from workbench.quant.quantize import build, solve_bank
 

@@ -11,7 +11,7 @@ from lowbit.linear_wnan import naive
 from lowbit.quant_linears import cpu as joint_calls
 from torch import nn
 
-from workbench.families.base import StepCursor
+from workbench.models.bundle import StepCursor
 from workbench.options import BadInput
 from workbench.plans import BitChoice
 from workbench.quant import transforms

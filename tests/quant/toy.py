@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from workbench.families.base import Bundle
+from workbench.models.bundle import Bundle
 from workbench.plans import BitChoice, CostTable, make_plan
 from workbench.quant.quantize import modulation_choice, predicted_bytes
 from workbench.types import Conditioning, LayerInfo, Schedule, Trace
@@ -92,7 +92,7 @@ def make_flux():
     """A tiny random FluxTransformer2DModel behind the real Flux family."""
     from diffusers import FluxTransformer2DModel
 
-    from workbench.families.flux import FluxBundle
+    from workbench.models.flux import FluxBundle
     from workbench.types import Conditioning, Schedule
 
     class TinyFlux(FluxBundle):

@@ -20,8 +20,8 @@ from lowbit import ops
 from workbench import costs, generate, judge, lpips
 from workbench.contest.make import Maker, Settings, check, quant_of
 from workbench.contest.table import table
-from workbench.families import Bundle
 from workbench.methods import METHODS, Method
+from workbench.models import Bundle
 from workbench.options import (
     BadInput,
     Cancelled,

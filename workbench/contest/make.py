@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from workbench import costs, pipeline, trace
-from workbench.families import Bundle
 from workbench.methods import Method
+from workbench.models import Bundle
 from workbench.options import (
     ACT_BITS,
     BadInput,

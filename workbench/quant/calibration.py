@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from workbench.families.base import Bundle
+from workbench.models.bundle import Bundle
 from workbench.options import BadInput, OnProgress, Progress, QuantConfig, ignore_progress
 from workbench.plans import BitChoice
 from workbench.quant import activations, grids, smoothing, transforms

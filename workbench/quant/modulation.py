@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from workbench.families.base import StepCursor
+from workbench.models.bundle import StepCursor
 
 SAME_INPUT = 1e-4  # relative difference below which two inputs are one, rounded in batches of different sizes
 

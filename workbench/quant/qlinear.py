@@ -22,7 +22,7 @@ from lowbit.formats import PACKED_BITS, packed_bytes
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from workbench.families.base import StepCursor
+from workbench.models.bundle import StepCursor
 from workbench.options import GROUP_SIZES, BadInput, Frozen
 from workbench.quant import activations, grids, transforms
 from workbench.quant.activations import PLAIN, ActFormat

@@ -13,7 +13,7 @@ import torch
 from lowbit import ops
 from torch import Tensor, nn
 
-from workbench.families.base import Bundle
+from workbench.models.bundle import Bundle
 from workbench.options import BadInput, OnProgress, QuantConfig, ignore_progress
 from workbench.plans import BitChoice, BitPlan
 from workbench.quant import activations, calibration, grids, lowrank, transforms

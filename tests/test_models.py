@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from workbench import families, trace
-from workbench.families.base import StepCursor
+from workbench import trace
+from workbench.models import sources
+from workbench.models.bundle import StepCursor
 from workbench.options import BadInput, ModelSpec, TraceConfig
 from workbench.plans import BitChoice, BitPlan, mean_act_bits
 
@@ -82,19 +83,19 @@ def test_a_plan_of_20_steps_drives_28():
 ])
 def test_bad_models_are_refused_in_one_line(tmp_path, make, words):
     with pytest.raises(BadInput, match=words) as error:
-        families.load(ModelSpec(source=make(tmp_path)))
+        sources.load(ModelSpec(source=make(tmp_path)))
     assert "\n" not in str(error.value)
 
 
 def test_a_model_from_the_hub_has_its_own_name_not_that_of_its_snapshot(tmp_path, monkeypatch):
     snapshot = tmp_path / "0123456789abcdef0123456789abcdef01234567"
-    snapshot.symlink_to(families.EMBEDDED["emoji-flux"])
-    monkeypatch.setattr(families, "_download", lambda source: snapshot)
-    loaded = families.load(ModelSpec(source="maker/model"))
+    snapshot.symlink_to(sources.EMBEDDED["emoji-flux"])
+    monkeypatch.setattr(sources, "_download", lambda source: snapshot)
+    loaded = sources.load(ModelSpec(source="maker/model"))
     assert (loaded.name, loaded.source) == ("model", "maker/model")
     with pytest.raises(BadInput, match=r"^model is no diffusers pipeline"):
-        monkeypatch.setattr(families, "_download", lambda source: tmp_path)
-        families.load(ModelSpec(source="maker/model"))
+        monkeypatch.setattr(sources, "_download", lambda source: tmp_path)
+        sources.load(ModelSpec(source="maker/model"))
 
 
 def _write(path, text):

@@ -1,4 +1,4 @@
-"""Model families: one file each. `load` turns an embedded name, a local diffusers folder or a hub id into a Bundle."""
+"""Where a model comes from: `load` turns an embedded name, a local diffusers folder or a hub id into a Bundle."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ from pathlib import Path
 
 import torch
 
-from workbench.families.base import ASSETS, Bundle, StepCursor
-from workbench.families.flux import FluxBundle
+from workbench.models.bundle import ASSETS, Bundle
+from workbench.models.flux import FluxBundle
 from workbench.options import BadInput, ModelSpec
-
-__all__ = ["EMBEDDED", "FAMILIES", "Bundle", "StepCursor", "check_folder", "find_device", "load"]
 
 FAMILIES = {"FluxPipeline": FluxBundle}
 EMBEDDED = {path.parent.name: path.parent for path in sorted((ASSETS / "models").glob("*/model_index.json"))}

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workbench.families.base import Bundle
-from workbench.families.flux_lean import LeanFlux
+from workbench.models.bundle import Bundle
+from workbench.models.flux_lean import LeanFlux
 from workbench.types import Conditioning, LayerInfo, Schedule
 
 GUIDANCE = 3.5  # what FluxPipeline uses by default; read only by guidance-distilled models
