@@ -1,6 +1,7 @@
 """What the tests of integrators share: schedulers to integrate, a small nonlinear model with guidance, and the scheduler's own loop."""
 
 from dataclasses import dataclass, field
+from functools import cache
 
 import diffusers
 import numpy as np
@@ -38,7 +39,14 @@ class Case:
         return scheduler
 
     def integrator(self):
-        return Integrator.of(self.scheduler(), self.steps, **self.settings)
+        return made(str(self))
+
+
+@cache
+def made(name):
+    """The integrator of a case: frozen, so one serves all tests."""
+    case = BY_NAME[name]
+    return Integrator.of(case.scheduler(), case.steps, **case.settings)
 
 
 def euler(tag, settings=None, **config):

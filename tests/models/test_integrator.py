@@ -155,6 +155,13 @@ def test_exact_is_the_scheduler_to_the_bit(case, shape, dtype):
         stepper.step(outputs[-1], latent)
 
 
+def test_a_scheduler_that_wants_to_be_asked_for_the_models_input_is_asked():
+    stepper = BY_NAME["EulerDiscrete-1"].integrator().exact()  # it logs a warning at every step otherwise
+    assert not stepper.scheduler.is_scale_input_called
+    stepper.step(noise(2, WIDTH), noise(2, WIDTH))
+    assert stepper.scheduler.is_scale_input_called
+
+
 def test_pairs_step_latents_of_any_rank_in_their_own_type():
     integrator = BY_NAME["UniPCMultistep-flow-3"].integrator()
     for shape in ((2, 6), (2, 4, 3, 5), (1, 4, 2, 3, 5)):

@@ -35,9 +35,9 @@ REFUSED = {
     "tcd": ("draws noise", lambda: (diffusers.TCDScheduler(), 9, {})),
     "sa": ("draws noise", lambda: (diffusers.SASolverScheduler(), 9, {})),
     "clipping": ("not linear .* clip_sample", lambda: (diffusers.DDIMScheduler(), 9, {})),
-    "clipping far": ("not linear", lambda: (diffusers.DDIMScheduler(clip_sample_range=50.0), 9, {})),
+    "clipping far": ("not linear", lambda: (diffusers.DDIMScheduler(clip_sample_range=500.0), 9, {})),
     "thresholding": ("not linear .* thresholding", lambda: (diffusers.DPMSolverMultistepScheduler(thresholding=True), 9, {})),
-    "thresholding far": ("not linear", lambda: (diffusers.UniPCMultistepScheduler(thresholding=True, sample_max_value=80.0), 9, {})),
+    "thresholding far": ("not linear", lambda: (diffusers.UniPCMultistepScheduler(thresholding=True, sample_max_value=500.0), 9, {})),
     "wants more": ("cannot step .*timestep_back", lambda: (diffusers.CogVideoXDPMScheduler(), 9, {})),
     "wants a mask": ("cannot step .*mask", lambda: (diffusers.RePaintScheduler(), 9, {})),
     "zero snr": ("divides by zero at step 1 of 9", lambda: (
@@ -179,6 +179,7 @@ def test_a_description_from_a_file_makes_a_scheduler_or_one_line(part):
     with pytest.raises(BadInput) as refused:
         sampler.build()
     assert "\n" not in str(refused.value) and sampler.class_name in str(refused.value)
+    assert ("is no scheduler of diffusers" in str(refused.value)) == ("class_name" in part)  # nothing else was called
 
 
 def test_a_description_is_readable_text():
