@@ -9,7 +9,7 @@
     attention/     attention of streams of tokens, with its RMS norms and rotary embedding in one pass
     quant_linears/ several layers of one input, quantized once
     ops            the names callers use; says which backend runs and why
-    build, cpu     compile the C kernels; call them with tensors
+    abi, build, cpu the C kernels' structs and functions; compile them; call them with tensors
 
 Each operation's folder holds `naive.py`, the fp32 reference with the operation's signature, and its faster
 versions beside it. Nothing here imports the workbench. Importing this package does not import torch.

@@ -23,6 +23,8 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
+from lowbit import abi
+
 FOLDER = Path(__file__).resolve().parent
 SOURCES = ("unpack.c", "epilogue.c", "hadamard/cpu.c", "act_quant/cpu.c", "linear_wnan/cpu.c", "linear_wna16/cpu.c",
            "modulate/cpu.c", "attention/cpu.c")
@@ -84,11 +86,11 @@ def instruction_sets() -> list[Isa]:
     return chosen
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Built:
-    """The loaded library, or None and the reason."""
+    """The loaded library, or None and the reason. Equal to itself alone, so that what was found out about one is not told of another."""
 
-    library: ctypes.CDLL | None
+    library: abi.Library | None
     isa: Isa
     reason: str
 
@@ -136,7 +138,7 @@ def _load() -> Built:
         ctypes.CDLL(runtime, mode=ctypes.RTLD_GLOBAL)
     for isa in sets:  # a compiler may be older than the CPU
         try:
-            return Built(ctypes.CDLL(str(compile_library(isa, compiler, openmp=bool(runtime)))), isa, isa.label)
+            return Built(abi.Library(str(compile_library(isa, compiler, openmp=bool(runtime)))), isa, isa.label)
         except RuntimeError as error:
             failures.append(error)
     raise failures[-1]  # of the plainest set: nothing to do with the CPU

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lowbit import build
+from lowbit import abi, build
 from lowbit.act_quant.naive import grid_of, held_as
 from lowbit.attention.naive import attention as torch_attention
 from lowbit.formats import PACKED_BITS, packed_bytes
@@ -26,39 +26,6 @@ from lowbit.memo import Kept
 FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 MOST_STREAMS, MOST_CHANNELS = 4, 512  # of one call, and of a head, as attention/cpu.c has it
 MOST_TOKENS = 1024  # that attend to each other in the kernel: more do not fit in a cache, and torch's own reads less memory
-_P, _I, _D = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
-
-
-class Weight(ctypes.Structure):
-    _fields_ = (("packed", _P), ("scale", _P), ("zero", _P), ("n_out", _I), ("k_in", _I), ("group", _I), ("bits", _I))
-
-
-class Epilogue(ctypes.Structure):
-    _fields_ = (("bias", _P), ("low", _P), ("up", _P), ("y", _P), ("bias_format", _I), ("rank", _I), ("gelu", _I), ("y_format", _I),
-                ("residual", _P), ("gate", _P), ("gate_stride", _I), ("tokens", _I))
-
-
-class Layers(ctypes.Structure):
-    _fields_ = (("weights", _P), ("ends", _P), ("factor", _P), ("count", _I), ("block", _I), ("act_groups", _I))
-
-
-class _ActGrid(ctypes.Structure):
-    _fields_ = (("bits", _I), ("mid_rise", _I), ("clip", ctypes.c_float))
-
-
-class _Stream(ctypes.Structure):
-    _fields_ = (("q", _P), ("k", _P), ("v", _P), ("q_norm", _P), ("k_norm", _P), ("y", _P), ("tokens", _I))
-
-
-_ARGUMENTS = {  # of lowbit.h's entry points; every one but quant_linears ends with the number of threads
-    "lowbit_hadamard": (_P, _I, _P, _I, _I, _I, _P, _I),
-    "lowbit_act_quant": (_P, _I, _P, _I, _P, _I, _I, _I, _P, _P, _I),
-    "lowbit_linear_wnan": (ctypes.POINTER(Weight), ctypes.POINTER(Epilogue), _P, _P, _I, _I, _I),
-    "lowbit_quant_linears": (_P,),
-    "lowbit_linear_wna16": (ctypes.POINTER(Weight), ctypes.POINTER(Epilogue), _P, _I, _I, _I),
-    "lowbit_modulate": (_P, _I, _P, _P, _I, _D, _I, _I, _I, _P, _I),
-    "lowbit_attention": (_P, _I, _I, _P, _P, _D, _I, _I, _I, _I),
-}
 
 
 def why_not() -> str:
@@ -67,25 +34,14 @@ def why_not() -> str:
     return "" if built.library is not None else built.reason
 
 
-def label() -> str:
-    """What runs, for the screen: the instruction set."""
-    return build.result().reason
-
-
-@functools.cache
-def _function(name: str):
-    function = getattr(build.result().library, name)
-    function.argtypes, function.restype = _ARGUMENTS[name], ctypes.c_int
-    return function
-
-
 def call(name: str, *arguments) -> None:
     """`run` with the number of threads as the last argument."""
     run(name, *arguments, torch.get_num_threads())
 
 
 def run(name: str, *arguments) -> None:
-    if _function(name)(*arguments):
+    """Call the function of that name in the library that is loaded now. Raises MemoryError where it found no room for its scratch."""
+    if build.result().library.functions[name](*arguments):
         raise MemoryError(f"{name}: out of memory for its scratch space")
 
 
@@ -139,7 +95,7 @@ def block_hadamard(x: Tensor, block: int, factor_K: Tensor | None) -> Tensor:
 def grid_structs(act_bits: tuple[int, ...], clip: float, mid_rise: bool):
     """(address of the structs, the structs); refuses widths that do not exist."""
     grids = [grid_of(bits, clip, mid_rise) for bits in act_bits]
-    structs = (_ActGrid * len(grids))(*((bits, grid.mid_rise, grid.share) for bits, grid in zip(act_bits, grids)))
+    structs = (abi.ActGrid * len(grids))(*((bits, grid.mid_rise, grid.share) for bits, grid in zip(act_bits, grids)))
     return ctypes.addressof(structs), structs
 
 
@@ -198,7 +154,7 @@ def linear_wna16(x: Tensor, packed_NP: Tensor, scale_NG: Tensor, zero_NG: Tensor
     return y
 
 
-def weight_struct(packed_NP: Tensor, scale_NG: Tensor, zero_NG: Tensor | None, bits: int, group_size: int, k_in: int) -> Weight:
+def weight_struct(packed_NP: Tensor, scale_NG: Tensor, zero_NG: Tensor | None, bits: int, group_size: int, k_in: int) -> abi.Weight:
     """The struct, remembered on the packed tensor with what it was made from. Sizes that a kernel would read past are refused."""
     asked = (bits, group_size, k_in, packed_NP.data_ptr(), scale_NG.data_ptr(), address(zero_NG), packed_NP.shape, scale_NG.shape)
     kept = getattr(packed_NP, "_lowbit_weight", None)
@@ -220,7 +176,7 @@ def weight_struct(packed_NP: Tensor, scale_NG: Tensor, zero_NG: Tensor | None, b
     for name, (tensor, dtype, shape) in expected.items():
         if tensor.dtype != dtype or tuple(tensor.shape) != shape or not tensor.is_contiguous():
             raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}; expected a dense {dtype} {shape}")
-    struct = Weight(packed_NP.data_ptr(), scale_NG.data_ptr(), address(zero_NG), n_out, k_in, group_size or k_in, bits)
+    struct = abi.Weight(packed_NP.data_ptr(), scale_NG.data_ptr(), address(zero_NG), n_out, k_in, group_size or k_in, bits)
     packed_NP._lowbit_weight = Kept(asked, struct)
     return struct
 
@@ -237,7 +193,7 @@ def epilogue_struct(y: Tensor, bias_N: Tensor | None, low: Tensor | None, up_NR:
         if up_NR is None or tuple(up_NR.shape) != (n_out, rank) or low.numel() != rows * rank:
             raise ValueError(f"a low-rank branch of rank {rank} needs low ({rows}, {rank}) and up ({n_out}, {rank})")
         low, up_NR = dense(low.float()), dense(up_NR.float())
-    struct = Epilogue(address(bias_N), address(low), address(up_NR) if rank else None, y.data_ptr(), bias_format, rank, gelu_after,
+    struct = abi.Epilogue(address(bias_N), address(low), address(up_NR) if rank else None, y.data_ptr(), bias_format, rank, gelu_after,
                        FORMATS[y.dtype])
     return struct, (bias_N, low, up_NR)
 
@@ -278,13 +234,13 @@ def attention(query: Sequence[Tensor], key: Sequence[Tensor], value: Sequence[Te
             raise ValueError(f"norm weights are {[tuple(norm.shape) for norm in (q_norm, k_norm)]}; a head has {channels} channels")
         stream = dense(q), dense(k), dense(v), _wide(q_norm), _wide(k_norm), torch.empty(*shape, dtype=dtype)
         ys.append(stream[-1])
-        structs.append(_Stream(*[part.data_ptr() for part in stream], shape[1]))
+        structs.append(abi.Stream(*[part.data_ptr() for part in stream], shape[1]))
         kept.append(stream)
         tokens += shape[1]
     cos_SC, sin_SC = _wide(cos_SC), _wide(sin_SC)
     if not cos_SC.shape == sin_SC.shape == (tokens, channels):
         raise ValueError(f"tables {tuple(cos_SC.shape)} do not fit {tokens} tokens of {channels} channels")
     if samples * tokens:
-        call("lowbit_attention", (_Stream * len(structs))(*structs), len(structs), FORMATS[dtype], cos_SC.data_ptr(),
+        call("lowbit_attention", (abi.Stream * len(structs))(*structs), len(structs), FORMATS[dtype], cos_SC.data_ptr(),
               sin_SC.data_ptr(), eps, samples, width // channels, channels)
     return ys

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from lowbit import act_quant as act_quant_folder
 from lowbit import attention as attention_folder
-from lowbit import cpu, gpu
+from lowbit import build, cpu, gpu
 from lowbit import modulate as modulate_folder
 from lowbit import quant_linears as quant_linears_folder
 from lowbit.act_quant.emulated import fake_quantize
@@ -56,18 +56,22 @@ def _units(device_type: str) -> str:
     return f"int8 matrix units{few}, by Triton; not yet measured on a GPU"
 
 
-@functools.lru_cache(maxsize=32)
 def backend(device_type: str = "cpu", dtype: torch.dtype = torch.float32) -> Backend:
     """The backend for layers on such a device with inputs of such a type. Waits for the kernels where they are being built."""
+    return _backend(device_type, dtype, build.result() if device_type == "cpu" else None)
+
+
+@functools.lru_cache(maxsize=32)
+def _backend(device_type: str, dtype: torch.dtype, built: build.Built | None) -> Backend:
+    """`built`: what the build for the CPU came to, so that what is remembered of one library is not told of another."""
     if dtype not in cpu.FORMATS:
         return Backend("emulated", f"{str(dtype).removeprefix('torch.')} is not a format of the kernels")
-    if device_type == "cuda":
-        reason = gpu.why_not(torch.empty(0, device=device_type))
-        return Backend("emulated", reason) if reason else Backend("kernel", _units(device_type))
-    if device_type != "cpu":
+    if built is not None:
+        return Backend("emulated" if built.library is None else "kernel", built.reason)
+    if device_type != "cuda":
         return Backend("emulated", f"no kernel for {device_type} devices")
-    reason = cpu.why_not()
-    return Backend("emulated", reason) if reason else Backend("kernel", cpu.label())
+    reason = gpu.why_not(torch.empty(0, device=device_type))
+    return Backend("emulated", reason) if reason else Backend("kernel", _units(device_type))
 
 
 SCHEMAS = {

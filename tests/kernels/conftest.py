@@ -9,12 +9,13 @@ import subprocess
 
 import pytest
 import torch
-from lowbit import build, ops
+from lowbit import abi, build
 
 VNNI_256 = frozenset(("avx512vl", "avx512_vnni"))
 # name -> (instruction set, what the CPU must list besides, more compiler flags). "avxvnni" takes the instruction's AVX-512 encoding
-# where the CPU lacks the other one: the same code path.
+# where the CPU lacks the other one: the same code path. "avx512 without more": as on a CPU that has neither VBMI nor BF16.
 VARIANTS = {"amx": ("amx", frozenset(), ()), "avx512": ("avx512", frozenset(), ()),
+            "avx512 without more": ("avx512", frozenset(), ("-mno-avx512vbmi", "-mno-avx512bf16")),
             "avxvnni": ("avx2", VNNI_256, ("-DLOWBIT_TEST_AVXVNNI",)), "avx2": ("avx2", frozenset(), ()),
             "portable": ("portable", frozenset(), ())}
 
@@ -43,9 +44,16 @@ def library(compiler, tmp_path_factory):
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv("LOWBIT_CACHE", str(folder))
                 path = build.compile_library(isa, compiler, openmp=bool(runtime), extra=extra)
-            loaded[name] = build.Built(ctypes.CDLL(str(path)), isa, isa.label)
+            loaded[name] = build.Built(abi.Library(str(path)), isa, isa.label)
         return loaded[name]
     return load
+
+
+@pytest.fixture(scope="session")
+def able() -> list[str]:
+    """Names of the variants that this CPU runs."""
+    needs = {isa.name: isa.needs for isa in build.ISAS}
+    return [name for name, (isa, more, _) in VARIANTS.items() if needs[isa] | more <= build.cpu_flags()]
 
 
 @pytest.fixture(params=VARIANTS)
@@ -63,7 +71,6 @@ def use_built(monkeypatch):
 
 def use(built, monkeypatch):
     monkeypatch.setattr(build, "result", lambda: built)
-    ops.backend.cache_clear()
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +81,6 @@ def poisoned_outputs(monkeypatch):
     assert bool(torch.empty(3).isnan().all())
     yield
     torch.use_deterministic_algorithms(False)
-    ops.backend.cache_clear()
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lowbit import cpu
+from lowbit import abi, cpu
 from lowbit.memo import Kept
 from lowbit.quant_linears.naive import quant_linears as one_after_another
 
@@ -49,11 +49,11 @@ class Joint:
         factor_K = cpu.checked_factor(factor_K, k_in)
         structs = [cpu.weight_struct(*each, group_size, k_in) for each in zip(packed, scale, zero, weight_bits)]
         ends, kept = zip(*(cpu.epilogue_struct(y, b, None, None, gelu, 0) for y, b, gelu in zip(map(_no_rows, packed), bias, gelu_after)))
-        weights, ends = (ctypes.c_void_p * len(packed))(*map(ctypes.addressof, structs)), (cpu.Epilogue * len(packed))(*ends)
+        weights, ends = (ctypes.c_void_p * len(packed))(*map(ctypes.addressof, structs)), (abi.Epilogue * len(packed))(*ends)
         self._widths, self._k_in, self._block = [len(each) for each in packed], k_in, block
         self._call = struct.Struct(f"@5P4q{len(packed)}P{8 * (MOST_WEIGHTS - len(packed))}x").pack  # lowbit.h's LayersCall
         self.factor = cpu.address(factor_K)
-        layers = cpu.Layers(ctypes.addressof(weights), ctypes.addressof(ends), self.factor, len(packed), block,
+        layers = abi.Layers(ctypes.addressof(weights), ctypes.addressof(ends), self.factor, len(packed), block,
                             scale[0].shape[-1] if act_group else 1)
         read = (factor_K, *packed, *scale, *zero, *(bias for bias, *_ in kept))
         self._kept = layers, weights, ends, structs, [each.untyped_storage() for each in read if each is not None]
@@ -111,7 +111,7 @@ def _gated(residual: Tensor, gate_BN: Tensor | None, ys: list[Tensor]):
     if gate_BN is None or gate_BN.shape != (len(y), y.shape[2]) or gate_BN.dtype != y.dtype:
         raise ValueError(f"the gate of a residual must be {y.dtype} {(len(y), y.shape[2])}")
     residual, gate_BN = cpu.dense(residual), gate_BN if gate_BN.stride(1) == 1 else gate_BN.contiguous()
-    end = cpu.Epilogue(residual=residual.data_ptr(), gate=gate_BN.data_ptr(), gate_stride=gate_BN.stride(0), tokens=max(1, y.shape[1]))
+    end = abi.Epilogue(residual=residual.data_ptr(), gate=gate_BN.data_ptr(), gate_stride=gate_BN.stride(0), tokens=max(1, y.shape[1]))
     return ctypes.addressof(end), (end, residual, gate_BN)
 
 
