@@ -178,14 +178,18 @@ def test_the_emulated_layer_errs_no_more_than_twice_its_float_product(act_bits, 
     assert torch.equal(y[0, 0], torch.zeros(5) if b is None else b.float()), "an all-zero token gives the bias"
 
 
-def test_scratch_keeps_the_weight_until_it_is_emptied():
+def test_scratch_keeps_the_weight_until_it_is_emptied_or_the_weight_is_another():
     _, packed_NP, scale_NG, zero_NG = packed_layer(4, 32, True)
     x, scratch = signed(3, 70), {}
     first = ops.emulated_linear(x, packed_NP, scale_NG, zero_NG, 4, 32, 16, None, scratch)
+    kept = scratch[x.dtype][0]
+    assert torch.equal(ops.emulated_linear(x, packed_NP, scale_NG, zero_NG, 4, 32, 16, None, scratch), first)
+    assert scratch[x.dtype][0] is kept
     doubled = scale_NG * 2
-    assert torch.equal(ops.emulated_linear(x, packed_NP, doubled, zero_NG, 4, 32, 16, None, scratch), first)
-    scratch.clear()
     torch.testing.assert_close(ops.emulated_linear(x, packed_NP, doubled, zero_NG, 4, 32, 16, None, scratch), 2 * first)
+    doubled *= 2
+    torch.testing.assert_close(ops.emulated_linear(x, packed_NP, doubled, zero_NG, 4, 32, 16, None, scratch), 4 * first)
+    assert len(scratch) == 1, "of one weight at a time"
 
 
 # --- what layers share ---
@@ -225,7 +229,7 @@ def test_a_result_is_dropped_with_its_tensor_and_not_taken_for_a_successor():
         assert torch.equal(count.double(x), x * 2)
         del x
     gc.collect()
-    assert count.memo._slot is None
+    assert not count.memo._slots
 
 
 def test_inference_tensors_are_computed_anew():

@@ -221,7 +221,7 @@ class SearchResult(Found):
 
 @dataclass(frozen=True, kw_only=True)
 class QuantWeight:
-    """Packed weight: packed_NP uint8, scale_NG float16, not 0, zero_NG uint8 or None, perm_K int32 or None."""
+    """Packed weight: packed_NP uint8, scale_NG float16, not 0, zero_NG uint8 or None."""
 
     packed_NP: Tensor
     scale_NG: Tensor
@@ -229,7 +229,6 @@ class QuantWeight:
     bits: int
     group_size: int | None
     k_in: int
-    perm_K: Tensor | None = None
 
     def __post_init__(self):
         n_out, packed = self.packed_NP.shape
@@ -244,7 +243,7 @@ class QuantWeight:
 
     @property
     def weight_bytes(self) -> int:
-        parts = (self.packed_NP, self.scale_NG, self.zero_NG, self.perm_K)
+        parts = (self.packed_NP, self.scale_NG, self.zero_NG)
         return sum(p.numel() * p.element_size() for p in parts if p is not None)
 
 

@@ -35,14 +35,13 @@ def why_not() -> str:
 
 
 def call(name: str, *arguments) -> None:
-    """`run` with the number of threads as the last argument."""
-    run(name, *arguments, torch.get_num_threads())
+    """Call the function of that name in the library that is in use, with the number of threads as its last argument. Raises MemoryError."""
+    if build.result().library.functions[name](*arguments, torch.get_num_threads()):
+        raise out_of_memory(name)
 
 
-def run(name: str, *arguments) -> None:
-    """Call the function of that name in the library that is loaded now. Raises MemoryError where it found no room for its scratch."""
-    if build.result().library.functions[name](*arguments):
-        raise MemoryError(f"{name}: out of memory for its scratch space")
+def out_of_memory(name: str) -> MemoryError:
+    return MemoryError(f"{name}: out of memory for its scratch space")
 
 
 def dense(x: Tensor) -> Tensor:
@@ -56,9 +55,9 @@ def _wide(tensor: Tensor) -> Tensor:
     if tensor.is_inference():  # such tensors count no versions
         return dense(tensor.float())
     asked, kept = (tensor.data_ptr(), tensor._version), getattr(tensor, "_lowbit_wide", None)
-    if kept is None or kept.asked != asked:
-        kept = tensor._lowbit_wide = Kept(asked, dense(tensor.float()))
-    return kept.made
+    if kept is None or kept.asked != asked:  # the memory is kept too, or `.data = other` twice could bring the address back
+        kept = tensor._lowbit_wide = Kept(asked, (dense(tensor.float()), tensor.untyped_storage()))
+    return kept.made[0]
 
 
 def address(tensor: Tensor | None) -> int | None:
@@ -156,7 +155,8 @@ def linear_wna16(x: Tensor, packed_NP: Tensor, scale_NG: Tensor, zero_NG: Tensor
 
 def weight_struct(packed_NP: Tensor, scale_NG: Tensor, zero_NG: Tensor | None, bits: int, group_size: int, k_in: int) -> abi.Weight:
     """The struct, remembered on the packed tensor with what it was made from. Sizes that a kernel would read past are refused."""
-    asked = (bits, group_size, k_in, packed_NP.data_ptr(), scale_NG.data_ptr(), address(zero_NG), packed_NP.shape, scale_NG.shape)
+    asked = (bits, group_size, k_in, packed_NP.data_ptr(), scale_NG.data_ptr(), packed_NP.shape, scale_NG.shape, scale_NG.dtype)
+    asked = asked if zero_NG is None else (*asked, zero_NG.data_ptr(), zero_NG.shape, zero_NG.dtype)
     kept = getattr(packed_NP, "_lowbit_weight", None)
     if kept is not None and kept.asked == asked:
         return kept.made

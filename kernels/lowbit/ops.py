@@ -158,9 +158,12 @@ def _shortcut(name: str):
 
 
 def joint(x: Tensor, *weights) -> Joint | None:
-    """`quant_linears` prepared for calls with inputs like x (see `Joint` for `weights`); None where no kernel of the CPU takes them."""
-    plain = type(x) is Tensor and x.device.type == "cpu" and x.dtype in cpu.FORMATS
-    return Joint(*weights) if plain and not cpu.why_not() else None
+    """`quant_linears` prepared for calls with inputs like x (see `Joint` for `weights`); None where no kernel of the CPU takes them, or
+    where it would read copies of the weights, which follow no change."""
+    if type(x) is not Tensor or x.device.type != "cpu" or x.dtype not in cpu.FORMATS or cpu.why_not():
+        return None
+    prepared = Joint(*weights)
+    return None if prepared.copied else prepared
 
 
 _SHORT = {*cpu.FORMATS, torch.int8}

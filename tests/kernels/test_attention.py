@@ -40,6 +40,20 @@ def test_attention_of_more_tokens_than_a_cache_holds_is_the_references():
     assert all(torch.equal(a, b) for a, b in zip(ops.attention(*case), attention_reference.attention(*case), strict=True))
 
 
+def test_attention_follows_norms_whose_data_is_replaced_even_when_an_address_comes_back():
+    query, key, value, *norms, cos_SC, sin_SC, eps = attention_case((5,), 2, 6, torch.float32, 0)
+    queries, keys = ([norm.bfloat16() for norm in each] for each in norms)  # converted once, and kept
+
+    def run(queries):
+        return ops.attention(query, key, value, queries, keys, cos_SC, sin_SC, eps)
+    for turn in range(2, 20):
+        run(queries)
+        [norm] = queries
+        norm.data = torch.ones(6, dtype=torch.bfloat16)  # the old memory is free now, and the next of its size may be put there
+        norm.data = torch.full((6,), 0.5 * turn, dtype=torch.bfloat16)
+        assert torch.equal(run(queries)[0], run([norm.clone()])[0])
+
+
 def test_attention_refuses_what_does_not_fit():
     query, key, value, *norms, cos_SC, sin_SC, eps = attention_case((5, 4), 2, 6, torch.float32, 0)
     with pytest.raises(ValueError, match=r"tables .* do not fit 9 tokens"):

@@ -322,6 +322,25 @@ def test_one_call_refuses_more_weights_than_it_holds_and_activation_groups_that_
         call(1, 16)
 
 
+def test_layers_of_one_input_that_share_memory_with_the_last_ones_are_others():
+    """The same addresses, fewer rows, or other numbers in them."""
+    x_MK, layers = signed(5, 64, 0), [layer(4, 0, False, 40, 64, seed) for seed in range(2)]
+
+    def call(*layers, bias=(None, None)):
+        packed, scale, zero, bits, _ = zip(*layers)
+        return ops.quant_linears((x_MK,), None, 1, (4, 4), 0, packed, scale, zero, bits, 0, bias, (False, False), None, None)
+    first = call(*layers)
+    half = [part[:20] if isinstance(part, torch.Tensor) else part for part in layers[1]]
+    assert torch.equal(call(layers[0], half)[1], first[1][:, :20])
+    strided = [part.T.contiguous().T if isinstance(part, torch.Tensor) else part for part in layers[1]]
+    numbers = torch.ones(80)
+    before = call(layers[0], strided, bias=(None, numbers[::2]))
+    torch.testing.assert_close(before[1], first[1] + 1)
+    strided[1].mul_(2)
+    numbers.mul_(3)
+    torch.testing.assert_close(call(layers[0], strided, bias=(None, numbers[::2]))[1], 2 * first[1] + 3)
+
+
 # --- layouts, threads ---
 
 def test_strided_inputs_of_any_rank_give_what_dense_ones_give():

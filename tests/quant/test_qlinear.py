@@ -109,7 +109,7 @@ def broken(name, change):
     (broken("bias", lambda t: t.float()), "expected 16-bit float"),
     (broken("bias", lambda t: t * float("inf")), "bias holds NaN or infinity"),
     (lambda tensors: tensors.pop("zero_NG"), "expected"),
-    (lambda tensors: tensors.update(perm_K=torch.arange(K_IN)), "perm_K"),
+    (lambda tensors: tensors.update(order_K=torch.arange(K_IN)), "order_K"),
 ])
 def test_tensors_that_do_not_fit_are_refused(damage, message):
     module = layer(symmetric=False)

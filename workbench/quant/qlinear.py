@@ -12,6 +12,7 @@ transformer's root hook moves.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from typing import NamedTuple
 import torch
 from lowbit import ops
 from lowbit.formats import PACKED_BITS, packed_bytes
+from lowbit.memo import identity, memory
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
@@ -112,15 +114,31 @@ def current_bits(cursor: StepCursor | None, layer_index: int | None) -> int:
 
 class _Joined(NamedTuple):
     """What `QuantLinear.together` found out about layers that read one tensor. weights: arguments of `ops.quant_linears`, None where
-    one pass does not hold them; call: the same prepared for a CPU; places: (cursor, layer index) of each."""
+    one pass does not hold them; call: the same prepared for a CPU; buffers: every layer's, None among them; addresses: of those
+    that are, where `call` reads them. It is true of other layers, of a buffer that took another's place, and of one whose `.data` did,
+    no more: `call` keeps the memory that it reads, so no other buffer comes to lie there."""
 
     others: tuple[nn.Module, ...]
     gelu_last: bool
-    moves: int
     weights: tuple | None
     call: Callable | None
-    places: Sequence[tuple[StepCursor | None, int | None]]
+    buffers: list[Tensor | None]
+    read: list[Tensor]
+    addresses: list[int]
     grid: tuple
+
+    def holds(self, layers: Sequence[nn.Module]) -> bool:
+        """Whether these layers' buffers are still the ones that were found, and where they were."""
+        buffers = _buffers(layers)
+        return (len(buffers) == len(self.buffers) and all(map(operator.is_, buffers, self.buffers))
+                and [*map(Tensor.data_ptr, self.read)] == self.addresses)
+
+
+def _buffers(layers: Sequence[nn.Module]) -> list[Tensor | None]:
+    found = []
+    for layer in layers:
+        found += layer._buffers.values()
+    return found
 
 
 class QuantLinear(nn.Module):
@@ -129,13 +147,9 @@ class QuantLinear(nn.Module):
     `scratch` keeps the dequantized weight of the emulated product between calls; a kernel needs none. It may be shared by every module
     made of the same weight, is not part of the state, and does not count as resident: `drop_cache` empties it."""
 
-    _moves = 0  # of any layer's tensors: what was prepared before then reads the old ones
-
     def __init__(self, weight: QuantWeight, bias: Tensor | None, transform: Transform, *, cursor: StepCursor | None = None,
                  layer_index: int | None = None, scratch: dict | None = None, extras: Extras = Extras()):
         super().__init__()
-        if weight.perm_K is not None:
-            raise BadInput("a weight with permuted columns is not supported")
         self.register_buffer("packed_NP", weight.packed_NP)
         self.register_buffer("scale_NG", weight.scale_NG)
         self.register_buffer("zero_NG", weight.zero_NG)
@@ -177,34 +191,37 @@ class QuantLinear(nn.Module):
         """Outputs of this layer and of `others`, which read the same tensor (`x`, or its parts side by side), in one pass that quantizes it
         once per width; the last one's after GELU if asked, a single one's as `residual` + gate y. None where that pass does not hold
         them: another kind of layer, transform or group size, or 16 bits."""
-        joined, first = self._joined, x[0]
-        if joined is None or joined.others != others or joined.gelu_last != gelu_last or joined.moves != QuantLinear._moves:
-            joined = self._joined = self._join(tuple(others), gelu_last, first)
-        if joined.weights is None or not ops.backend(first.device.type, first.dtype).is_kernel:
+        joined, first, layers = self._joined, x[0], (self, *others)
+        if joined is None or joined.others != others or joined.gelu_last != gelu_last or not joined.holds(layers):
+            joined = self._joined = self._join(layers, gelu_last, first)
+        if joined.weights is None:
             return None
-        act_bits = [current_bits(cursor, layer_index) for cursor, layer_index in joined.places]
+        act_bits = [current_bits(layer.cursor, layer.layer_index) for layer in layers]
         if 16 in act_bits:
             return None
         made = None
         if joined.call is not None and not torch.compiler.is_compiling():
             made = joined.call(x, act_bits, residual, gate_BN, *joined.grid)
         if made is None:
+            if not ops.backend(first.device.type, first.dtype).is_kernel:
+                return None
             factor_K, block, act_group, *stored = joined.weights
             with torch.no_grad():
                 made = ops.quant_linears(x, factor_K, block, act_bits, act_group, *stored, residual, gate_BN, *joined.grid)
         return made
 
-    def _join(self, others: tuple[nn.Module, ...], gelu_last: bool, x: Tensor) -> _Joined:
-        layers = (self, *others)
+    def _join(self, layers: tuple[nn.Module, ...], gelu_last: bool, x: Tensor) -> _Joined:
         alike = all(type(layer) is QuantLinear and layer.transform is self.transform and layer.down is None
                     and layer.group_size == self.group_size and layer.act == self.act for layer in layers)
+        buffers = _buffers(layers)
         if not alike or not runs_on_kernels(self.act, self.k_in, self.group_size):
-            return _Joined(others, gelu_last, QuantLinear._moves, None, None, (), ())
+            return _Joined(layers[1:], gelu_last, None, None, buffers, [], [], ())
         packed, scale, zero, bias = zip(*(map(layer._buffers.get, ("packed_NP", "scale_NG", "zero_NG", "bias")) for layer in layers))
         weights = (*self.transform.factor(x.device), self.act.group_size or 0, packed, scale, zero, tuple(layer.bits for layer in layers),
-                   self.group_size or 0, bias, (False,) * len(others) + (gelu_last,))
-        return _Joined(others, gelu_last, QuantLinear._moves, weights, ops.joint(x, *weights, self.k_in),
-                       [(layer.cursor, layer.layer_index) for layer in layers], self.act.kernel_grid)
+                   self.group_size or 0, bias, (False,) * (len(layers) - 1) + (gelu_last,))
+        call = ops.joint(x, *weights, self.k_in)
+        read = [] if call is None else [buffer for buffer in buffers if buffer is not None]
+        return _Joined(layers[1:], gelu_last, weights, call, buffers, read, [buffer.data_ptr() for buffer in read], self.act.kernel_grid)
 
     def _emulated(self, x: Tensor, bits: int) -> Tensor:
         mixed = self.transform.forward(x)
@@ -218,7 +235,7 @@ class QuantLinear(nn.Module):
     def _apply(self, fn, recurse=True):
         # a cached weight would stay behind on the old device; float16 scales and codes never change type with the model
         self.drop_cache()
-        QuantLinear._moves += 1
+        self._joined = None
         moved = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
         super()._apply(fn, recurse)
         for name, before in moved.items():
@@ -301,10 +318,11 @@ class FloatLinear(nn.Linear):
         if bits == 16:
             return nn.functional.linear(x, self.weight, self.bias)
         with torch.no_grad():
-            if x.dtype not in self._scratch:
-                self._scratch[x.dtype] = self.transform.weight(self.weight.to(x.dtype))
+            kept, asked = self._scratch.get(x.dtype), identity(self.weight)
+            if kept is None or kept[1] != asked:
+                kept = self._scratch[x.dtype] = self.transform.weight(self.weight.to(x.dtype)), asked, memory(self.weight)
             rounded = activations.fake_quantize(self.transform.forward(x), bits, self.act, self.range_2)
-            return nn.functional.linear(rounded, self._scratch[x.dtype], self.bias)
+            return nn.functional.linear(rounded, kept[0], self.bias)
 
     def shared_tensors(self) -> dict[str, Tensor]:
         """The smoothing vector, if there is one."""

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lowbit import abi, cpu
-from lowbit.memo import Kept
+from lowbit import abi, build, cpu
+from lowbit.memo import Kept, memory
 from lowbit.quant_linears.naive import quant_linears as one_after_another
 
 MOST_WEIGHTS = 8  # of one call, as lowbit.h has it
@@ -34,8 +34,10 @@ def quant_linears(x: Sequence[Tensor], factor_K: Tensor | None, block: int, act_
 class Joint:
     """`quant_linears` of certain weights, prepared: what does not change from call to call is checked here and kept as a kernel reads it.
 
-    Arguments as there, with the number of input features. It keeps the tensors' memory, not the tensors: whoever replaces one prepares
-    anew. Raises ValueError for what one call cannot hold."""
+    Arguments as there, with the number of input features. It keeps the tensors' memory, which therefore stays what it reads, and not the
+    tensors: whoever has them sees whether one was replaced, and prepares anew. `copied`: some tensor was not dense float32 or the like,
+    and what is read is a copy, which follows no change. It may be called from several threads at once. Raises ValueError for what
+    one call cannot hold."""
 
     def __init__(self, factor_K: Tensor | None, block: int, act_group: int, packed: Sequence[Tensor], scale: Sequence[Tensor],
                  zero: Sequence[Tensor | None], weight_bits: Sequence[int], group_size: int, bias: Sequence[Tensor | None],
@@ -46,28 +48,33 @@ class Joint:
         if act_group and (act_group != group_size or k_in % act_group):
             raise ValueError(f"{k_in} features in groups of {act_group}; grouped activations need whole groups of the weight's size "
                              f"{group_size}")
-        factor_K = cpu.checked_factor(factor_K, k_in)
+        given = (factor_K, *packed, *scale, *zero, *bias)
+        factor_K, packed, scale = cpu.checked_factor(factor_K, k_in), [*map(cpu.dense, packed)], [*map(cpu.dense, scale)]
+        zero = [each if each is None else cpu.dense(each) for each in zero]
         structs = [cpu.weight_struct(*each, group_size, k_in) for each in zip(packed, scale, zero, weight_bits)]
         ends, kept = zip(*(cpu.epilogue_struct(y, b, None, None, gelu, 0) for y, b, gelu in zip(map(_no_rows, packed), bias, gelu_after)))
         weights, ends = (ctypes.c_void_p * len(packed))(*map(ctypes.addressof, structs)), (abi.Epilogue * len(packed))(*ends)
         self._widths, self._k_in, self._block = [len(each) for each in packed], k_in, block
         self._call = struct.Struct(f"@5P4q{len(packed)}P{8 * (MOST_WEIGHTS - len(packed))}x").pack  # lowbit.h's LayersCall
-        self.factor = cpu.address(factor_K)
-        layers = abi.Layers(ctypes.addressof(weights), ctypes.addressof(ends), self.factor, len(packed), block,
+        layers = abi.Layers(ctypes.addressof(weights), ctypes.addressof(ends), cpu.address(factor_K), len(packed), block,
                             scale[0].shape[-1] if act_group else 1)
         read = (factor_K, *packed, *scale, *zero, *(bias for bias, *_ in kept))
-        self._kept = layers, weights, ends, structs, [each.untyped_storage() for each in read if each is not None]
+        self.copied = [*map(cpu.address, given)] != [*map(cpu.address, read)]
+        self._kept = layers, weights, ends, structs, memory(*read)
         self._layers = ctypes.addressof(layers)
 
     def __call__(self, x: Sequence[Tensor], act_bits: Sequence[int], residual: Tensor | None, gate_BN: Tensor | None, clip: float,
                  mid_rise: bool) -> list[Tensor] | None:
-        """The outputs; None for inputs that are faster quantized beforehand."""
+        """The outputs; None for inputs that are faster quantized beforehand, or that no kernel of the CPU takes."""
         first, second = x[0], None
-        numbers = first.numel()
+        numbers, number_format, library = first.numel(), cpu.FORMATS.get(first.dtype), build.result().library
+        if number_format is None or library is None or not first.is_cpu or type(first) is not Tensor:
+            return None
         if len(x) > 1:
             numbers = sum(part.numel() for part in x)
             if len(x) > 2 or first.shape[-1] % self._block:
                 first = torch.cat(tuple(x), -1)
+                number_format = cpu.FORMATS[first.dtype]
             else:
                 second = cpu.dense(x[1])
                 if second.dtype != first.dtype or second.shape[:-1] != first.shape[:-1]:
@@ -79,25 +86,24 @@ class Joint:
         *rows, width = first.shape
         if len(act_bits) != len(self._widths) or width + (0 if second is None else second.shape[-1]) != self._k_in:
             raise ValueError(f"{len(act_bits)} activation widths for {len(self._widths)} weights of {self._k_in} input features")
-        dtype = first.dtype
         ys = [first.new_empty(*rows, n_out) for n_out in self._widths]  # with a tuple it takes half a microsecond longer
         gated, _alive = (0, None) if residual is None else _gated(residual, gate_BN, ys)
-        if numbers:
-            cpu.run("lowbit_quant_linears", self._call(
-                self._layers, gated, grids, first.data_ptr(), 0 if second is None else second.data_ptr(), width, cpu.FORMATS[dtype],
-                first.numel() // width, torch.get_num_threads(), *[y.data_ptr() for y in ys]))
+        if numbers and library.functions["lowbit_quant_linears"](self._call(
+                self._layers, gated, grids, first.data_ptr(), 0 if second is None else second.data_ptr(), width, number_format,
+                numbers // self._k_in, torch.get_num_threads(), *[y.data_ptr() for y in ys])):
+            raise cpu.out_of_memory("lowbit_quant_linears")
         return ys
 
 
 def _joint(factor_K, block: int, act_group: int, packed, scale, zero, weight_bits, group_size: int, bias, gelu_after, k_in: int) -> Joint:
     """The same, remembered on the first packed tensor with what it was made from."""
-    asked = (block, act_group, tuple(weight_bits), group_size, tuple(gelu_after), k_in,
-             tuple(map(cpu.address, (factor_K, *packed, *scale, *zero, *bias))))
+    asked = (block, act_group, tuple(weight_bits), group_size, tuple(gelu_after), k_in, tuple(
+        None if each is None else (each.data_ptr(), each.dtype, each.shape) for each in (factor_K, *packed, *scale, *zero, *bias)))
     kept = getattr(packed[0], "_lowbit_joint", None)
     if kept is not None and kept.asked == asked:
         return kept.made
     joint = Joint(factor_K, block, act_group, packed, scale, zero, weight_bits, group_size, bias, gelu_after, k_in)
-    if factor_K is None or joint.factor == factor_K.data_ptr():  # a copy would not see a change
+    if not joint.copied:
         packed[0]._lowbit_joint = Kept(asked, joint)
     return joint
 
