@@ -26,7 +26,7 @@ from pathlib import Path
 from lowbit import abi
 
 FOLDER = Path(__file__).resolve().parent
-SOURCES = ("unpack.c", "epilogue.c", "hadamard/cpu.c", "act_quant/cpu.c", "linear_wnan/cpu.c", "linear_wna16/cpu.c",
+SOURCES = ("scratch.c", "unpack.c", "epilogue.c", "hadamard/cpu.c", "act_quant/cpu.c", "linear_wnan/cpu.c", "linear_wna16/cpu.c",
            "modulate/cpu.c", "attention/cpu.c")
 HEADERS = ("lowbit.h", "amx.h", "linear_wnan/block.h", "linear_wnan/block_amx.h", "attention/bf16.h")
 FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-Wall",

@@ -29,13 +29,24 @@ def interpreted() -> bool:
 
 def why_not(x: Tensor) -> str:
     """"" if a kernel can run on this tensor's device, else the reason in a few words."""
-    if "triton" not in sys.modules and importlib.util.find_spec("triton") is None:
-        return "Triton is not installed"
+    return _why_not_triton() or _why_not_on(x.device, x.is_cuda)
+
+
+def why_not_cuda() -> str:
+    """`why_not` for the CUDA device that tensors are put on, of which none need exist."""
+    return _why_not_triton() or _why_not_on(torch.device("cuda"), torch.cuda.is_available())
+
+
+def _why_not_triton() -> str:
+    return "Triton is not installed" if "triton" not in sys.modules and importlib.util.find_spec("triton") is None else ""
+
+
+def _why_not_on(device: torch.device, is_cuda: bool) -> str:
     if interpreted():
-        return "" if x.device.type == "cpu" else "Triton's interpreter reads tensors of the CPU only"
-    if not x.is_cuda:
+        return "" if device.type == "cpu" else "Triton's interpreter reads tensors of the CPU only"
+    if not is_cuda:
         return "the tensor is not on a GPU" if torch.cuda.is_available() else "no CUDA device"
-    capability = torch.cuda.get_device_capability(x.device)
+    capability = torch.cuda.get_device_capability(device)
     if capability < OLDEST_CAPABILITY:
         return "compute capability {}.{} is below {}.{}".format(*capability, *OLDEST_CAPABILITY)
     return ""
@@ -43,21 +54,37 @@ def why_not(x: Tensor) -> str:
 
 def why_not_fp8(x: Tensor) -> str:
     """"" if the tensor's device has FP8 matrix units, else the reason in a few words. The interpreter computes with them in float32."""
+    return _why_not_fp8_on(x.device)
+
+
+def _why_not_fp8_on(device: torch.device | str) -> str:
     if interpreted():
         return ""
-    capability = torch.cuda.get_device_capability(x.device)
+    capability = torch.cuda.get_device_capability(device)
     return "" if capability >= OLDEST_FP8 else "compute capability {}.{} has no FP8 units".format(*capability)
 
 
 def chooses_fp8(x: Tensor, act_bits: int) -> bool:
     """Whether codes of x are to be held in FP8: they are exact in it, and the device's FP8 units are the faster ones by published rates,
     or asked for (`LOWBIT_GPU=fp8`; `int8` never takes them)."""
-    if not x.is_cuda or act_bits not in FP8_BITS or why_not_fp8(x):
+    return x.is_cuda and act_bits in FP8_BITS and _takes_fp8(x.device)
+
+
+def _takes_fp8(device: torch.device | str) -> bool:
+    if _why_not_fp8_on(device):
         return False
     asked = os.environ.get("LOWBIT_GPU", "")
     if asked not in ("", "fp8", "int8"):
         raise ValueError(f"LOWBIT_GPU is {asked!r}; use fp8, int8 or nothing")
-    return asked == "fp8" or (not asked and torch.cuda.get_device_capability(x.device) in FP8_CHOSEN)
+    return asked == "fp8" or (not asked and torch.cuda.get_device_capability(device) in FP8_CHOSEN)
+
+
+def units() -> str:
+    """What multiplies on the CUDA device, for the screen; with the reason where FP8 units were asked for and there are none."""
+    if _takes_fp8("cuda"):
+        return f"int8 matrix units (FP8 ones for activations up to {max(FP8_BITS)} bits)"
+    missing = _why_not_fp8_on("cuda") if os.environ.get("LOWBIT_GPU", "") == "fp8" else ""
+    return f"int8 matrix units (FP8 ones were asked for: {missing})" if missing else "int8 matrix units"
 
 
 def why_not_float(x: Tensor) -> str:

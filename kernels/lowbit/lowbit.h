@@ -113,14 +113,21 @@ INLINE float exp_negative(float x) {
     return p * bits_to_float((uint32_t)((int32_t)n + 127) << 23);
 }
 
-/* Memory of the calling thread that only grows, aligned to a cache line; NULL when there is none left. */
-typedef struct {
+/* Memory of the calling thread that only grows until the thread ends, aligned to a cache line; NULL when there is none left. No two
+   threads share one: calls from several threads run side by side. */
+typedef struct Scratch {
     void *at;
     size_t bytes;
+    struct Scratch *next; /* of the thread's */
+    int known;            /* is it among them? */
 } Scratch;
+
+/* scratch.c: free it when the calling thread ends. */
+void lowbit_give_back_at_end(Scratch *scratch);
 
 static inline void *reserve(Scratch *scratch, size_t bytes) {
     if (scratch->bytes < bytes) {
+        if (!scratch->known) lowbit_give_back_at_end(scratch);
         free(scratch->at);
         size_t rounded = (bytes + 4095) / 4096 * 4096;
         scratch->at = aligned_alloc(64, rounded);

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -26,8 +27,9 @@ from lowbit import attention as attention_folder
 from lowbit import build, cpu, gpu
 from lowbit import modulate as modulate_folder
 from lowbit import quant_linears as quant_linears_folder
+from lowbit.act_quant import triton as act_triton
 from lowbit.act_quant.emulated import fake_quantize
-from lowbit.act_quant.naive import FP8_BITS, held_as
+from lowbit.act_quant.naive import held_as
 from lowbit.hadamard import emulated as hadamard_emulated
 from lowbit.linear_wna16 import naive as wna16_naive
 from lowbit.linear_wnan import emulated
@@ -51,11 +53,6 @@ class Backend:
         return self.name == "kernel"
 
 
-def _units(device_type: str) -> str:
-    few = " (FP8 ones for activations up to 4 bits)" if gpu.chooses_fp8(torch.empty(0, device=device_type), FP8_BITS[0]) else ""
-    return f"int8 matrix units{few}, by Triton; not yet measured on a GPU"
-
-
 def backend(device_type: str = "cpu", dtype: torch.dtype = torch.float32) -> Backend:
     """The backend for layers on such a device with inputs of such a type. Waits for the kernels where they are being built."""
     return _backend(device_type, dtype, build.result() if device_type == "cpu" else None)
@@ -70,8 +67,14 @@ def _backend(device_type: str, dtype: torch.dtype, built: build.Built | None) ->
         return Backend("emulated" if built.library is None else "kernel", built.reason)
     if device_type != "cuda":
         return Backend("emulated", f"no kernel for {device_type} devices")
-    reason = gpu.why_not(torch.empty(0, device=device_type))
-    return Backend("emulated", reason) if reason else Backend("kernel", _units(device_type))
+    reason = gpu.why_not_cuda()
+    return Backend("emulated", reason) if reason else Backend("kernel", f"{gpu.units()}, by Triton; not yet measured on a GPU")
+
+
+def why_not_layer(device_type: str, k_in: int, block: int, act_group: int) -> str:
+    """"" if the kernels of such a device take layers with K input features that are rotated in such blocks (1: not) and rounded in such
+    groups (0: one a token), else the reason. Without it `backend` would promise kernels to a layer that runs without one."""
+    return act_triton.why_not_sizes(k_in, block, act_group) if device_type == "cuda" else ""
 
 
 SCHEMAS = {
@@ -115,7 +118,12 @@ def _on_gpu(name: str):
         if folder is None:
             return slow(*arguments)
         kernel = importlib.import_module(f"lowbit.{folder}.triton")
-        return slow(*arguments) if kernel.why_not(*arguments) else getattr(kernel, name)(*arguments)
+        reason = kernel.why_not(*arguments)
+        if not reason:
+            return getattr(kernel, name)(*arguments)
+        if arguments[0].numel():  # Python shows a warning of one text once
+            warnings.warn(f"lowbit.{name} runs without a kernel: {reason}", RuntimeWarning, stacklevel=2)
+        return slow(*arguments)
     return run
 
 

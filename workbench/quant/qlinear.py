@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from lowbit import ops
+from lowbit import hadamard, ops
 from lowbit.formats import PACKED_BITS, packed_bytes
 from lowbit.memo import identity, memory
 from pydantic import Field, field_validator
@@ -89,6 +89,11 @@ class LayerFormat(Frozen):
             return ()
         return (self.act.describe(),)
 
+    def refused_on(self, device_type: str) -> str:
+        """"" if such a device's kernels take a layer of these sizes, else the reason."""
+        block = hadamard.block_size(self.k_in) if self.transform.endswith("hadamard") else 1
+        return ops.why_not_layer(device_type, self.k_in, block, 0 if self.layer_index is None else self.act.group_size or 0)
+
 
 def runs_on_kernels(act: ActFormat, k_in: int, group_size: int | None) -> bool:
     """Whether kernels have this activation quantizer: no zero point, one scale per token or per group of the weight's own size."""
@@ -114,9 +119,8 @@ def current_bits(cursor: StepCursor | None, layer_index: int | None) -> int:
 
 class _Joined(NamedTuple):
     """What `QuantLinear.together` found out about layers that read one tensor. weights: arguments of `ops.quant_linears`, None where
-    one pass does not hold them; call: the same prepared for a CPU; buffers: every layer's, None among them; addresses: of those
-    that are, where `call` reads them. It is true of other layers, of a buffer that took another's place, and of one whose `.data` did,
-    no more: `call` keeps the memory that it reads, so no other buffer comes to lie there."""
+    one pass does not hold them; call: the same prepared for a CPU; buffers: every layer's, None among them; read, addresses: of `call`,
+    the tensors and where they were. `call` keeps that memory, so nothing else can come to lie there, and an address tells `.data` apart."""
 
     others: tuple[nn.Module, ...]
     gelu_last: bool

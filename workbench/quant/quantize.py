@@ -91,7 +91,9 @@ class QuantizedModel:
         packed = [module.format for module in self.modules.values() if isinstance(module, QuantLinear)]
         beyond = dict.fromkeys(reason for form in packed for reason in form.beyond_kernel())
         backend = ops.backend(bundle.device.type, bundle.dtype)
-        return ops.Backend("emulated", f"no kernel has {', '.join(beyond)}") if beyond and backend.is_kernel else backend
+        refused = dict.fromkeys(reason for form in packed if (reason := form.refused_on(bundle.device.type)))
+        reasons = ([f"no kernel has {', '.join(beyond)}"] if beyond else []) + [f"the kernels leave layers out: {each}" for each in refused]
+        return ops.Backend("emulated", "; ".join(reasons)) if reasons and backend.is_kernel else backend
 
     def shared_tensors(self) -> dict[str, Tensor]:
         """Smoothing vectors and branch factors that the layers of an input share, by the name they are stored under."""

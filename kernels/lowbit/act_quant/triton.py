@@ -17,9 +17,14 @@ from lowbit.hadamard.triton import SEGMENT, why_not_rotated
 def why_not(x: Tensor, factor_K: Tensor | None, block: int, bits: int, group_size: int, clip: float = 1.0, mid_rise: bool = False,
             fp8: bool = False) -> str:
     """"" if `act_quant` can run with these arguments, else the reason in a few words."""
+    return why_not_sizes(x.shape[-1], block, group_size) or gpu.why_not_float(x) or (gpu.why_not_fp8(x) if fp8 else "")
+
+
+def why_not_sizes(k_in: int, block: int, group_size: int) -> str:
+    """"" if tokens of K features, rotated in such blocks, can be rounded in such groups (0: one a token), else the reason."""
     if group_size & (group_size - 1):
         return f"a group of {group_size} is not a power of two"
-    return gpu.why_not_float(x) or (gpu.why_not_fp8(x) if fp8 else "") or why_not_rotated(x.shape[-1], block)
+    return why_not_rotated(k_in, block)
 
 
 @torch.no_grad()
