@@ -8,9 +8,9 @@ These names arrive on first use, so that `import workbench` stays fast: a page c
 import importlib
 import importlib.util
 import sys
-from pathlib import Path
 from types import ModuleType
 
+__version__ = "0.1.0"
 _VERBS = ("load", "profile", "search", "quantize", "compare", "export", "load_quantized")
 _STAGES = ("search", "export")  # verbs that are also the name of a module here
 __all__ = ["compare", "export", "load", "load_quantized", "profile", "quantize", "search"]
@@ -49,7 +49,9 @@ def _register_lowbit() -> None:
     shadow the Hugging Face library of that name."""
     if "lowbit" in sys.modules:
         return
-    folder = Path(__file__).resolve().parent.parent / "kernels" / "lowbit"
+    from workbench.resources import resource_folder
+
+    folder = resource_folder("kernels") / "lowbit"
     spec = importlib.util.spec_from_file_location("lowbit", folder / "__init__.py",
                                                   submodule_search_locations=[str(folder)])
     module = sys.modules["lowbit"] = importlib.util.module_from_spec(spec)

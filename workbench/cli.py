@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from importlib.util import find_spec
 
 from workbench import flags, terminal, tuning, verbs, verbs_judging
 from workbench.options import (
@@ -37,6 +38,7 @@ VERBS = {
     "export": (verbs.export, None, PROFILE, ("plan", "to", "prompts")),
     "serve": (verbs.serve, "", (), ("port", "host")),
 }
+EXTRAS = {"compare": ("torchmetrics", "compare"), "serve": ("gradio", "app")}  # verb: (package beyond the base, its extra)
 OWN_FLAGS = {
     "prompts": dict(metavar="FILE", help=".txt (one per line), .csv (column prompt) or .json (list of strings); default: the model's own"),
     "plan": dict(metavar="FILE", help="a plan written by the search"),
@@ -81,6 +83,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one verb; 0, 2 for bad input, 130 after Ctrl-C, 1 when the machine fails (disk, memory)."""
     try:
         args = parser().parse_args(argv)
+        _check_extra(args.verb)
         terminal.check_output("--json", args.json)
         for name in ("plan_out", "csv", "markdown", "grid"):
             terminal.check_output(f"--{name.replace('_', '-')}", getattr(args, name, None))
@@ -101,6 +104,13 @@ def main(argv: list[str] | None = None) -> int:
         return 0  # whoever read our output has had enough
     except OSError as error:
         return _fail(f"error: {error}", 1)
+
+
+def _check_extra(verb: str) -> None:
+    """Raises BadInput where a verb's extra is not installed, before anything is loaded or measured."""
+    package, extra = EXTRAS.get(verb, ("", ""))
+    if package and find_spec(package) is None:
+        raise BadInput(f"{package} is not installed, which {verb} needs; pip install 'adatsq-workbench[{extra}]'")
 
 
 def _fail(line: str, status: int) -> int:

@@ -13,10 +13,11 @@ import torch
 from workbench import inspection
 from workbench.options import QuantConfig
 from workbench.plans import CostTable
+from workbench.resources import resource_folder
 from workbench.runs import Run
 from workbench.types import Comparison, DistortionTable, SearchResult, SensitivityMap, Trace
 
-FOLDER = Path(__file__).resolve().parents[1] / "assets" / "examples"
+FOLDER = resource_folder("assets") / "examples"
 EVENTS_KEPT = 60  # of the search, the newest
 TRAJECTORIES_KEPT = 2  # of the calibration, to look into layers
 

@@ -18,8 +18,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from workbench.options import BadInput
+from workbench.resources import resource_folder
 
-FOLDER = Path(__file__).resolve().parents[1] / "assets" / "judges"
+FOLDER = resource_folder("assets") / "judges"
 FORMAT = "nearest-image-judge-1"
 FEATURE_PX = 32
 

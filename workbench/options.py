@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from workbench.resources import resource_folder
+
 ACT_BITS = (3, 4, 6, 8, 16)
 WEIGHT_BITS = (2, 3, 4, 6, 8, 16)
 GROUP_SIZES = (32, 64, 128)
-LATENCY_TABLES = Path(__file__).resolve().parents[1] / "assets" / "latency"  # measured on other machines, one file each
+LATENCY_TABLES = resource_folder("assets") / "latency"  # measured on other machines, one file each
 MEASURED_TARGETS = tuple(sorted(path.stem for path in LATENCY_TABLES.glob("*.json")))
 MODELLED_TARGETS = ("a100", "h100", "rtx4090", "rtx5090", "b200")
 LATENCY_TARGETS = ("this machine", *MEASURED_TARGETS, *MODELLED_TARGETS)

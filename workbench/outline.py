@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from workbench.options import WEIGHT_BITS, BadInput
+from workbench.resources import resource_folder
 
-MODELS = Path(__file__).resolve().parents[1] / "assets" / "models"
+MODELS = resource_folder("assets") / "models"
 HEADER_LIMIT_BYTES = 100_000_000  # the format's own limit
 FLOAT_BYTES = 4  # a parameter in the float32 that a CPU computes in
 # Solved weights at every width below float stay in memory while a plan is searched, and one float copy of what runs.

@@ -26,7 +26,6 @@ from workbench.options import (
     setting,
 )
 
-ROOT = Path(__file__).resolve().parent.parent
 MEGABYTE = 1_000_000
 
 
@@ -237,7 +236,7 @@ def serve(args, _listener):
     if args.run:
         os.environ["ADATSQ_RUNS"] = args.run
     sys.argv = ["app.py", *(["--port", str(args.port)] if args.port else []), *(["--host", args.host] if args.host else [])]
-    runpy.run_path(str(ROOT / "app.py"), run_name="__main__")
+    runpy.run_module("workbench.app", run_name="__main__", alter_sys=True)
     return {}, []
 
 

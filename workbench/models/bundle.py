@@ -12,7 +12,6 @@ import json
 import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,9 +19,10 @@ from torch import Tensor, nn
 
 from workbench.options import BadInput
 from workbench.plans import BitPlan
+from workbench.resources import resource_folder
 from workbench.types import Conditioning, LayerInfo, Schedule
 
-ASSETS = Path(__file__).resolve().parents[2] / "assets"
+ASSETS = resource_folder("assets")
 PROMPT_KINDS = ("calibration", "held_out", "showcase")
 
 
