@@ -72,6 +72,14 @@ def test_everything_imported_is_required():
                 assert ours or known.get(name, name) in required, f"{path.name} imports {name}"
 
 
+def test_everything_required_is_imported():
+    """`accelerate` is what diffusers and transformers place weights with; plotly's script is served from its package's folder."""
+    text = "\n".join(path.read_text(encoding="utf-8") for path in SOURCES)
+    unused = [name for name in requirements("requirements.txt")
+              if not re.search(rf"^ *(import|from) {dict(pillow='PIL').get(name, name)}\b", text, re.MULTILINE)]
+    assert set(unused) <= {"accelerate", "plotly"} and 'find_spec("plotly")' in text
+
+
 def command(kind: str) -> str:
     return re.search(rf"<!-- {kind} -->\n```bash\n(.+)\n```", README)[1]
 

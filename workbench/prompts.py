@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from pathlib import Path
 
+from workbench import csvtable
 from workbench.options import BadInput
 
 MAX_FILE_BYTES = 1_000_000
@@ -31,7 +30,7 @@ def read(path: str | Path) -> tuple[str, ...]:
         raise BadInput(f"{path.name} is not UTF-8 text") from None
     try:
         return check(PARSERS[path.suffix.lower()](text), path.name)
-    except (csv.Error, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         if isinstance(error, BadInput):
             raise
         raise BadInput(f"{path.name} cannot be read: {error}") from None
@@ -60,11 +59,11 @@ def check(prompts, label: str = "prompts") -> tuple[str, ...]:
 
 
 def _parse_csv(text: str) -> tuple[str, ...]:
-    rows = csv.DictReader(io.StringIO(text))
-    column = next((name for name in rows.fieldnames or () if name.strip().lower() == "prompt"), None)
+    rows = csvtable.parse(text)
+    column = next((number for number, name in enumerate(rows.iloc[0] if len(rows) else ()) if name.strip().lower() == "prompt"), None)
     if column is None:
         raise ValueError('its first line names no column "prompt"')
-    return tuple((row[column] or "").strip() for row in rows)
+    return tuple(prompt.strip() for prompt in rows[column].iloc[1:])
 
 
 def _parse_json(text: str) -> tuple[str, ...]:

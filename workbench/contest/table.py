@@ -5,14 +5,12 @@ Letters: S samples, H height, W width.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from workbench import metrics
+from workbench import csvtable, metrics
 from workbench.methods import METHODS
 from workbench.types import Interval
 
@@ -78,14 +76,12 @@ def csv_text(found: dict) -> str:
     shown = [name for name in QUALITY if any(name in row for row in found["results"])]
     header = ["method", "label", *NUMBERS, "compute", *(f"{name}_{part}" for name in shown for part in ("mean", "low", "high", "n")),
               *(f"{found['reference']}_minus_this_{name}_{part}" for name in shown for part in ("mean", "low", "high"))]
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(header)
+    rows = []
     for row in found["results"]:
         intervals = [row.get(name, {}).get(part, "") for name in shown for part in ("mean", "low", "high", "n")]
         pairs = [(row["paired"] or {}).get(name, {}).get(part, "") for name in shown for part in ("mean", "low", "high")]
-        writer.writerow([row["method"], row["label"], *(row[name] for name in NUMBERS), row["compute"], *intervals, *pairs])
-    return out.getvalue()
+        rows.append([row["method"], row["label"], *(row[name] for name in NUMBERS), row["compute"], *intervals, *pairs])
+    return csvtable.write(header, rows)
 
 
 def cell(row: dict, name: str) -> str:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from html import escape
 
+from workbench import csvtable
 from workbench.ui import budgets
 from workbench.ui.tables import table
 from workbench.ui.views.layers import layer_labels
@@ -48,17 +47,11 @@ def link(code: str, with_prompts: bool) -> str:
     )
 
 
-def _text(rows) -> str:
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows(rows)
-    return out.getvalue()
-
-
 def plan_csv(plan, layers) -> str:
     """A row per layer: its stored width and its activation width at every step."""
     head = ["layer", "block", "weight bits", *(f"activation bits, step {t}" for t in range(len(plan.sigma_T)))]
-    return _text(
-        [head, *([layer.name, layer.block, plan.weight_bits_L[i], *(row[i] for row in plan.act_bits_TL)] for i, layer in enumerate(layers))]
+    return csvtable.write(
+        head, ([layer.name, layer.block, plan.weight_bits_L[i], *(row[i] for row in plan.act_bits_TL)] for i, layer in enumerate(layers))
     )
 
 
@@ -87,7 +80,7 @@ def sensitivity_csv(found, layers) -> str:
         for t in range(smap.schedule.steps)
         for i, layer in enumerate(layers)
     ]
-    return _text([head, *rows])
+    return csvtable.write(head, rows)
 
 
 def front_csv(result) -> str:
@@ -103,24 +96,22 @@ def front_csv(result) -> str:
         "held out",
         "predicted error",
     ]
-    return _text(
-        [
-            head,
-            *(
-                [
-                    kind,
-                    s.origin,
-                    s.plan.plan_id,
-                    *(axis.shown(s.plan) for axis in axes),
-                    s.error,
-                    s.samples,
-                    s.held_out,
-                    s.plan.predicted_error,
-                ]
-                for kind, plans in (("front", result.front), ("reference", result.references))
-                for s in plans
-            ),
-        ]
+    return csvtable.write(
+        head,
+        (
+            [
+                kind,
+                s.origin,
+                s.plan.plan_id,
+                *(axis.shown(s.plan) for axis in axes),
+                s.error,
+                s.samples,
+                s.held_out,
+                s.plan.predicted_error,
+            ]
+            for kind, plans in (("front", result.front), ("reference", result.references))
+            for s in plans
+        ),
     )
 
 
@@ -128,8 +119,8 @@ def comparison_csv(comparison) -> str:
     """A row per prompt."""
     steps = len(comparison.pairs[0].latent_nmse_T)
     head = ["prompt", "seed", "PSNR dB", "SSIM", "VIF", "LPIPS", "latent NMSE", *(f"latent NMSE after step {t}" for t in range(steps))]
-    return _text([head, *([p.prompt, p.seed, p.psnr_db, p.ssim, p.vif, p.lpips, p.latent_nmse, *p.latent_nmse_T]
-                          for p in comparison.pairs)])
+    return csvtable.write(head, ([p.prompt, p.seed, p.psnr_db, p.ssim, p.vif, p.lpips, p.latent_nmse, *p.latent_nmse_T]
+                                 for p in comparison.pairs))
 
 
 def tables(session) -> dict[str, str]:
