@@ -295,3 +295,40 @@ def test_a_second_ctrl_c_stops_at_once():
 def test_intervals_without_bounds_become_null():
     value = {"a": (float("inf"), [float("nan"), 1.5]), "b": float("-inf"), "c": 2}
     assert json.loads(json.dumps(terminal.finite(value), allow_nan=False)) == {"a": [None, [None, 1.5]], "b": None, "c": 2}
+
+
+LOUD = """
+import ctypes, os, subprocess, sys
+from workbench import cli, verbs
+
+def models(args, listener):
+    libc = ctypes.CDLL(None)
+    print("python's print")
+    os.write(1, b"written on the descriptor\\n")
+    libc.printf(b"kept in C's buffer\\n")
+    subprocess.run(["echo", "of a child"], check=True)
+    {then}
+    return {{"a": 1}}, ["a table"]
+
+function, *rest = cli.VERBS["models"]
+cli.VERBS["models"] = (models, *rest)
+models.__doc__ = "loud"
+status = cli.main(["models", *sys.argv[1:]])
+print("after the verb")
+sys.exit(status)
+"""
+SAID = ("python's print", "written on the descriptor", "kept in C's buffer", "of a child")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the loud verb calls the C library by its POSIX name")
+@pytest.mark.parametrize("then", ["pass", "raise cli.BadInput('no')"])
+def test_json_stands_alone_whatever_libraries_write_on_the_descriptor(folder, then):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""}  # set, C would buffer nothing
+    done = subprocess.run([sys.executable, "-c", LOUD.format(then=then), "--json", "-"], cwd=folder, env=environment, capture_output=True,
+                          text=True, check=False)
+    json_text, _, after = done.stdout.partition("after the verb")
+    assert after == "\n" and (json.loads(json_text) == {"a": 1} if then == "pass" else json_text == ""), done.stdout
+    assert all(words in done.stderr for words in SAID) and done.returncode == (0 if then == "pass" else 2)
+    told = subprocess.run([sys.executable, "-c", LOUD.format(then="pass"), "--json", "told.json"], cwd=folder, env=environment,
+                          capture_output=True, text=True, check=True)
+    assert all(words in told.stdout for words in SAID) and "a table" in told.stdout and read(folder / "told.json") == {"a": 1}

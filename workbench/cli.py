@@ -90,10 +90,11 @@ def main(argv: list[str] | None = None) -> int:
         if args.verb == "serve":
             verbs.serve(args, None)
             return 0
-        tuning.tune()
-        terminal.quieten()
-        with terminal.listening() as listener:
-            result, shown = args.function(args, listener)
+        with terminal.only_json(args.json):
+            tuning.tune()
+            terminal.quieten()
+            with terminal.listening() as listener:
+                result, shown = args.function(args, listener)
         terminal.deliver(args.json, result, *shown)
         return 0
     except BadInput as error:

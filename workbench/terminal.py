@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
 import os
@@ -9,7 +10,7 @@ import signal
 import sys
 import threading
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 from workbench.options import BadInput, Cancelled, Progress
@@ -90,6 +91,26 @@ def check_output(flag: str, path: str | None) -> None:
         raise BadInput(f"{flag} {path}: the folder {folder} does not exist")
     if not os.access(folder, os.W_OK):
         raise BadInput(f"{flag} {path}: the folder {folder} is not writable")
+
+
+@contextmanager
+def only_json(path: str | None):
+    """With `-`, everything that is printed meanwhile goes to stderr, also what C libraries write on file descriptor 1 (HiGHS does), so
+    that the JSON object stands alone in stdout. Otherwise nothing changes."""
+    if path != "-":
+        yield
+        return
+    sys.stdout.flush()
+    real = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        # What C has buffered for stdout must leave while that is still stderr.
+        ctypes.CDLL("ucrtbase" if os.name == "nt" else None).fflush(None)
+        os.dup2(real, 1)
+        os.close(real)
 
 
 def deliver(path: str | None, result: dict, *tables) -> None:
