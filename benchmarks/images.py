@@ -65,10 +65,11 @@ def whole_table(name: str, found: dict) -> list[str]:
     missing = [f"Not timed: {peer['name']}: {peer['reason']}." for peer in found["peers"] if not peer["model_ms"]]
     rows = [f"| {label} | {ms:.1f} | {model['float_ms'] / ms:.2f} | {'' if size is None else f'{size / mb:.2f}'} |"
             for label, ms, size in (*floats, *ours, predicted, *others) if ms]
+    peak = "not known here" if model["peak_process_bytes"] is None else f"{model['peak_process_bytes'] / mb:.0f} MB"
     return [f"## {name}: {found['parameters'] / 1e6:.0f} M parameters, {found['steps']} steps", "",
             "| | ms an image | times as fast as the faster float | MB of tensors |", "|---|---:|---:|---:|", *rows, "", *missing,
             f"The quantized layers take {model['layer_bytes_share']:.3f} of their 16-bit bytes; peak memory of the process with float "
-            f"model, quantized model and all peers: {model['peak_process_bytes'] / mb:.0f} MB.", ""]
+            f"model, quantized model and all peers: {peak}.", ""]
 
 
 def layer_table(found: dict) -> list[str]:

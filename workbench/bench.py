@@ -6,7 +6,7 @@ Dimension letters: L layers, T steps.
 
 from __future__ import annotations
 
-import resource
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -62,7 +62,7 @@ class ModelTime:
     float_bytes: int
     quantized_bytes: int
     layer_bytes_share: float  # of 16-bit storage, over the quantized layers
-    peak_process_bytes: int
+    peak_process_bytes: int | None  # None where the system does not say
 
 
 def layers(bundle: Bundle, quant: QuantConfig, config: BenchConfig, *, on_progress: OnProgress = ignore_progress) -> list[LayerTime]:
@@ -119,7 +119,16 @@ def whole_model(bundle: Bundle, quantized: QuantizedModel, table: LatencyTable, 
                      quantized_ms=quantized_ms[best_quantized], quantized_type=best_quantized, quantized_ms_by_type=quantized_ms,
                      predicted_ms=table.plan_ms(plan.weight_bits_L, _rows(plan, bundle, steps)), predicted_type=_name(bundle.dtype),
                      float_bytes=bundle.float_bytes, quantized_bytes=quantized.weight_bytes, layer_bytes_share=stored / sixteen,
-                     peak_process_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+                     peak_process_bytes=peak_process_bytes())
+
+
+def peak_process_bytes() -> int | None:
+    """The most memory that this process has held; None on Windows, where the standard library cannot ask."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def alone(bundle: Bundle, quantized: QuantizedModel, steps: int, float_seconds: float, *,

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Iterable, Mapping
@@ -32,6 +31,7 @@ from workbench.quant import transforms
 from workbench.quant.activations import format_of
 from workbench.quant.qlinear import Extras, FloatLinear, LayerFormat, QuantLinear
 from workbench.quant.quantize import QuantizedModel, cached_modulation, resident_bytes
+from workbench.runs import sync
 from workbench.types import LayerInfo
 
 FORMAT = "adatsq-export-1"
@@ -210,8 +210,7 @@ def _write_manifest(bundle: Bundle, quantized: QuantizedModel, building: Path) -
     (building / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     for path in (*files.values(), building / MANIFEST):
         path.chmod(0o644)  # the tensor writer makes private files; a checkpoint is made to be shared
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+        sync(path)
     return digests
 
 

@@ -28,6 +28,7 @@ from workbench.options import BadInput
 RUN_MARKER = "run.json"
 RUN_FORMAT = "adatsq-run-1"
 METADATA_KEY = "adatsq"
+POSIX = os.name == "posix"
 
 
 # Freezing: a result as named tensors and JSON. Thawing is driven by the type hints of the class, so a file decides
@@ -129,9 +130,10 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     temporary = path.parent / f".{os.getpid()}-{uuid.uuid4().hex}.tmp"
     try:
         write(temporary)
-        _sync(temporary)
+        sync(temporary)
         os.replace(temporary, path)
-        _sync(path.parent)
+        if POSIX:  # Windows opens no folder, and keeps names safe by itself
+            sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -142,8 +144,9 @@ def write_json(path: Path, value) -> None:
     write_atomically(Path(path), lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Everything of a file, or the names in a folder, is on the disk afterwards."""
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # Windows syncs only what could be written
     try:
         os.fsync(descriptor)
     finally:
@@ -277,7 +280,7 @@ class Run:
             raise BadInput(f"{self.folder} is not empty and not a run folder; give a new folder or an earlier run's folder")
 
     def _drop_leftovers(self) -> None:
-        """Remove what killed processes were writing; a live one's temporary files stay."""
+        """Remove what killed processes were writing; a live one's temporary files stay, and on Windows everybody's."""
         for temporary in self.folder.glob(".*-*.tmp"):
             owner = temporary.name[1:].split("-")[0]
             if owner.isdigit() and not _alive(int(owner)):
@@ -285,6 +288,9 @@ class Run:
 
 
 def _alive(process_id: int) -> bool:
+    """Whether a process runs, as far as can be asked: on Windows signal 0 is Ctrl-C, and a process that is not asked counts as alive."""
+    if not POSIX:
+        return True
     try:
         os.kill(process_id, 0)
     except ProcessLookupError:
