@@ -159,3 +159,43 @@ def test_a_manifest_may_not_point_outside(copy):
     (copy / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(BadInput, match="outside the folder"):
         export.load_quantized(copy)
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"model": "../../other"}, "which is a path"),
+    ({"model": "/no-such-folder/x"}, "which is a path"),
+    ({"files": None}, "is incomplete"),
+    ({"files": {"plan.json": 3}}, "is incomplete"),
+    ({"weight_bytes": "many"}, "is incomplete"),
+])
+def test_a_manifest_of_another_form_is_refused_with_one_line(copy, change, message):
+    manifest = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps(manifest | change))
+    with pytest.raises(BadInput, match=message) as error:
+        export.load_quantized(copy)
+    assert "\n" not in str(error.value)
+
+
+def _rewrite(folder, name, change):
+    """Change a JSON file and the manifest with it."""
+    content = json.loads((folder / name).read_text())
+    change(content)
+    (folder / name).write_text(json.dumps(content))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"][name] = {"bytes": (folder / name).stat().st_size, "sha256": export._sha256(folder / name)}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("name, change, message", [
+    ("transformer/layers.json", lambda c: c.update({"no.such.layer": next(iter(c.values()))}), "no linear layer"),
+    ("transformer/layers.json", lambda c: c.update({"": next(iter(c.values()))}), "no linear layer"),
+    ("model_index.json", lambda c: c.update({"../vae": ["diffusers", "AutoencoderKL"]}), "no plain file or folder name"),
+    ("model_index.json", lambda c: c.update({"transformer": ["diffusers", "FluxPipeline"]}), "no transformer of diffusers"),
+    ("model_index.json", lambda c: c.update({"transformer": ["diffusers"]}), "no transformer of diffusers"),
+    ("model_index.json", lambda c: c.pop("transformer"), "no transformer of diffusers"),
+])
+def test_names_in_an_export_are_those_of_its_model(copy, name, change, message):
+    _rewrite(copy, name, change)
+    with pytest.raises(BadInput, match=message) as error:
+        export.load_quantized(copy)
+    assert "\n" not in str(error.value)

@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RANKS = (
     ("resources", "csvtable"),
     ("options",),
+    ("folders",),
     ("plans",),
     ("types",),
     ("lowbit", "runs", "metrics", "prompts", "flags", "tuning", "modelcard", "judge", "lpips", "outline"),

@@ -1,5 +1,6 @@
 """What is known of a model before it is loaded: from a folder, and from the hub's own answers, which are made up here."""
 
+import json
 from types import SimpleNamespace
 
 import huggingface_hub
@@ -25,22 +26,24 @@ FILES = {
 class Hub:
     """Answers as the hub's API does."""
 
-    family = "FluxPipeline"
+    index = True
 
     def model_info(self, hub_id, *, files_metadata, timeout):
         if hub_id != "maker/model":
             raise OSError("no such model")
-        names = [*FILES, "README.md", "model_index.json"]
-        siblings = [SimpleNamespace(rfilename=n, size=100) for n in names]
-        return SimpleNamespace(sha="abc", config=self.family and {"diffusers": {"_class_name": self.family}}, siblings=siblings)
+        names = [*FILES, "README.md", *(["model_index.json"] if self.index else [])]
+        return SimpleNamespace(sha="abc", siblings=[SimpleNamespace(rfilename=n, size=100) for n in names])
 
     def parse_safetensors_file_metadata(self, hub_id, filename, *, revision, timeout):
         return _header(FILES[filename])
 
 
 @pytest.fixture
-def hub(monkeypatch):
+def hub(monkeypatch, tmp_path):
+    path = tmp_path / "model_index.json"
+    path.write_text(json.dumps({"_class_name": "FluxPipeline", "transformer": ["diffusers", "T"], "vae": ["diffusers", "V"]}))
     monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda hub_id, name, *, revision, etag_timeout: str(path))
     return Hub
 
 
@@ -53,7 +56,7 @@ def test_the_hub_tells_size_layers_and_memory_before_anything_is_downloaded(hub)
 
 def test_a_hub_that_says_nothing_is_no_error(hub, monkeypatch):
     assert "did not tell its size (OSError)" in outline.on_hub("maker/other").note
-    monkeypatch.setattr(hub, "family", None)
+    monkeypatch.setattr(hub, "index", False)
     assert "does not list it as a diffusers pipeline" in outline.on_hub("maker/model").note
 
 

@@ -25,8 +25,12 @@ class Checkpoints:
                 path.unlink(missing_ok=True)
 
     def load(self) -> tuple[dict, dict[str, bytes]] | None:
+        """(table, states), or None where there is no table; a state that is missing, or has a name that no file of a run can have, is
+        left out."""
         found = self.run.load_json("search", self.key)
-        if not found:
+        try:
+            table, names = found["table"], [str(name) for name in found["states"]]
+        except (KeyError, TypeError):
             return None
-        blobs = {name: self.run.load_blob("state", f"{self.key}-{name}") for name in found["states"]}
-        return found["table"], {name: blob for name, blob in blobs.items() if blob is not None}
+        blobs = {name: self.run.load_blob("state", f"{self.key}-{name}") for name in names}
+        return table, {name: blob for name, blob in blobs.items() if blob is not None}

@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from workbench import folders
 from workbench.modelcard import model_card
 from workbench.models import Bundle, sources
 from workbench.options import BadInput, ModelSpec, OnProgress, Progress, ignore_progress
@@ -35,12 +36,11 @@ from workbench.runs import sync
 from workbench.types import LayerInfo
 
 FORMAT = "adatsq-export-1"
+BASE_CARD = "BASE_MODEL.md"  # the original's README
 MANIFEST, PLAN, LAYERS = "manifest.json", "plan.json", "layers.json"
 MAX_SHARD_BYTES = 9_500_000  # what can be pushed to a Space without large-file storage
 HEADER_BYTES = 300  # of one tensor in a shard's header, generously
 BESIDE = (".smooth_K", ".down_RK", ".act_range_2")  # what layers of one input share, and the static ranges of float weights
-COPIED = (".json", ".txt", ".safetensors", ".model")
-ROOT_FILES = ("LICENSE", "LICENSE.md", "NOTICE", "ATTRIBUTION.md")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,24 +137,18 @@ def check_target(folder: str | Path) -> Path:
 # Writing.
 
 def _copy_pipeline(bundle: Bundle, building: Path) -> None:
-    """Everything but the transformer's weights, byte for byte from the model's own folder."""
+    """Everything but the transformer's weights, byte for byte from the model's own folder, and nothing that a link has elsewhere."""
     source = Path(bundle.pipeline.config._name_or_path)
-    index = source / "model_index.json"
-    if not index.is_file():
+    if not (source / folders.INDEX).is_file():
         raise BadInput(f"the model's folder {source} is gone; load the model again before exporting")
-    shutil.copyfile(index, building / index.name)
-    for name in ROOT_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, building / name)
-    if (source / "README.md").is_file():
-        shutil.copyfile(source / "README.md", building / "BASE_MODEL.md")
-    for component in _read_json(index):
-        if not (source / component).is_dir():
+    parts = folders.parts_of(folders.read_index(source / folders.INDEX, source.name), source.name)
+    names = [path.relative_to(source).as_posix() for path in sorted((*source.glob("*"), *source.glob("*/*"))) if path.is_file()]
+    for name in folders.wanted(names, parts):
+        part, _, inside = name.rpartition("/")
+        if part == "transformer" and inside != "config.json":
             continue
-        (building / component).mkdir()
-        for path in sorted((source / component).iterdir()):
-            if path.suffix in COPIED and (component != "transformer" or path.name == "config.json"):
-                shutil.copyfile(path, building / component / path.name)
+        (building / part).mkdir(exist_ok=True)
+        shutil.copyfile(folders.own_file(source / name, source), building / (BASE_CARD if name.lower() == "readme.md" else name))
 
 
 def stored_tensors(bundle: Bundle, quantized: QuantizedModel) -> dict[str, Tensor]:
@@ -254,12 +248,16 @@ def _open_bundle(folder: Path, manifest: dict, forms: Mapping[str, LayerFormat],
 
     family = sources.check_folder(folder)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    library, class_name = _read_json(folder / "model_index.json")["transformer"]
-    if library != "diffusers" or not hasattr(diffusers, str(class_name)):
+    entry = folders.read_index(folder / folders.INDEX, folder.name).get("transformer")
+    library, class_name = entry if isinstance(entry, list) and len(entry) == 2 else (None, entry)
+    transformer_class = getattr(diffusers, str(class_name), None)
+    if library != "diffusers" or not (isinstance(transformer_class, type) and issubclass(transformer_class, diffusers.ModelMixin)):
         raise BadInput(f"{folder}: {class_name} is no transformer of diffusers; export again")
-    transformer_class = getattr(diffusers, class_name)
     with torch.device("meta"):
         transformer = transformer_class.from_config(transformer_class.load_config(folder / "transformer", local_files_only=True))
+    linears = {name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)}
+    if strangers := sorted(set(forms) - linears):
+        raise BadInput(f"{folder}: {LAYERS} names {strangers[0][:80]!r}, which is no linear layer of this transformer; export again")
     for name, form in forms.items():
         parent, _, leaf = name.rpartition(".")
         transformer.get_submodule(parent)._modules[leaf] = NoFloatWeight(name, form, device)
@@ -269,7 +267,7 @@ def _open_bundle(folder: Path, manifest: dict, forms: Mapping[str, LayerFormat],
     if absent:
         raise BadInput(f"{folder}: {absent[0]} is missing; export again")
     pipeline = getattr(diffusers, family).from_pretrained(str(folder), transformer=transformer, dtype=dtype, use_safetensors=True,
-                                                          local_files_only=True)
+                                                          local_files_only=True, variant=folders.variant_on_disk(folder))
     pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)
     return sources.FAMILIES[family](name=manifest["model"], source=str(folder), pipeline=pipeline, device=device,
@@ -281,11 +279,18 @@ def _check_files(folder: Path) -> dict:
     if not is_export(folder):
         raise BadInput(f"{folder} is not an exported checkpoint ({MANIFEST} is missing or of another format)")
     manifest = _read_json(folder / MANIFEST)
-    for name, expected in manifest["files"].items():
+    try:
+        files = {str(name): (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
+        model, _, _ = str(manifest["model"]), str(manifest["model_hash"]), int(manifest["weight_bytes"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BadInput(f"{folder}: {MANIFEST} is incomplete ({error}); export again") from None
+    if Path(model).name != model:  # the model's prompts and its judge are found by it
+        raise BadInput(f"{folder}: {MANIFEST} names the model {model[:80]!r}, which is a path; export again")
+    for name, (size, digest) in files.items():
         path = folder / name
         if folder.resolve() not in path.resolve().parents:
             raise BadInput(f"{folder}: the manifest names {name}, outside the folder; export again")
-        if not path.is_file() or path.stat().st_size != expected["bytes"] or _sha256(path) != expected["sha256"]:
+        if not path.is_file() or path.stat().st_size != size or _sha256(path) != digest:
             raise BadInput(f"{folder}: {name} is missing or damaged; export again")
     return manifest
 

@@ -11,6 +11,7 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
+from workbench import folders
 from workbench.options import WEIGHT_BITS, BadInput
 from workbench.resources import resource_folder
 
@@ -20,7 +21,6 @@ FLOAT_BYTES = 4  # a parameter in the float32 that a CPU computes in
 # Solved weights at every width below float stay in memory while a plan is searched, and one float copy of what runs.
 SEARCH_BYTES = sum(bits for bits in WEIGHT_BITS if bits != 16) / 8 + FLOAT_BYTES
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_VARIANT = re.compile(r"\.(fp16|bf16|fp8|int8|non_ema|ema)[.-]")
 HUB_SECONDS = 10.0  # that an answer may take
 _BLOCK = re.compile(r"(.*blocks)\.(\d+)\.")
 
@@ -63,40 +63,39 @@ def of(source: str) -> Outline:
         note = "not downloaded yet; the hub is asked for its size" if kind == "hub id" else unknown
         return Outline(source=source, kind=kind, note=note)
     try:
-        family = str(json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"])
-        shapes = {part.name: _shapes(part) for part in sorted(folder.iterdir()) if part.is_dir()}
+        index = folders.read_index(folder / folders.INDEX, folder.name)
+        names = sorted(path.relative_to(folder).as_posix() for path in folder.glob("*/*.safetensors"))
+        paths = [folder / name for name in folders.wanted(names, folders.parts_of(index, folder.name))]
+        shapes: dict[str, dict] = {}
+        for path in paths:
+            shapes.setdefault(path.parent.name, {}).update(_shapes(path))
+        disk_bytes = sum(path.stat().st_size for path in paths)
     except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
         return Outline(source=source, kind=kind, note=f"it cannot be read as a diffusers pipeline ({type(error).__name__})")
-    return _outline(source, kind, family, shapes, sum(path.stat().st_size for path in folder.rglob("*.safetensors")))
+    return _outline(source, kind, index["_class_name"], shapes, disk_bytes)
 
 
 def on_hub(hub_id: str) -> Outline:
-    """The outline of a model that has not been downloaded, from the hub's list of files and the headers of those that would be: a few
-    kilobytes each. Never raises: the note says why nothing is known."""
-    from huggingface_hub import HfApi
+    """The outline of a model that has not been downloaded, from its model_index.json, the hub's list of files and the headers of those
+    that would be: a few kilobytes each. Never raises: the note says why nothing is known."""
+    from huggingface_hub import HfApi, hf_hub_download
 
     try:
         api = HfApi()
         info = api.model_info(hub_id, files_metadata=True, timeout=HUB_SECONDS)
-        family = str(((info.config or {}).get("diffusers") or {})["_class_name"])
+        sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+        if folders.INDEX not in sizes:
+            return Outline(source=hub_id, kind="hub id", note="the hub does not list it as a diffusers pipeline")
+        path = Path(hf_hub_download(hub_id, folders.INDEX, revision=info.sha, etag_timeout=HUB_SECONDS))
+        index = folders.read_index(path, hub_id)
+        weights = [name for name in folders.wanted(sizes, folders.parts_of(index, hub_id)) if name.endswith(".safetensors")]
         shapes: dict[str, dict] = {}
-        disk_bytes = 0
-        for file in _downloaded(info.siblings):
-            header = api.parse_safetensors_file_metadata(hub_id, file.rfilename, revision=info.sha, timeout=HUB_SECONDS)
-            part = shapes.setdefault(file.rfilename.split("/")[0], {})
-            part |= {name: tensor.shape for name, tensor in header.tensors.items()}
-            disk_bytes += file.size or 0
-    except KeyError:
-        return Outline(source=hub_id, kind="hub id", note="the hub does not list it as a diffusers pipeline")
+        for name in weights:
+            header = api.parse_safetensors_file_metadata(hub_id, name, revision=info.sha, timeout=HUB_SECONDS)
+            shapes.setdefault(name.split("/")[0], {}).update({key: tensor.shape for key, tensor in header.tensors.items()})
     except Exception as error:  # no network, no such model, or one that asks for an account
         return Outline(source=hub_id, kind="hub id", note=f"the hub did not tell its size ({type(error).__name__})")
-    return _outline(hub_id, "hub id", family, shapes, disk_bytes)
-
-
-def _downloaded(files) -> list:
-    """Safetensors of the pipeline's parts, without their copies in another precision (`model.fp16.safetensors`)."""
-    found = [file for file in files if re.fullmatch(r"[^/]+/[^/]+\.safetensors", file.rfilename)]
-    return [file for file in found if not _VARIANT.search(file.rfilename)]
+    return _outline(hub_id, "hub id", index["_class_name"], shapes, sum(sizes[name] for name in weights))
 
 
 def _outline(source: str, kind: str, family: str, shapes: dict[str, dict], disk_bytes: int) -> Outline:
@@ -156,18 +155,15 @@ def _cached(hub_id: str) -> Path | None:
     """The newest snapshot of a hub model that has been downloaded already."""
     home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
     snapshots = home / "hub" / f"models--{hub_id.replace('/', '--')}" / "snapshots"
-    found = sorted(snapshots.glob("*/model_index.json"), key=lambda path: path.stat().st_mtime) if snapshots.is_dir() else []
-    return found[-1].parent if found else None
+    found = sorted(snapshots.glob(f"*/{folders.INDEX}"), key=lambda path: path.stat().st_mtime) if snapshots.is_dir() else []
+    return next((path.parent for path in reversed(found) if folders.is_whole(path.parent)), None)
 
 
-def _shapes(folder: Path) -> dict[str, list[int]]:
-    """Tensor names and shapes of every safetensors file of a folder."""
-    shapes: dict[str, list[int]] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > HEADER_LIMIT_BYTES:
-                raise ValueError("the header is too long")
-            header = json.loads(file.read(length))
-        shapes |= {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
-    return shapes
+def _shapes(path: Path) -> dict[str, list[int]]:
+    """Tensor names and shapes of a safetensors file."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        if length > HEADER_LIMIT_BYTES:
+            raise ValueError("the header is too long")
+        header = json.loads(file.read(length))
+    return {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}

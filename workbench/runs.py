@@ -230,11 +230,12 @@ class Run:
         return path
 
     def load_blob(self, stage: str, key: str) -> bytes | None:
-        path = self.path(stage, key)
+        """The stored bytes, or None when there are none that are whole, or no artifact can have that name."""
         try:
+            path = self.path(stage, key)
             with safe_open(path, framework="pt"):
                 return path.read_bytes()
-        except (OSError, SafetensorError):
+        except (OSError, SafetensorError, ValueError):
             return None
 
     def save_json(self, stage: str, key: str, value) -> Path:

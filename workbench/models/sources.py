@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from pathlib import Path
 
 import torch
 
+from workbench import folders
 from workbench.models.bundle import ASSETS, Bundle
 from workbench.models.flux import FluxBundle
 from workbench.options import BadInput, ModelSpec
@@ -39,7 +39,8 @@ def load(spec: ModelSpec) -> Bundle:
     transformers.utils.logging.disable_progress_bar()
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     try:
-        pipeline = getattr(diffusers, family).from_pretrained(str(folder), dtype=dtype, use_safetensors=True, local_files_only=True)
+        pipeline = getattr(diffusers, family).from_pretrained(str(folder), dtype=dtype, use_safetensors=True, local_files_only=True,
+                                                             variant=folders.variant_on_disk(folder))
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         raise BadInput(f"{spec.source}: the pipeline cannot be loaded ({_first_line(error)}); "
                        "a complete folder saved by save_pretrained is needed") from error
@@ -50,21 +51,25 @@ def load(spec: ModelSpec) -> Bundle:
 
 
 def check_folder(folder: Path, name: str = "") -> str:
-    """The pipeline class of a folder; BadInput when it is no pipeline, of an unknown family, or made of pickles. `name` stands for it."""
+    """The pipeline class of a folder; BadInput when it is no pipeline, of an unknown family, made of pickles, or names files that are not
+    its own. `name` stands for it."""
     name = name or folder.name
-    index = folder / "model_index.json"
+    index = folder / folders.INDEX
     pickles = sorted(p for p in folder.rglob("*") if p.suffix in PICKLES)
     if pickles and not list((folder / "transformer").glob("*.safetensors")):
         raise BadInput(f"{name}: {pickles[0].name} is a pickle, which is never opened; convert it to safetensors")
     if not index.exists():
         raise BadInput(f"{name} is no diffusers pipeline (model_index.json is missing); use a folder saved by save_pretrained")
-    try:
-        family = json.loads(index.read_text())["_class_name"]
-    except (ValueError, KeyError, TypeError):
-        raise BadInput(f"{name}: model_index.json cannot be read; save the pipeline again") from None
-    if family not in FAMILIES:
-        raise BadInput(f"{name} is a {family}; supported are {', '.join(FAMILIES)}")
+    content = folders.read_index(index, name)
+    family = _known_family(content, name)
+    folders.check_names(folder, folders.parts_of(content, name), name)
     return family
+
+
+def _known_family(index: dict, name: str) -> str:
+    if index["_class_name"] not in FAMILIES:
+        raise BadInput(f"{name} is a {index['_class_name'][:80]}; supported are {', '.join(FAMILIES)}")
+    return index["_class_name"]
 
 
 def _find(source: str) -> tuple[Path, str]:
@@ -85,13 +90,27 @@ def _find(source: str) -> tuple[Path, str]:
 
 
 def _download(source: str) -> Path:
-    from huggingface_hub import snapshot_download
+    """The folder of a hub model's newest snapshot. Its model_index.json comes first: a pipeline of another family is refused before
+    anything else is fetched, and of a known one come the files that make it, by name. Raises BadInput."""
+    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 
+    folder = None
     try:
-        return Path(snapshot_download(source, allow_patterns=["*.json", "*.txt", "*.safetensors", "*.model"]))
+        folder = Path(hf_hub_download(source, folders.INDEX)).parent
+        index = folders.read_index(folder / folders.INDEX, source)
+        _known_family(index, source)
+        listed = HfApi().model_info(source, revision=folder.name).siblings or ()
+        names = folders.wanted((file.rfilename for file in listed), folders.parts_of(index, source))
+        if not any(name.startswith("transformer/") and name.endswith(".safetensors") for name in names):
+            raise BadInput(f"{source} has no safetensors weights of its transformer; a pickle is never opened")
+        return Path(snapshot_download(source, revision=folder.name, allow_patterns=names))
+    except BadInput:
+        raise
     except Exception as error:  # the hub library raises many kinds, offline as well as for a wrong name
-        raise BadInput(f"{source} is neither a folder here nor reachable on the hub ({_first_line(error)}); "
-                       f"embedded models work offline: {', '.join(EMBEDDED)}") from error
+        if folder is not None and folders.is_whole(folder):  # downloaded earlier
+            return folder
+        raise BadInput(f"{source} is neither a folder here nor a diffusers pipeline that can be fetched from the hub "
+                       f"({_first_line(error)}); embedded models work offline: {', '.join(EMBEDDED)}") from error
 
 
 def _first_line(error: Exception) -> str:
