@@ -1,18 +1,25 @@
 """A checkpoint folder: what is reopened draws the same images, bit for bit; what is damaged or foreign is refused."""
 
+import contextlib
 import json
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors import safe_open
 
-from workbench import costs, export, generate, trace
+import workbench
+from workbench import cli, costs, export, generate, trace
 from workbench.options import WEIGHT_BITS, BadInput, Cancelled, QuantConfig, TraceConfig
 from workbench.plans import make_plan
 from workbench.quant import quantize
+from workbench.ui.actions import export as actions
 
+ROOT = Path(__file__).resolve().parents[1]
 STEPS = 2
 PROMPTS, SEEDS = ("fluent pizza", "noto grinning face", "twemoji red heart"), (0, 1, 2)
 ACT_CYCLE = (4, 8, 16, 3, 6)
@@ -58,6 +65,42 @@ def test_reopened_images_are_bit_identical(bundle, quantized, exported):
     assert not torch.equal(as_float.latent_STMD, before.latent_STMD), "the plan changes nothing, so the test shows nothing"
     assert (again.plan, again.weight_bytes, reopened.model_hash) == (quantized.plan, quantized.weight_bytes, bundle.model_hash)
     assert (reopened.float_bytes, reopened.name) == (bundle.float_bytes, bundle.name)
+
+
+def test_what_is_said_of_opening_a_checkpoint_is_true(exported):
+    """Its card, the Export screen and the README name what opens it; diffusers, which does not, is nowhere said to."""
+    import diffusers
+
+    with pytest.raises((OSError, ValueError, RuntimeError)):
+        diffusers.DiffusionPipeline.from_pretrained(str(exported[0]), local_files_only=True, use_safetensors=True)
+    card = (exported[0] / "README.md").read_text()
+    assert yaml.safe_load(card.split("---\n")[1])["library_name"] == "adatsq-workbench"
+    for text in (card, actions.REOPENS):
+        assert "load_quantized" in text and "adatsq generate" in text
+    for path in (ROOT / "README.md", *(ROOT / "workbench").rglob("*.py")):
+        assert not re.search(r"(load|open|run)s? (it )?(in|with|by) (plain )?diffusers", path.read_text(encoding="utf-8")), path
+
+
+@pytest.mark.parametrize("open_it", [
+    lambda folder, device: workbench.load_quantized(folder, device),
+    lambda folder, device: workbench.load_quantized(folder, device=device),
+    lambda folder, device: cli.main(["generate", str(folder), "--device", device, "--to", "unused", "--steps", "1"]),
+])
+def test_an_export_is_opened_on_the_device_that_is_asked_for(exported, tmp_path, monkeypatch, open_it):
+    class Opened(BadInput):
+        pass
+
+    def stop(folder, manifest, forms, tensors, device):
+        found.append(str(device))
+        raise Opened("enough is known")
+
+    found = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # where auto is another device than the one asked for
+    monkeypatch.setattr(export, "_open_bundle", stop)
+    with contextlib.suppress(Opened):
+        open_it(exported[0], "cpu")
+    assert found == ["cpu"]
 
 
 def test_stored_tensors_are_the_stated_bytes_to_the_byte(quantized, exported):

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 CARD = """---
-library_name: diffusers
+library_name: adatsq-workbench
 pipeline_tag: text-to-image
 tags: [quantized, mixed-precision, adatsq]
 ---
@@ -35,7 +35,8 @@ bundle, quantized = load_quantized("path/to/this/folder")
 images = run(bundle, ["a prompt"], [0], bundle.schedule({steps}), quantized=quantized).images
 ```
 
-or `python -m workbench generate path/to/this/folder --prompts prompts.txt --to images`.
+or `adatsq generate path/to/this/folder --prompts prompts.txt --to images`. diffusers alone does not open this folder: the
+transformer's layers are packed.
 
 `manifest.json` lists every file with its SHA-256; opening the folder checks them. Nothing here is a pickle.
 The licence and attribution of the base model apply (see BASE_MODEL.md where present).

@@ -281,11 +281,11 @@ def export(bundle: Bundle, quantized: QuantizedModel, folder, *, on_progress: On
     return exporter.write(bundle, quantized, folder, on_progress=on_progress)
 
 
-def load_quantized(folder) -> tuple[Bundle, QuantizedModel]:
-    """The float pipeline parts and the quantized transformer of an exported folder."""
+def load_quantized(folder, device: str = "auto") -> tuple[Bundle, QuantizedModel]:
+    """The float pipeline parts and the quantized transformer of an exported folder, on `device` as `load` takes it."""
     from workbench import export as exporter
 
-    return exporter.load_quantized(folder)
+    return exporter.load_quantized(folder, device)
 
 
 def validate_plan(bundle: Bundle, plan: BitPlan | dict | str) -> BitPlan:

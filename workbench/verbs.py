@@ -194,7 +194,7 @@ def generate(args, listener):
     if export.is_export(args.model):
         if args.plan:
             raise BadInput(f"{args.model} is an exported checkpoint and brings its own plan; leave --plan out")
-        bundle, quantized = pipeline.load_quantized(args.model)
+        bundle, quantized = pipeline.load_quantized(args.model, args.device)
     elif args.plan:
         _, bundle, _, quantized, _ = _quantized(args, listener)
     else:

@@ -16,6 +16,7 @@ from workbench.ui.tables import MB
 from workbench.ui.views import export as views
 
 PLAN_LIMIT_BYTES = 8_000_000
+REOPENS = "packed weights, plan and model card; opens with workbench.load_quantized or adatsq generate FOLDER, not with diffusers alone"
 MADE_OF = ("chosen", "profile", "result", "comparison", "cell")  # what tables and report are written from
 
 
@@ -66,7 +67,7 @@ def downloads(session: Session) -> list[tuple[str, str, Path | None]]:
     plan = plan_file(session)
     archive = session.exported[1] if session.exported else None
     rows = [
-        ("Checkpoint (zip)", "packed weights, plan and model card; loads in diffusers after import workbench", archive),
+        ("Checkpoint (zip)", REOPENS, archive),
         ("Plan (JSON)", "weight and activation bits by layer and noise level; can be imported here", plan),
         ("Report (HTML)", "map, front, plan, images and numbers in one page that opens offline", report_path),
         ("Images (PNG, zip)", "every compared prompt, float and quantized, pixel for pixel", images_path),
