@@ -313,9 +313,3 @@ def point(scored) -> dict:
 
 def megabytes(count: int) -> str:
     return f"{count / MEGABYTE:.2f} MB"
-
-
-def _mean(interval: dict, form: str) -> str:
-    """Mean and half-width of the 95 % interval."""
-    half = interval["high"] - interval["mean"]
-    return f"{interval['mean']:{form}} ± {half:{form}}" if interval["n"] > 1 else f"{interval['mean']:{form}} (n = 1)"

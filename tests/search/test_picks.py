@@ -45,15 +45,6 @@ def test_the_blame_states_the_gap_and_both_numbers():
                      "mean activation bits: 3.5 bits is 0.5 bits below the smallest feasible, 4 bits")
 
 
-def test_a_painted_plan_over_its_budget_is_told_by_how_much():
-    plan = SimpleNamespace(weight_bytes=9_000_000, act_bits_mean=4.25)
-    assert picks.over_budget(plan, Budget(max_weight_bytes=8_500_000, max_mean_act_bits=4.5)) == (
-        "memory: 9 MB is 0.5 MB over the budget of 8.5 MB",)
-    assert picks.over_budget(plan, Budget(max_mean_act_bits=4.0)) == (
-        "mean activation bits: 4.25 bits is 0.25 bits over the budget of 4 bits",)
-    assert picks.over_budget(plan, Budget(max_weight_bytes=9_000_000)) == ()
-
-
 def test_quality_is_the_signal_to_noise_of_the_latent():
     assert picks.quality_db(0.01) == pytest.approx(20) and math.isfinite(picks.quality_db(0.0))
 

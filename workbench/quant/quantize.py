@@ -72,11 +72,6 @@ class WeightBank:
         return Extras(act=activations.format_of(self.quant, group_size), range_2=self.ranges.get(layer.name),
                       branch=self.branches.get(layer.name), input_group=first)
 
-    def drop_caches(self) -> None:
-        """Give the memory of all dequantized weights back."""
-        for kept in self.scratch.values():
-            kept.clear()
-
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizedModel:

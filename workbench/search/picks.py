@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from workbench.options import BadInput, Budget
-from workbench.plans import BitPlan, CostTable, ScoredPlan
+from workbench.plans import CostTable, ScoredPlan
 from workbench.search.meters import fixed_us, latency_us_LC
 from workbench.search.pareto import fits, knee
 
@@ -68,16 +68,6 @@ def blame(budget: Budget, reachable: Feasible) -> tuple[str, ...]:
         limits.append(("time of an image", budget.max_latency_ms, reachable.latency_ms, 1.0, "ms"))
     return tuple(f"{name}: {limit * scale:.4g} {unit} is {(least - limit) * scale:.2g} {unit} below the smallest feasible, "
                  f"{least * scale:.4g} {unit}" for name, limit, (least, _), scale, unit in limits if limit is not None and limit < least)
-
-
-def over_budget(plan: BitPlan, budget: Budget) -> tuple[str, ...]:
-    """One line for each limit that a plan exceeds, and by how much; a plan painted by hand is checked with it at once."""
-    spent = [("memory", plan.weight_bytes, budget.max_weight_bytes, 1 / MEGABYTE, "MB"),
-             ("mean activation bits", plan.act_bits_mean, budget.max_mean_act_bits, 1.0, "bits")]
-    if budget.max_latency_ms is not None:
-        spent.append(("time of an image", plan.latency_ms, budget.max_latency_ms, 1.0, "ms"))
-    return tuple(f"{name}: {cost * scale:.4g} {unit} is {(cost - limit) * scale:.2g} {unit} over the budget of {limit * scale:.4g} {unit}"
-                 for name, cost, limit, scale, unit in spent if cost is not None and limit is not None and cost > limit)
 
 
 def quality_db(error: float) -> float:
