@@ -1,10 +1,12 @@
 """Jobs: order, progress, cancellation within one report, ownership, and what a failure leaves behind."""
 
+import gc
 import threading
+import weakref
 
 import pytest
 
-from workbench.jobs import KEPT_JOBS, Board
+from workbench.jobs import USE_REMEMBERED_S, Board, Job
 from workbench.options import BadInput, Progress
 
 WAIT_S = 5
@@ -160,11 +162,135 @@ def test_a_job_belongs_to_its_owner():
     assert board.get("unknown", "me") is None
 
 
-def test_old_jobs_are_forgotten():
+def test_a_job_that_has_ended_and_that_nobody_holds_is_forgotten_with_its_result():
+    class Result:
+        pass
+
     board = Board()
-    jobs = []
-    for _ in range(KEPT_JOBS + 10):
-        jobs.append(board.submit("one", "me", gated_work(1, open_gate())))
-        assert jobs[-1].wait(WAIT_S)
-    assert board.get(jobs[0].id, "me") is None
-    assert board.get(jobs[-1].id, "me") is jobs[-1]
+    job = board.submit("one", "me", lambda _: Result())
+    assert job.wait(WAIT_S) and board.get(job.id, "me") is job
+    name, result = job.id, weakref.ref(job.result)
+    assert runs_on(board)  # the worker has put the job down
+    del job
+    gc.collect()
+    assert board.get(name, "me") is None and result() is None
+
+
+class Unreadable(Exception):
+    def __str__(self):
+        raise ValueError("no text")
+
+
+def raising(error):
+    def call(*_):
+        raise error
+    return call
+
+
+def runs_on(board):
+    after = board.submit("after", "me", gated_work(1, open_gate()))
+    return after.wait(WAIT_S) and after.state == "done"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("error", [RuntimeError("first\nsecond"), BadInput("no"), Unreadable(), SystemExit(3), KeyboardInterrupt()])
+@pytest.mark.parametrize(("work", "state"), [(gated_work(1, open_gate()), "done"), (raising(BadInput("too small")), "failed")])
+def test_a_fault_after_the_work_is_the_failure_of_that_job_and_the_next_one_still_runs(error, work, state):
+    board, told = Board(), []
+
+    def on_finish(ending, _):
+        told.append(ending)
+        raise error
+
+    job = board.submit("work", "me", work, on_finish)
+    assert job.wait(WAIT_S), "whoever waits for it is not left alone"
+    assert told == [state] and (job.state, job.active) == ("failed", False)
+    after_it = f"work failed after its work had ended: {type(error).__name__}: "
+    assert job.error == "too small" if state == "failed" else job.error.startswith(after_it)
+    assert "\n" not in job.error
+    assert runs_on(board)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize(("error", "line"), [
+    (SystemExit(3), "work failed: SystemExit: 3"),
+    (KeyboardInterrupt(), "work failed: KeyboardInterrupt: no message"),
+    (GeneratorExit("closed"), "work failed: GeneratorExit: closed"),
+    (Unreadable(), "work failed: Unreadable: its message cannot be read (ValueError)"),
+])
+def test_work_that_ends_its_thread_is_a_failure_and_the_next_one_still_runs(error, line):
+    board, endings = Board(), []
+    job = board.submit("work", "me", raising(error), lambda *ending: endings.append(ending))
+    assert job.wait(WAIT_S)
+    assert (job.state, job.error) == ("failed", line) and endings == [("failed", line)]
+    assert runs_on(board)
+
+
+def test_a_waiting_job_whose_end_cannot_be_told_is_cancelled_without_an_error_to_whoever_cancels():
+    board, gate, started = Board(), threading.Event(), threading.Event()
+    hold = board.submit("hold", "me", gated_work(1, gate, started))
+    assert started.wait(WAIT_S)
+    waiting = board.submit("work", "me", gated_work(1, gate), raising(RuntimeError("no room")))
+    board.cancel(waiting)
+    assert waiting.state == "failed" and waiting.error == "work failed after its work had ended: RuntimeError: no room"
+    gate.set()
+    assert hold.wait(WAIT_S) and runs_on(board)
+
+
+def test_a_worker_that_could_not_be_started_is_started_for_the_next_job(monkeypatch):
+    board = Board()
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", raising(RuntimeError("can't start new thread")))
+        with pytest.raises(RuntimeError, match="can't start"):
+            board.submit("work", "me", gated_work(1, open_gate()))
+    assert runs_on(board)
+
+
+def test_what_owners_used_is_forgotten_with_time(monkeypatch):
+    clock = [1000.0]
+    monkeypatch.setattr("workbench.jobs.time.monotonic", lambda: clock[0])
+    board = Board()
+    for number in range(20):
+        assert board.submit("once", f"visitor {number}", gated_work(1, open_gate())).wait(WAIT_S)
+        clock[0] += USE_REMEMBERED_S / 4
+    assert len(board._used) <= 6
+
+
+class SlowCount(int):
+    """Whoever adds to it gives the others time to do the same."""
+
+    def __add__(self, other):
+        threading.Event().wait(0.001)
+        return SlowCount(int(self) + other)
+
+
+def test_every_change_counts_though_several_threads_make_them():
+    """Reports come from a stage's threads, cancelling from a request."""
+    job = Job("work", "me", gated_work(1, open_gate()), None)
+    job._version = SlowCount(0)
+    threads = [threading.Thread(target=lambda: [job.report(Progress(stage="count", done=1, total=2)) for _ in range(20)]) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for thread in (threads := [threading.Thread(target=job.cancel) for _ in range(20)]):
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert job.snapshot().version == 80
+
+
+def test_a_version_is_never_seen_with_what_was_before_it():
+    """A page that has drawn a version does not draw it again: it must not be told of the version before the change that made it."""
+    class Slow(Job):
+        def __setattr__(self, name, value):
+            super().__setattr__(name, value)
+            if name == "state" and value == "done":
+                reader.start()
+                reader.join(0.2)  # it may read now only where it would read half of the change
+
+    job, seen = Slow("work", "me", lambda report: None, None), []
+    reader = threading.Thread(target=lambda: seen.append(job.snapshot()))
+    job.run()
+    reader.join(WAIT_S)
+    assert (seen[0].state, seen[0].version) == ("done", job.snapshot().version)

@@ -13,15 +13,15 @@ import logging
 import secrets
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from workbench.options import BadInput, Cancelled, OnProgress, Progress
+from workbench.options import BadInput, Cancelled, OnProgress, Progress, one_line
 
 log = logging.getLogger("workbench.jobs")
 FINISHED = ("done", "cancelled", "failed")
-KEPT_JOBS = 256  # finished jobs are forgotten beyond this many, oldest first
 OnFinish = Callable[[str, str], None]
 USE_REMEMBERED_S = 600.0  # how long what somebody has used counts
 SHARED = ""  # owner of a job that every session may see
@@ -64,6 +64,7 @@ class Job:
         self._last = Progress(stage="", done=0, total=0)
         self._started_s = self._stage_started_s = self._ended_s = 0.0
         self._version = 0
+        self._lock = threading.Lock()  # state, report and version change together: a page that has seen a version has seen what it counts
         self.turn_s = 0.0  # jobs wait in the order of this; set by the board
 
     @property
@@ -73,7 +74,8 @@ class Job:
     def cancel(self) -> None:
         """Ask the job to stop; a running stage stops at its next report."""
         self._cancel.set()
-        self._version += 1
+        with self._lock:
+            self._version += 1
 
     def wait(self, timeout_s: float | None = None) -> bool:
         return self._finished.wait(timeout_s)
@@ -82,50 +84,61 @@ class Job:
         """The callback that stages call."""
         if self._cancel.is_set():
             raise Cancelled(f"{self.kind} was cancelled")
-        if progress.stage != self._last.stage:
-            self._stage_started_s = time.monotonic()
-        self._last = progress
-        if progress.detail is not None:
-            self.events.append((progress.stage, progress.detail))
-        self._version += 1
+        with self._lock:
+            if progress.stage != self._last.stage:
+                self._stage_started_s = time.monotonic()
+            self._last = progress
+            if progress.detail is not None:
+                self.events.append((progress.stage, progress.detail))
+            self._version += 1
 
     def run(self) -> None:
-        """Do the work in the calling thread; every ending is recorded, none escapes."""
+        """Do the work in the calling thread; every ending is recorded, none escapes: not that of the work, even where it asks the
+        process to exit, and not that of `on_finish`."""
         if self._cancel.is_set():
             return self._end("cancelled")
-        self._started_s = self._stage_started_s = time.monotonic()
-        self.state, self._version = "running", self._version + 1
+        with self._lock:
+            self._started_s = self._stage_started_s = time.monotonic()
+            self.state, self._version = "running", self._version + 1
         try:
             self.result = self._context.run(self._work, self.report)
         except Cancelled:
             self._end("cancelled")
         except BadInput as error:
-            self._end("failed", str(error))
-        except Exception as error:
-            log.exception("job %s failed", self.kind)
-            first_line = (str(error).strip() or "no message").splitlines()[0]
-            self._end("failed", f"{self.kind} failed: {type(error).__name__}: {first_line}")
+            self._end("failed", one_line(error))
+        except BaseException as error:
+            self._end("failed", self._fault(error, "failed"))
         else:
             self._end("done")
 
+    def _fault(self, error: BaseException, when: str) -> str:
+        log.error("job %s %s", self.kind, when, exc_info=error)
+        return f"{self.kind} {when}: {type(error).__name__}: {one_line(error)}"
+
     def _end(self, state: str, error: str = "") -> None:
         self._ended_s = time.monotonic()
-        if self._on_finish is not None:
-            self._on_finish(state, error)
-        self.state, self.error = state, error
+        try:
+            if self._on_finish is not None:
+                self._on_finish(state, error)
+        except BaseException as fault:
+            line = self._fault(fault, "failed after its work had ended")
+            state, error = "failed", error or line
+        with self._lock:
+            self.state, self.error = state, error
+            self._version += 1
         self._work = self._on_finish = self._context = None  # what they captured may be large
-        self._version += 1
         self._finished.set()
 
     def snapshot(self, ahead: int = 0) -> Snapshot:
-        last, now = self._last, self._ended_s or time.monotonic()
-        eta_s = None
-        if self.state == "running" and 0 < last.done <= last.total:
-            eta_s = (now - self._stage_started_s) / last.done * (last.total - last.done)
-        message = "stopping" if self._cancel.is_set() and self.active else last.message
-        return Snapshot(id=self.id, kind=self.kind, state=self.state, ahead=ahead, stage=last.stage, done=last.done,
-                        total=last.total, message=message, seconds=now - self._started_s if self._started_s else 0.0,
-                        eta_s=eta_s, error=self.error, version=self._version)
+        with self._lock:
+            last, now = self._last, self._ended_s or time.monotonic()
+            eta_s = None
+            if self.state == "running" and 0 < last.done <= last.total:
+                eta_s = (now - self._stage_started_s) / last.done * (last.total - last.done)
+            message = "stopping" if self._cancel.is_set() and self.active else last.message
+            return Snapshot(id=self.id, kind=self.kind, state=self.state, ahead=ahead, stage=last.stage, done=last.done,
+                            total=last.total, message=message, seconds=now - self._started_s if self._started_s else 0.0,
+                            eta_s=eta_s, error=self.error, version=self._version)
 
 
 class Board:
@@ -135,7 +148,7 @@ class Board:
     nobody waits for ever: who comes later than that is behind, however little they have used."""
 
     def __init__(self):
-        self._jobs: dict[str, Job] = {}
+        self._jobs: weakref.WeakValueDictionary[str, Job] = weakref.WeakValueDictionary()  # a result is kept by who asked for it
         self._waiting: list[Job] = []
         self._used: dict[str, list[tuple[float, float]]] = {}  # owner: (when it ended, seconds)
         self._running: Job | None = None
@@ -148,19 +161,19 @@ class Board:
         job counts as finished: whoever sees a finished job also sees what it left behind."""
         job = Job(kind, owner, work, on_finish)
         with self._change:
+            if self._worker is None or not self._worker.is_alive():
+                worker = threading.Thread(target=self._drain, name="jobs", daemon=True)
+                worker.start()  # first: a job is in line only where somebody takes it
+                self._worker = worker
             self._jobs[job.id] = job
-            self._forget_oldest()
             now = time.monotonic()
             job.turn_s = now + self._used_lately_s(owner, now)
             bisect.insort(self._waiting, job, key=lambda each: each.turn_s)
-            if self._worker is None:
-                self._worker = threading.Thread(target=self._drain, name="jobs", daemon=True)
-                self._worker.start()
             self._change.notify()
         return job
 
     def get(self, job_id: str, owner: str) -> Job | None:
-        """The job, if it exists and belongs to `owner` or to everyone."""
+        """The job, if it exists and belongs to `owner` or to everyone. One that has ended exists while somebody holds it."""
         job = self._jobs.get(job_id)
         return job if job is not None and job.owner in (owner, SHARED) else None
 
@@ -180,17 +193,9 @@ class Board:
             job.run()
 
     def _used_lately_s(self, owner: str, now_s: float) -> float:
-        recent = [use for use in self._used.get(owner, ()) if now_s - use[0] < USE_REMEMBERED_S]
-        if recent:
-            self._used[owner] = recent
-        else:
-            self._used.pop(owner, None)
-        return sum(seconds for _, seconds in recent)
-
-    def _forget_oldest(self) -> None:
-        finished = [job.id for job in self._jobs.values() if not job.active]
-        for job_id in finished[:max(0, len(self._jobs) - KEPT_JOBS)]:
-            del self._jobs[job_id]
+        recent = {each: [use for use in uses if now_s - use[0] < USE_REMEMBERED_S] for each, uses in self._used.items()}
+        self._used = {each: uses for each, uses in recent.items() if uses}  # of everybody: most visitors never come back
+        return sum(seconds for _, seconds in self._used.get(owner, ()))
 
     def _drain(self) -> None:
         while True:
@@ -203,3 +208,4 @@ class Board:
                 if job.owner != SHARED:
                     self._used.setdefault(job.owner, []).append((time.monotonic(), job.snapshot().seconds))
                 self._running = None
+            del job  # or the last job's result would stay until the next one comes

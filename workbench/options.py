@@ -26,6 +26,15 @@ class BadInput(ValueError):
     """Something from outside is wrong. The message is one line: what is wrong, and what would be right."""
 
 
+def one_line(error: BaseException) -> str:
+    """The first line of what an exception says, also of one that says nothing or whose text cannot be made."""
+    try:
+        said = str(error).strip()
+    except Exception as fault:
+        return f"its message cannot be read ({type(fault).__name__})"
+    return said.splitlines()[0] if said else "no message"
+
+
 class Cancelled(Exception):
     """Raised by a progress callback to stop a stage; the stage leaves nothing half-written behind.
 
