@@ -49,7 +49,7 @@ def make(name: str) -> Bundle:
 def measure(name: str, rounds: int) -> dict:
     """The JSON object of `bench`, with `parameters` and `steps`."""
     bundle = make(name)
-    plan = pipeline.uniform_plan(bundle, QuantConfig(), bundle.schedule(STEPS[name]).sigma_T1[:-1].tolist(), *PLAN_BITS)
+    plan = pipeline.uniform_plan(bundle, QuantConfig(), bundle.integrator(STEPS[name]).sigma_T1[:-1].tolist(), *PLAN_BITS)
     return {"parameters": bundle.parameters, "steps": STEPS[name]} | pipeline.bench(bundle, plan, BenchConfig(rounds=rounds))
 
 

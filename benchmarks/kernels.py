@@ -79,10 +79,10 @@ def runs_of(m: int, k: int, widths: tuple[int, ...]) -> dict:
 def step_ms(samples: int) -> float:
     """Milliseconds of a step of the embedded model in float32."""
     bundle = pipeline.load()
-    schedule, conditioning = bundle.schedule(20), bundle.encode(bundle.prompts("showcase")[:samples])
-    latent_SMD = bundle.initial_latents(range(samples))
+    predict = bundle.predictor(bundle.integrator(20), bundle.encode(bundle.prompts("showcase")[:samples]))
+    latent = bundle.noise(range(samples))
     with torch.no_grad():
-        return in_turns({"step": lambda: bundle.velocity(latent_SMD, schedule, 10, conditioning)}, 40, bundle.device)["step"] / 1000
+        return in_turns({"step": lambda: predict(latent, 10)}, 40, bundle.device)["step"] / 1000
 
 
 def tunings() -> dict[str, dict[str, float]]:

@@ -29,12 +29,13 @@ from search_contenders import OURS, Contenders  # noqa: E402
 from search_exhaustive import exhaustive  # noqa: E402
 from search_report import NOTES, beaten, plot, table  # noqa: E402
 
-from workbench import metrics, pipeline, terminal, trace  # noqa: E402
+from workbench import metrics, pipeline, terminal  # noqa: E402
 from workbench.options import Budget, Progress, QuantConfig, SearchConfig, TraceConfig, ignore_progress  # noqa: E402
+from workbench.replay import trace  # noqa: E402
+from workbench.replay.trace import Trace  # noqa: E402
 from workbench.rollout import Rollout  # noqa: E402
 from workbench.runs import Run  # noqa: E402
 from workbench.search.ranking import rank_tables  # noqa: E402
-from workbench.types import Trace  # noqa: E402
 
 BITS, MEMORY_WIDTHS, MEMORY_ACT_BITS, WEIGHT_BITS = (3.2, 3.6, 4.0, 5.0, 6.0), (3, 4, 6), 4.0, 4
 FEWER_ACT_BITS = 3.6  # with which a plan of WEIGHT_BITS' bytes should be as good as uniform MEMORY_ACT_BITS
@@ -59,7 +60,7 @@ class Judge:
         few = pipeline.JUDGE_PROMPTS  # the search's own judge took the first few: they come last here
         self.prompts = (*held_out[few:], *held_out[:few])[:prompts]
         self.chunks = [self._recorded(first) for first in range(0, len(self.prompts), CHUNK)]
-        self.images = [bundle.decode(chunk.latent_STMD[:, -1].to(bundle.device)) for chunk in self.chunks]
+        self.images = [bundle.decode(chunk.latent_ST[:, -1].to(bundle.device)).images for chunk in self.chunks]
 
     def _recorded(self, first: int) -> Trace:
         config = TraceConfig(prompts=self.prompts[first:first + CHUNK], steps=self.steps, seed=SEED + first)
@@ -73,10 +74,9 @@ class Judge:
         nmse, psnr = [], []
         for chunk, images in zip(self.chunks, self.images):
             weights = pipeline.weights_of(self.bundle, profiled)
-            with Rollout(self.bundle, chunk, weights, samples=chunk.samples, scoring="raw") as rollout:
-                final_SMD = rollout.final_of(plan)
-            made = self.bundle.decode(final_SMD.to(self.bundle.device))
-            nmse += [metrics.latent_nmse(final, reference) for final, reference in zip(final_SMD, chunk.latent_STMD[:, -1])]
+            finals = Rollout(self.bundle, chunk, weights, samples=chunk.samples, scoring="raw").final_of(plan)
+            made = self.bundle.decode(finals.to(self.bundle.device)).images
+            nmse += [metrics.latent_nmse(final, reference) for final, reference in zip(finals, chunk.latent_ST[:, -1])]
             psnr += [metrics.psnr_db(image, reference) for image, reference in zip(made, images)]
         return Judged(nmse_S=tuple(nmse), psnr_db_S=tuple(psnr))
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from workbench import pipeline, projection
+from workbench import pipeline
 from workbench.options import Budget, QuantConfig, SearchConfig, TraceConfig
 from workbench.plans import BitPlan
 from workbench.rollout import Rollout
@@ -21,8 +21,10 @@ from workbench.search.ledger import Ledger
 from workbench.search.meters import bit_meter, steering
 from workbench.search.online import online_rollout
 from workbench.search.phases import RIVALS
-from workbench.search.rivals import Problem
+from workbench.search.rivals import Problem, uniform_rows
 from workbench.search.rivals_steps import random_plan
+from workbench.sensitivity.signed import with_signs
+from workbench.stored import signed_errors
 
 OURS = "AdaTSQ search"
 NAMES = {"greedy": "greedy by sensitivity", "milp": "MILP, additive table", "layers": "LP over layers (ModelOpt)",
@@ -48,17 +50,18 @@ class Contenders:
 
     def __init__(self, bundle, profiled: pipeline.Profile, run: Run, config: SearchConfig, on_progress):
         self.bundle, self.profiled, self.run, self.config, self.on_progress = bundle, profiled, run, config, on_progress
-        self.steps, self.layers = profiled.trace.schedule.steps, len(bundle.layers)
+        self.steps, self.layers = profiled.trace.steps, len(bundle.layers)
         self.fresh = pipeline.fresh_trace(bundle, profiled, config, run, on_progress)
-        self.signed = projection.with_signs(
-            profiled.table, pipeline.projected(bundle, profiled, self.fresh, config, run, on_progress), bundle.layers)
+        self.active_TL = np.tile([layer.has_act_bits for layer in bundle.layers], (self.steps, 1))
+        errors = signed_errors(bundle, self.fresh, profiled.bank, (profiled.trace, profiled.sensitivity.config), run, on_progress)
+        self.signed = with_signs(profiled.table, errors, bundle.layers)
 
     def at_bits(self, mean: float, weight_bits: int) -> dict[str, Found]:
         """Everything at one mean of activation bits on uniform weights: the activations alone differ."""
-        weights = (weight_bits,) * self.layers
+        weights = self.profiled.costs.uniform(weight_bits)
         problem = self._problem(mean)
         whole = {f"uniform A{bits}": bits for bits in self.profiled.table.act_bits_C if bits == mean}
-        found = {name: self._kept(name, weights, mean, lambda bits=bits: np.full((self.steps, self.layers), bits))
+        found = {name: self._kept(name, weights, mean, lambda bits=bits: self.rows_of(bits))
                  for name, bits in whole.items()}
         for name, rival in RIVALS.items():
             found[NAMES[name]] = self._kept(name, weights, mean, lambda rival=rival: self._bits(rival(problem)))
@@ -68,20 +71,20 @@ class Contenders:
         budget = Budget(max_mean_act_bits=mean)
         for name, changes in ({"raw-deviation beam (the paper)": ABLATIONS["raw deviation, additive, no refinement (the paper)"],
                                "AdaTSQ beam, no refinement": ABLATIONS["no refinement"], OURS: {}}).items():
-            found[name] = self._search(budget, changes, self._fixed(weight_bits))
+            found[name] = self._search(budget, changes, weights)
         found["random, as many evaluations"] = self._random(problem, weights, mean, found[OURS].evaluations // self.steps)
         return found
 
     def at_bytes(self, max_bytes: int, mean: float) -> dict[str, Found]:
         """Everything at one memory budget and one mean of activation bits: weights and activations differ."""
         costs, problem = self.profiled.costs, self._problem(mean)
-        widths = [bits for bits in self.profiled.bank.weight_bits_C if costs.total_bytes([bits] * self.layers) <= max_bytes]
-        uniform = (max(widths),) * self.layers
+        widths = [bits for bits in self.profiled.bank.weight_bits_C if costs.total_bytes(costs.uniform(bits)) <= max_bytes]
+        uniform = costs.uniform(max(widths))
         nested = allocate_weights(self.profiled.table.weight_error_LC, costs, max_bytes, self.profiled.table.weight_bits_C)
         signed = allocate_weights(self.signed.weight_error_LC, costs, max_bytes, self.signed.weight_bits_C)
         bits = min(bits for bits in self.profiled.table.act_bits_C if bits >= mean)
         found = {f"uniform W{max(widths)}, uniform A{bits}": self._kept(
-            f"uniform {bits}", uniform, mean, lambda: np.full((self.steps, self.layers), bits))}
+            f"uniform {bits}", uniform, mean, lambda: self.rows_of(bits))}
         found["ILP weights, MILP activations (additive)"] = self._kept("milp", nested, mean, lambda: self._bits(RIVALS["milp"](problem)))
         found["uniform weights, MILP activations (additive)"] = self._kept(
             "milp", uniform, mean, lambda: self._bits(RIVALS["milp"](problem)))
@@ -91,8 +94,8 @@ class Contenders:
 
     def ablations(self, mean: float) -> dict[str, Found]:
         """The search with each part left out, on uniform 4-bit weights."""
-        budget, weights = Budget(max_mean_act_bits=mean), (4,) * self.layers
-        found = {name: self._search(budget, changes, self._fixed(4)) for name, changes in ABLATIONS.items()}
+        budget, weights = Budget(max_mean_act_bits=mean), self.profiled.costs.uniform(4)
+        found = {name: self._search(budget, changes, weights) for name, changes in ABLATIONS.items()}
         local = pipeline.table_variants(self.bundle, self.profiled, run=self.run, on_progress=self.on_progress)["local directional"]
         signed = self._problem(mean, self.signed)
         found["Lagrangian, local table"] = self._lagrangian(local, weights, mean)
@@ -111,14 +114,18 @@ class Contenders:
 
     def _problem(self, mean: float, table=None) -> Problem:
         error_TLC = (table or self.profiled.table).error_TLC.double().numpy()
-        meter = bit_meter(self.profiled.table.act_bits_C, self.steps, self.layers, mean)
-        return Problem(error_TLC=error_TLC, cost_TLC=np.broadcast_to(meter.cost_LC, error_TLC.shape), limit=meter.limit)
+        meter = bit_meter(self.profiled.table.act_bits_C, self.active_TL, mean)
+        return Problem(error_TLC=error_TLC, cost_TLC=meter.cost_TLC, limit=meter.limit)
+
+    def rows_of(self, act_bits: int) -> tuple:
+        """One width everywhere."""
+        return uniform_rows(act_bits, self.active_TL)
 
     def _bits(self, columns_TL) -> np.ndarray:
-        return np.asarray(self.profiled.table.act_bits_C)[columns_TL]
+        return np.where(self.active_TL, np.asarray(self.profiled.table.act_bits_C)[columns_TL], 16)
 
     def _lagrangian(self, table, weights, mean: float) -> Found:
-        meter = bit_meter(table.act_bits_C, self.steps, self.layers, mean)
+        meter = bit_meter(table.act_bits_C, self.active_TL, mean)
         return self._made("lagrangian", weights, lambda: steering(table, [meter]).rows())
 
     def _kept(self, name: str, weights, mean: float, make: Callable) -> Found:
@@ -132,19 +139,14 @@ class Contenders:
         plan = pipeline.paint_plan(self.bundle, self.profiled, weights, rows, method=name)
         return Found(plan=plan, evaluations=0, seconds=seconds)
 
-    def _fixed(self, weight_bits: int) -> pipeline.Profile:
-        """The profile with one weight width, so that a search has the same weights as its rivals."""
-        def narrowed(part):
-            column = part.weight_bits_C.index(weight_bits)
-            return replace(part, weight_bits_C=(weight_bits,), weight_error_LC=part.weight_error_LC[:, [column]])
-        return replace(self.profiled, table=narrowed(self.profiled.table), bank=narrowed(self.profiled.bank))
-
-    def _search(self, budget: Budget, changes: dict, profiled: pipeline.Profile | None = None) -> Found:
-        profiled, config = profiled or self.profiled, self.config.model_copy(update={**ALONE, **changes})
-        key = Run.key(self.bundle.model_hash, profiled.table, self.fresh, budget, config)
+    def _search(self, budget: Budget, changes: dict, weights=None) -> Found:
+        """The search, on `weights` where its rivals have these, else choosing its own."""
+        config = self.config.model_copy(update={**ALONE, **changes})
+        key = Run.key(self.bundle.model_hash, self.profiled.table, self.fresh, budget, config, weights)
 
         def make():
-            result = pipeline.search(self.bundle, profiled, budget, config, run=self.run, on_progress=self.on_progress)
+            result = pipeline.search(self.bundle, self.profiled, budget, config, run=self.run, pinned_L=weights,
+                                     on_progress=self.on_progress)
             return Found(plan=result.chosen.plan, evaluations=result.evaluations, seconds=result.seconds)
         return self.run.resume(Found, "found", key, make)
 
@@ -154,8 +156,7 @@ class Contenders:
             random, started = np.random.default_rng(self.config.seed), time.perf_counter()
             tried = [pipeline.paint_plan(self.bundle, self.profiled, weights, self._bits(random_plan(problem, random)).tolist(), "random")
                      for _ in range(max(1, plans))]
-            with self._rollout() as rollout:
-                best = min(tried, key=rollout.error_of)
+            best = min(tried, key=self._rollout().error_of)
             return Found(plan=best, evaluations=len(tried) * self.steps, seconds=time.perf_counter() - started)
         key = Run.key(self.bundle.model_hash, self.profiled.table, self.fresh, "random", weights, mean, plans, self.config.samples,
                       self.config.seed)
@@ -164,9 +165,8 @@ class Contenders:
     def _online(self, weights, mean: float) -> Found:
         def make():
             started = time.perf_counter()
-            with self._rollout() as rollout:
-                ledger = Ledger(rollout, summed=False, on_extend=lambda: None)
-                rows = ledger.bits_TL(online_rollout(ledger, weights, self.steps, mean))
+            ledger = Ledger(self._rollout(), summed=False, on_extend=lambda: None)
+            rows = ledger.bits_TL(online_rollout(ledger, weights, self.rows_of, self.steps, mean))
             plan = pipeline.paint_plan(self.bundle, self.profiled, weights, rows, "online")
             return Found(plan=plan, evaluations=self.steps, seconds=time.perf_counter() - started)
         key = Run.key(self.bundle.model_hash, self.profiled.table, self.fresh, "online", weights, mean, self.config.samples)

@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 import torch
 from search_contenders import OURS, Contenders
 
-from workbench import pipeline, trace
+from workbench import pipeline
 from workbench.options import Progress, SearchConfig, TraceConfig
+from workbench.replay import trace
 from workbench.rollout import Rollout
 from workbench.runs import Run
 from workbench.search.picks import quality_db
@@ -58,34 +59,34 @@ def _most_sensitive(bundle, every, count: int, steps: int, run: Run, on_progress
     """The layers of an input of their own whose activations matter most at REFERENCE_BITS, as a numbering of their own."""
     table = pipeline.profile(bundle, TraceConfig(steps=steps), run=run, on_progress=on_progress).table
     error_L = table.error_TLC[..., table.act_bits_C.index(REFERENCE_BITS)].sum(0)
-    alone = [layer for layer in every if sum(other.shares_input_with == layer.shares_input_with for other in every) == 1]
+    alone = [layer for layer in every if layer.has_act_bits and sum(other.same_input == layer.same_input for other in every) == 1]
     chosen = sorted(sorted(alone, key=lambda layer: -float(error_L[layer.index]))[:count], key=lambda layer: layer.index)
-    return tuple(replace(layer, index=i, shares_input_with=i) for i, layer in enumerate(chosen))
+    return tuple(replace(layer, index=i, same_input=i, fused_with=i) for i, layer in enumerate(chosen))
 
 
 def _everything(bundle, profiled, run: Run, on_progress) -> Everything:
-    config = TraceConfig(prompts=bundle.prompts("held_out")[-PROMPTS:], steps=profiled.trace.schedule.steps, seed=SEED)
+    config = TraceConfig(prompts=bundle.prompts("held_out")[-PROMPTS:], steps=profiled.trace.steps, seed=SEED)
     key = Run.key(bundle.model_hash, profiled.table, config, WEIGHT_BITS)
     return run.resume(Everything, "everything", key, lambda: _measure(bundle, profiled, trace.record(bundle, config), on_progress))
 
 
 def _measure(bundle, profiled, recorded, on_progress) -> Everything:
-    steps, layers, widths = recorded.schedule.steps, len(bundle.layers), profiled.table.act_bits_C
+    steps, layers, widths = recorded.steps, len(bundle.layers), profiled.table.act_bits_C
     rows = list(itertools.product(widths, repeat=layers))
     bits, error = [], []
-    with Rollout(bundle, recorded, pipeline.weights_of(bundle, profiled), samples=recorded.samples, scoring="raw") as rollout:
-        rollout.use_weights((WEIGHT_BITS,) * layers)
-        begun = [((), rollout.start())]  # depth first: no more states are alive than steps times rows
-        while begun:
-            taken, state = begun.pop()
-            if len(taken) == steps * layers:
-                bits.append(taken)
-                error.append(rollout.error(state))
-                if len(bits) % 100 == 0:
-                    on_progress(Progress(stage="exhaustive", done=len(bits), total=len(rows) ** steps, message="plans measured"))
-                continue
-            step = len(taken) // layers
-            begun += [((*taken, *row), rollout.extend(state, step, row)) for row in rows]
+    rollout = Rollout(bundle, recorded, pipeline.weights_of(bundle, profiled), samples=recorded.samples, scoring="raw")
+    rollout.use_weights((WEIGHT_BITS,) * layers)
+    begun = [((), rollout.start())]  # depth first: no more states are alive than steps times rows
+    while begun:
+        taken, state = begun.pop()
+        if len(taken) == steps * layers:
+            bits.append(taken)
+            error.append(rollout.error(state))
+            if len(bits) % 100 == 0:
+                on_progress(Progress(stage="exhaustive", done=len(bits), total=len(rows) ** steps, message="plans measured"))
+            continue
+        step = len(taken) // layers
+        begun += [((*taken, *row), rollout.extend(state, step, row)) for row in rows]
     return Everything(bits_PX=torch.tensor(bits, dtype=torch.int8), error_P=torch.tensor(error, dtype=torch.float64))
 
 

@@ -13,10 +13,12 @@ import yaml
 from safetensors import safe_open
 
 import workbench
-from workbench import cli, costs, export, generate, trace
+from workbench import cli, costs, export, generate
 from workbench.options import WEIGHT_BITS, BadInput, Cancelled, QuantConfig, TraceConfig
-from workbench.plans import make_plan
+from workbench.plans import BitChoice, make_plan
 from workbench.quant import quantize
+from workbench.quant.bank import Calibration
+from workbench.replay.trace import record
 from workbench.ui.actions import export as actions
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,19 +29,19 @@ ACT_CYCLE = (4, 8, 16, 3, 6)
 
 def _plan(bundle, quant):
     """Every width and every activation width somewhere, float layers included."""
-    schedule = bundle.schedule(STEPS)
+    schedule = bundle.integrator(STEPS)
     rows = [[ACT_CYCLE[(step + layer.index) % 5] for layer in bundle.layers] for step in range(STEPS)]
     widths = [WEIGHT_BITS[layer.index % 6] for layer in bundle.layers]
     return make_plan(layers=bundle.layers, sigma_T=schedule.sigma_T1[:-1].tolist(), act_bits_TL=rows, quant=quant,
-                     weight_choice_L=[costs.choice_of(bits, quant) for bits in widths], costs=costs.tabulate(bundle, quant),
-                     model_hash=bundle.model_hash)
+                     weight_choice_L=[BitChoice.of(bits, quant, layer) for bits, layer in zip(widths, bundle.layers)],
+                     costs=costs.tabulate(bundle, quant), model_hash=bundle.model_hash)
 
 
 @pytest.fixture(scope="module")
 def quantized(bundle):
     quant = QuantConfig(solver="nearest", group_size=None)
-    recorded = trace.record(bundle, TraceConfig(prompts=PROMPTS[:1], steps=STEPS))
-    return quantize.quantize(bundle, recorded, None, _plan(bundle, quant))
+    recorded = record(bundle, TraceConfig(prompts=PROMPTS[:1], steps=STEPS))
+    return quantize.quantize(bundle, Calibration(trace=recorded), _plan(bundle, quant))
 
 
 @pytest.fixture(scope="module")
@@ -55,14 +57,14 @@ def copy(exported, tmp_path):
 
 
 def test_reopened_images_are_bit_identical(bundle, quantized, exported):
-    schedule = bundle.schedule(STEPS)
+    schedule = bundle.integrator(STEPS)
     before = generate.run(bundle, PROMPTS, SEEDS, schedule, quantized=quantized)
     reopened, again = export.load_quantized(exported[0])
-    after = generate.run(reopened, PROMPTS, SEEDS, reopened.schedule(STEPS), quantized=again)
-    assert torch.equal(before.latent_STMD, after.latent_STMD)
+    after = generate.run(reopened, PROMPTS, SEEDS, reopened.integrator(STEPS), quantized=again)
+    assert torch.equal(before.latent_ST, after.latent_ST)
     assert np.array_equal(before.images, after.images)
     as_float = generate.run(bundle, PROMPTS, SEEDS, schedule)
-    assert not torch.equal(as_float.latent_STMD, before.latent_STMD), "the plan changes nothing, so the test shows nothing"
+    assert not torch.equal(as_float.latent_ST, before.latent_ST), "the plan changes nothing, so the test shows nothing"
     assert (again.plan, again.weight_bytes, reopened.model_hash) == (quantized.plan, quantized.weight_bytes, bundle.model_hash)
     assert (reopened.float_bytes, reopened.name) == (bundle.float_bytes, bundle.name)
 
@@ -140,13 +142,13 @@ def test_small_shards_reopen_too(bundle, quantized, exported, tmp_path):
 def test_a_reopened_checkpoint_refuses_to_pose_as_float(exported):
     reopened, _ = export.load_quantized(exported[0])
     with pytest.raises(BadInput, match="no float weights"):
-        generate.run(reopened, PROMPTS[:1], [0], reopened.schedule(STEPS))
+        generate.run(reopened, PROMPTS[:1], [0], reopened.integrator(STEPS))
 
 
 def test_writing_leaves_every_module_in_place(bundle, quantized, tmp_path):
-    before = {name: bundle.linear(name) for name in quantized.modules}
+    before = dict(bundle.transformer.named_modules())
     export.write(bundle, quantized, tmp_path / "x")
-    assert all(bundle.linear(name) is module for name, module in before.items())
+    assert dict(bundle.transformer.named_modules()) == before
 
 
 def test_an_earlier_export_is_replaced_and_anything_else_is_left(bundle, quantized, copy, tmp_path):

@@ -5,47 +5,55 @@ import threading
 import pytest
 import torch
 
-from workbench import inspection, sensitivity, trace
-from workbench.options import BadInput, QuantConfig, TraceConfig
+from workbench import inspection, sensitivity
+from workbench.models.tree import clone_tree
+from workbench.options import BadInput, QuantConfig, SensitivityConfig, TraceConfig
+from workbench.replay.trace import record
 
 
 @pytest.fixture(scope="module")
 def recorded(bundle):
-    return trace.record(bundle, TraceConfig(prompts=("noto pizza", "fluent rocket"), steps=2))
+    return record(bundle, TraceConfig(prompts=("noto pizza", "fluent rocket"), steps=2))
 
 
 def test_ranges_are_those_of_the_layer_s_own_input(bundle, recorded):
-    seen, layer, step = [], bundle.layers[3], 1
-    handle = bundle.linear(layer.name).register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
+    seen, layer, step = [], bundle.layers[5], 1
+    tree = clone_tree(bundle.transformer)
+    tree.get_submodule(layer.module_name).register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
     with torch.no_grad():
-        trace.forward(bundle, recorded.latent_STMD[:, step], recorded.schedule, step, recorded.conditioning)
-    handle.remove()
+        bundle.predictor(recorded.integrator, recorded.conditioning, modules={"transformer": tree})(recorded.latent_ST[:, step], step)
     look = inspection.inspect(bundle, recorded, layer.index, step, QuantConfig(transform="none"))
     x_RK = torch.cat(seen).flatten(0, -2).float()
     assert torch.equal(look.low_K, x_RK.amin(0)) and torch.equal(look.high_K, x_RK.amax(0))
     assert torch.equal(look.low_K, look.transformed_low_K) and look.samples == 2
-    assert int(look.weight_counts_B.sum()) == bundle.linear(layer.name).weight.numel()
+    assert int(look.weight_counts_B.sum()) == bundle.weight(layer).numel()
     with pytest.raises(BadInput, match="does not exist"):
         inspection.inspect(bundle, recorded, len(bundle.layers), 0, QuantConfig())
 
 
-def test_whoever_looks_into_a_layer_during_a_replay_is_told_to_wait(bundle, recorded):
-    """A forward of somebody else would leave its inputs where the replay keeps its own."""
-    refused = []
+def test_modulation_is_looked_at_as_it_is(bundle, recorded):
+    look = inspection.inspect(bundle, recorded, bundle.modulation[0].index, 0, QuantConfig())
+    assert look.transform == "none" and torch.equal(look.low_K, look.transformed_low_K)
+
+
+def test_a_look_during_a_replay_changes_neither(bundle, recorded):
+    """Both run at once, each on a tree of its own."""
+    config = SensitivityConfig(probes=1)
+    quiet = sensitivity.profile(bundle, recorded, config, QuantConfig())
+    expected = inspection.inspect(bundle, recorded, 2, 1, QuantConfig())
+    looks, stop = [], threading.Event()
 
     def look():
-        try:
-            inspection.inspect(bundle, recorded, 0, 0, QuantConfig())
-        except BadInput as error:
-            refused.append(str(error))
+        while not stop.is_set():
+            looks.append(inspection.inspect(bundle, recorded, 2, 1, QuantConfig()))
 
-    def from_elsewhere():
-        thread = threading.Thread(target=look)
-        thread.start()
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        busy = sensitivity.profile(bundle, recorded, config, QuantConfig())
+    finally:
+        stop.set()
         thread.join()
-
-    with sensitivity.LayerTap(bundle):
-        from_elsewhere()
-    assert len(refused) == 1 and "in use" in refused[0]
-    from_elsewhere()
-    assert len(refused) == 1, "the lock was not given back"
+    assert torch.equal(busy.fisher_TL, quiet.fisher_TL) and looks
+    assert all(torch.equal(each.low_K, expected.low_K) and torch.equal(each.high_K, expected.high_K) for each in looks)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in bundle.transformer.modules())

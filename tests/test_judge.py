@@ -93,7 +93,7 @@ def test_the_embedded_model_brings_a_judge_that_knows_its_prompts_and_float_imag
         assert set(bundle.prompts(kind)) <= set(found.asked), kind
     assert (judge.FOLDER / "emoji-flux.safetensors").stat().st_size < 9_500_000, "what a Space takes without large-file storage"
     prompts = bundle.prompts("showcase")[:8]
-    made = generate.run(bundle, prompts, range(8), bundle.schedule(8))
+    made = generate.run(bundle, prompts, range(8), bundle.integrator(8))
     hits = found.hits(made.images, prompts)
     # evaluation.json: the model is retrieved for nearly every trained caption; at chance it would be one in a thousand
     assert sum(hits) >= 6

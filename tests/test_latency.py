@@ -73,11 +73,12 @@ def test_a_table_of_a_busy_machine_is_measured_anew(bundle, cache, monkeypatch):
 def test_layers_that_share_an_input_pay_for_its_quantization_once(bundle, cache, clock):
     measured = latency.measure(bundle, QuantConfig())
     four = WEIGHT_BITS.index(4)
-    for layer in bundle.layers:
-        expected = 2000 + layer.n_out + 4 + 8 - (0 if layer.shares_input_with == layer.index else 1000)
+    for layer in (layer for layer in bundle.layers if layer.has_act_bits):
+        expected = 2000 + layer.n_out + 4 + 8 - (0 if layer.same_input == layer.index else 1000)
         assert float(measured.us_LWA[layer.index, four, ACT_BITS.index(4)]) == expected
     whole = [cell for cell, count in clock if count == 1]
-    assert len(whole) == len(set(whole)) == 1 + len({latency.shape_of(layer) for layer in bundle.layers}) * len(WEIGHT_BITS) * 2
+    shapes = {latency.shape_of(layer) for layer in bundle.layers if layer.has_act_bits}
+    assert len(whole) == len(set(whole)) == 1 + len(shapes) * len(WEIGHT_BITS) * 2
 
 
 def test_few_activation_bits_cost_what_eight_do_and_the_fixed_part_is_the_rest_of_an_image(bundle, cache, clock):
@@ -130,12 +131,13 @@ def test_medians_are_of_each_run_in_turns(monkeypatch):
 
 
 def test_real_layers_and_a_real_image_are_timed_and_leave_the_model_as_it_was(bundle, cache):
-    before = [bundle.linear(layer.name) for layer in (*bundle.layers, *bundle.modulation)]
+    before = [bundle.linear(layer) for layer in bundle.layers]
     ran = []
     table, us = latency.measure_beside({"beside": lambda: ran.append(1)}, bundle, QuantConfig(), rounds=3)
     assert len(ran) == latency.WARM_UP + 3 and us["beside"] > 0
-    assert 0 < table.fixed_us < 1e6 and bool((table.us_LWA > 0).all())
-    assert [bundle.linear(layer.name) for layer in (*bundle.layers, *bundle.modulation)] == before
+    assert 0 < table.fixed_us < 1e6 and bool((table.us_LWA[[layer.has_act_bits for layer in bundle.layers]] > 0).all())
+    assert not bool(table.us_LWA[[layer.index for layer in bundle.modulation]].any())  # in what a step takes beside its layers
+    assert [bundle.linear(layer) for layer in bundle.layers] == before
 
 
 @pytest.mark.parametrize("target", roofline.CHIPS)
@@ -148,7 +150,7 @@ def test_modelled_targets_say_so_and_never_gain_from_more_bits(bundle, target):
 def test_a_chip_without_four_bit_units_runs_four_bits_as_eight():
     chip = roofline.CHIPS["h100"]
     layer = LayerInfo(index=0, name="x", block="b", role="r", n_out=3072, k_in=3072, tokens=1 << 16, has_bias=False,
-                              shares_input_with=0)
+                              same_input=0, fused_with=0)
     at = [roofline._roofline_us(chip, layer, bits, bits, QuantConfig()) for bits in (4, 8, 16)]
     assert at[0] == at[1] == pytest.approx(2 * layer.macs_per_step / 1979 / 1e6) and at[2] == pytest.approx(at[1] * 1979 / 989)
 

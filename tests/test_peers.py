@@ -28,7 +28,7 @@ def install(monkeypatch):
 def unchanged(bundle):
     """Holds the bundle against what it was before the test."""
     def state():
-        modules = [bundle.linear(layer.name) for layer in (*bundle.layers, *bundle.modulation)]
+        modules = [bundle.linear(layer) for layer in bundle.layers]
         return bundle.transformer, bundle.dtype, modules, len(bundle.transformer._forward_pre_hooks)
     before, weights = state(), [parameter.clone() for parameter in bundle.transformer.parameters()]
     yield
@@ -126,7 +126,7 @@ def test_onnx_runtime_refuses_what_it_cannot_do(bundle, monkeypatch):
     assert PEERS["onnxruntime"].float_types == (torch.float32,)
     with pytest.raises(ValueError, match="float32"):
         make(bundle, STEPS, torch.bfloat16)
-    monkeypatch.setattr(bundle, "_parameters", 12_000_000_000)
+    monkeypatch.setattr(bundle, "parameters", 12_000_000_000)
     with pytest.raises(ValueError, match=r"12\.0e9 parameters"):
         make(bundle, STEPS, torch.float32)
 
@@ -141,18 +141,15 @@ def test_onnx_runtime_computes_the_same_transformer_in_8_bits(bundle, monkeypatc
     (entry,), runs = peers.prepare(bundle, STEPS)
     assert "reason" not in entry and list(runs) == [(entry["name"], "torch.float32")]
     assert 1.0 < entry["bytes"] / bundle.parameters < 1.3, "one byte per weight and little else"
-    schedule, conditioning, latent_SMD = bundle.schedule(STEPS), bundle.encode(bundle.prompts("showcase")[:1]), bundle.initial_latents([0])
+    integrator, conditioning, latent = bundle.integrator(STEPS), bundle.encode(bundle.prompts("showcase")[:1]), bundle.noise([0])
     with torch.no_grad():
-        wanted = bundle.velocity(latent_SMD, schedule, 1, conditioning)
-        with monkeypatch.context() as lent:
-            lent.setattr(bundle, "transformer", made[0])
-            found = bundle.velocity(latent_SMD, schedule, 1, conditioning)
+        wanted, found = (model.predictor(integrator, conditioning)(latent, 1) for model in (bundle, made[0]))
     assert 0 < (found - wanted).norm() / wanted.norm() < 0.1
 
 
 def _kept(generation, made: list):
-    """`generation` that also keeps the transformer it is given."""
-    def kept(bundle, steps, transformer, dtype):
-        made.append(transformer)
-        return generation(bundle, steps, transformer, dtype)
+    """`generation` that also keeps the model it is given."""
+    def kept(bundle, steps, model):
+        made.append(model)
+        return generation(bundle, steps, model)
     return kept

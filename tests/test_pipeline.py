@@ -6,9 +6,11 @@ import torch
 
 from workbench import generate, pipeline
 from workbench.models import sources
-from workbench.options import BadInput, Budget, Cancelled, ModelSpec, QuantConfig, SearchConfig, TraceConfig
+from workbench.options import BadInput, Budget, Cancelled, ModelSpec, QuantConfig, SearchConfig, SensitivityConfig, TraceConfig
+from workbench.quant.store import WeightStore
 from workbench.rollout import Rollout
 from workbench.runs import Run
+from workbench.sensitivity.signed import project
 
 STEPS = 3
 PROMPTS = ("fluent red heart", "noto grinning face", "twemoji pizza")
@@ -17,7 +19,7 @@ SMALL = SearchConfig(beam=2, configs=3, samples=2, finalists=2, refine=2)
 
 @pytest.fixture(scope="module")
 def bundle():
-    """A bundle of its own: some tests below look at what is left attached to it."""
+    """A bundle of its own: some tests below look at what is left of it."""
     return sources.load(ModelSpec())
 
 
@@ -31,14 +33,13 @@ def budget(bundle, profiled):
     return pipeline.default_budget(bundle, profiled)
 
 
-def _weights(bundle, profiled):
-    return lambda bits_L: pipeline.build(
-        bundle, profiled.bank, pipeline.uniform_plan(bundle, profiled.quant, pipeline.sigma_of(profiled.trace), bits_L, 16))
+@pytest.fixture(scope="module")
+def costates_T(bundle, profiled):
+    return project(bundle, profiled.trace, profiled.bank).costates_T
 
 
-def _rollout(bundle, profiled, scoring="adjoint", samples=3):
-    return Rollout(bundle, profiled.trace, _weights(bundle, profiled), samples=samples, scoring=scoring,
-                   adjoint_RSTMD=profiled.sensitivity.adjoint_RSTMD)
+def _rollout(bundle, profiled, scoring="raw", samples=3, costates_T=None):
+    return Rollout(bundle, profiled.trace, pipeline.weights_of(bundle, profiled), samples=samples, scoring=scoring, costates_T=costates_T)
 
 
 def test_profile_reports_every_step_of_every_stage(bundle):
@@ -52,44 +53,44 @@ def test_profile_reports_every_step_of_every_stage(bundle):
     assert all(len(c["fisher_L"]) == len(bundle.layers) for c in columns)
 
 
-def test_the_adjoint_score_of_the_last_step_is_the_probed_final_error(bundle, profiled):
-    with _rollout(bundle, profiled) as rollout:
-        rollout.use_weights((4,) * len(bundle.layers))
-        state = rollout.start()
-        for step in range(STEPS):
-            state = rollout.extend(state, step, (4,) * len(bundle.layers))
-        score = rollout.score(state, STEPS - 1)
-        delta = state - profiled.trace.latent_STMD[:, -1]
-    probes = profiled.sensitivity.adjoint_RSTMD[:, :, -1]
-    by_hand = ((probes * delta).sum((2, 3)).square() / profiled.trace.latent_STMD[:, -1].square().sum((1, 2))).mean()
-    assert score == pytest.approx(float(by_hand), rel=1e-5)
+def test_the_adjoint_score_of_the_last_step_is_the_probed_final_error(bundle, profiled, costates_T):
+    rollout = _rollout(bundle, profiled, "adjoint", costates_T=costates_T)
+    rollout.use_weights((4,) * len(bundle.layers))
+    state = rollout.start()
+    for step in range(STEPS):
+        state = rollout.extend(state, step, (4,) * len(bundle.layers))
+    delta, final = state.latent - profiled.trace.latent_ST[:, -1], profiled.trace.latent_ST[:, -1]
+    [probes] = costates_T[-1]
+    by_hand = ((probes * delta).sum((2, 3)).square() / final.square().sum((1, 2))).mean()
+    assert rollout.score(state, STEPS - 1) == pytest.approx(float(by_hand), rel=1e-5)
 
 
-def test_float_rollout_has_no_error_and_leaves_the_model_as_it_was(bundle, profiled):
-    before = {layer.name: bundle.linear(layer.name) for layer in bundle.layers}
-    with _rollout(bundle, profiled, "raw") as rollout:
-        rollout.use_weights((16,) * len(bundle.layers))
+def test_a_float_rollout_has_no_error_and_leaves_the_model_as_it_was(bundle, profiled):
+    before, rollout, errors = dict(bundle.transformer.named_modules()), _rollout(bundle, profiled), []
+    for weights, acts in ((16, 16), (2, 3)):
+        rollout.use_weights((weights,) * len(bundle.layers))
         state = rollout.start()
         for step in range(STEPS):
-            state = rollout.extend(state, step, (16,) * len(bundle.layers))
-        float_weights = rollout.error(state)
-        rollout.use_weights((2,) * len(bundle.layers))
-        state = rollout.start()
-        for step in range(STEPS):
-            state = rollout.extend(state, step, (3,) * len(bundle.layers))
-        coarse = rollout.error(state)
-    assert float_weights < 1e-4 < coarse  # modulation stays at 8 bits, so the first is small and not zero
-    assert all(bundle.linear(name) is module for name, module in before.items())
-    assert bundle.cursor.plan is None and bundle.cursor.row is None
+            state = rollout.extend(state, step, (acts,) * len(bundle.layers))
+        errors.append(rollout.error(state))
+    assert errors[0] == 0 < 1e-4 < errors[1]
+    assert dict(bundle.transformer.named_modules()) == before
+
+
+def test_a_state_survives_storage(bundle, profiled):
+    rollout = _rollout(bundle, profiled)
+    rollout.use_weights((4,) * len(bundle.layers))
+    state = rollout.extend(rollout.start(), 0, (4,) * len(bundle.layers))
+    back = rollout.load(rollout.save(state))
+    assert torch.equal(back.latent, state.latent) and len(back.latents) == len(state.latents) == 1 and back.outputs == ()
 
 
 def test_rollout_error_equals_that_of_the_generated_latents(bundle, profiled):
     plan = pipeline.uniform_plan(bundle, profiled.quant, pipeline.sigma_of(profiled.trace), 4, 6)
-    with _rollout(bundle, profiled, "raw") as rollout:
-        measured = rollout.error_of(plan)
+    measured = _rollout(bundle, profiled).error_of(plan)
     quantized = pipeline.quantize(bundle, profiled, plan)
-    made = generate.run(bundle, PROMPTS, profiled.trace.seeds, profiled.trace.schedule, quantized=quantized)
-    final, reference = made.latent_STMD[:, -1], profiled.trace.latent_STMD[:, -1]
+    made = generate.run(bundle, PROMPTS, profiled.trace.seeds, profiled.trace.integrator, quantized=quantized)
+    final, reference = made.latent_ST[:, -1], profiled.trace.latent_ST[:, -1]
     by_hand = ((final - reference).square().sum((1, 2)) / reference.square().sum((1, 2))).mean()
     assert measured == pytest.approx(float(by_hand), rel=1e-3)
 
@@ -113,7 +114,7 @@ def test_search_stays_within_budget_and_judges_on_unseen_prompts(bundle, profile
 def test_a_search_measures_on_prompts_that_neither_calibration_nor_the_judge_has(bundle, profiled):
     fresh = pipeline.fresh_trace(bundle, profiled, SMALL, None, lambda progress: None)
     assert not set(fresh.prompts) & (set(profiled.trace.prompts) | set(bundle.prompts("held_out")))
-    assert fresh.samples >= SMALL.samples and fresh.schedule.steps == STEPS
+    assert fresh.samples >= SMALL.samples and fresh.steps == STEPS
 
 
 def test_a_painted_plan_is_costed_at_once_and_measured_on_request(bundle, profiled):
@@ -121,6 +122,7 @@ def test_a_painted_plan_is_costed_at_once_and_measured_on_request(bundle, profil
     rows = [[4] * layers, [8] * layers, [3] * layers]
     plan = pipeline.paint_plan(bundle, profiled, (4,) * layers, rows)
     assert plan.weight_bytes == profiled.costs.total_bytes((4,) * layers) and plan.act_bits_mean == 5
+    assert [bits is None for bits in plan.act_bits_TL[0]] == [not layer.has_act_bits for layer in bundle.layers]
     scored = pipeline.evaluate_plan(bundle, profiled, plan, prompts=2)
     assert scored.held_out and scored.samples == 2 and scored.plan == plan
     eights = pipeline.paint_plan(bundle, profiled, (8,) * layers, [[8] * layers] * STEPS)
@@ -149,7 +151,6 @@ def test_search_cancelled_at_any_moment_resumes_to_the_same_result(bundle, profi
     for count in (9, 25):
         with pytest.raises(Cancelled):
             pipeline.search(bundle, profiled, budget, config, run=run, on_progress=cancel_after(count))
-    assert bundle.cursor.plan is None
     resumed = pipeline.search(bundle, profiled, budget, config, run=run)
     assert [s.plan for s in resumed.front] == [s.plan for s in whole.front]
     assert np.allclose([s.error for s in resumed.front], [s.error for s in whole.front], rtol=1e-4)
@@ -161,9 +162,89 @@ def test_profile_is_read_back_from_a_run(bundle, tmp_path):
     first = pipeline.profile(bundle, config, run=Run(tmp_path))
     stages = []
     again = pipeline.profile(bundle, config, run=Run(tmp_path), on_progress=lambda p: stages.append(p.stage))
-    assert set(stages) == {"weights", "latency"}
+    assert set(stages) == {"latency"}, "trace, map and every solved weight were read"
     assert torch.equal(again.sensitivity.fisher_TL, first.sensitivity.fisher_TL)
     assert torch.equal(again.table.error_TLC, first.table.error_TLC)
+
+
+def test_another_budget_measures_nothing_anew_that_an_earlier_search_has_measured(bundle, profiled, budget, tmp_path):
+    """The search's measurements are kept by the problem, not by the budget."""
+    config, run, steps = SMALL.model_copy(update={"rivals": "uniform", "refine": 0}), Run(tmp_path / "run"), []
+    tighter = budget.model_copy(update={"max_mean_act_bits": 3.8})
+    with pytest.MonkeyPatch.context() as patch:
+        extend = Rollout.extend
+        patch.setattr(Rollout, "extend", lambda *args: steps.append(1) or extend(*args))
+        pipeline.search(bundle, profiled, budget, config, run=run)
+        first = len(steps)
+        again = pipeline.search(bundle, profiled, budget, config, run=run)
+        judged = len(steps) - first
+        assert judged <= config.finalists * STEPS, "only the judge runs anew"
+        steps.clear()
+        kept = pipeline.search(bundle, profiled, tighter, config, run=run)
+        with_run = len(steps)
+        steps.clear()
+        anew = pipeline.search(bundle, profiled, tighter, config)
+    assert with_run < 0.7 * len(steps), "uniform plans and other weights had been measured"
+    assert [s.plan for s in kept.front] == [s.plan for s in anew.front] and kept.chosen.plan == anew.chosen.plan
+    assert again.chosen.plan.act_bits_mean <= budget.max_mean_act_bits
+
+
+def test_a_plan_is_quantized_by_its_own_widths_alone_and_resumes_by_layer(bundle, profiled, tmp_path):
+    """`quantize`, `export` and `generate --plan` solve what the plan needs; a kill loses the layer that was being solved."""
+    plan = pipeline.uniform_plan(bundle, profiled.quant, pipeline.sigma_of(profiled.trace), 4, 6)
+    expected = pipeline.quantize(bundle, profiled, plan)
+    config, run = TraceConfig(prompts=PROMPTS, steps=STEPS), Run(tmp_path / "run")
+
+    def kill(progress):
+        if progress.stage == "weights" and progress.message.startswith("solved") and len(list(run.folder.glob("weight-*"))) >= 20:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        pipeline.quantize_plan(bundle, plan, config, SensitivityConfig(), run=run, on_progress=kill)
+    kept = {path.name for path in run.folder.glob("weight-*")}
+    assert 20 <= len(kept) < len(bundle.layers)
+    solved = []
+    with pytest.MonkeyPatch.context() as patch:
+        save = WeightStore.save
+        patch.setattr(WeightStore, "save", lambda store, siblings, name, *rest: solved.append(name) or save(store, siblings, name, *rest))
+        made = pipeline.quantize_plan(bundle, plan, config, SensitivityConfig(), run=run)
+    assert len(solved) == len(set(solved)) == len(bundle.layers) - len(kept), "each layer once, at its one width"
+    for layer in bundle.layers:
+        ours, theirs = made.layers[layer.name], expected.layers[layer.name]
+        same = (ours.packed_NP == theirs.packed_NP).float().mean()
+        assert float(same) > 0.99 and ours.bits == theirs.bits, layer.name  # the same sums, stacked otherwise
+    stages = []
+    pipeline.quantize_plan(bundle, plan, config, SensitivityConfig(), run=run, on_progress=lambda p: stages.append(p.stage))
+    assert not stages, "everything was read"
+
+
+def test_the_map_and_the_table_name_modulation_first_where_it_alone_is_rounded(bundle, profiled):
+    """Modulation rounded to 4 bits and nothing else: the map has its layers on top, and what the table predicts for the plan is all
+    theirs and of the size of what is measured."""
+    mean_L = profiled.sensitivity.fisher_TL.mean(0)
+    modulation = [layer.index for layer in bundle.modulation]
+    assert set(mean_L.argsort(descending=True)[:len(modulation) // 2].tolist()) <= set(modulation)
+    weights = [4 if layer.index in modulation else 16 for layer in bundle.layers]
+    plan = pipeline.paint_plan(bundle, profiled, weights, [[16] * len(bundle.layers)] * STEPS)
+    error_L = [float(profiled.table.weight_error_LC[i, profiled.table.weight_bits_C.index(bits)]) for i, bits in enumerate(weights)]
+    assert sum(error_L[i] for i in modulation) == pytest.approx(plan.predicted_error) and plan.predicted_error > 0
+    measured = _rollout(bundle, profiled).error_of(plan)
+    energy = float(profiled.trace.latent_ST[:, -1].square().sum((1, 2)).mean())
+    assert 0.1 < plan.predicted_error / energy / measured < 10
+    eight = pipeline.paint_plan(bundle, profiled, [8 if bits == 4 else bits for bits in weights], [[16] * len(bundle.layers)] * STEPS)
+    assert _rollout(bundle, profiled).error_of(eight) < measured / 20
+
+
+def test_a_plan_of_format_1_gets_its_modulation_layers(bundle, profiled):
+    plan = pipeline.uniform_plan(bundle, profiled.quant, pipeline.sigma_of(profiled.trace), 4, 6)
+    own = [layer.index for layer in bundle.layers if layer.has_act_bits]
+    values = plan.model_dump(mode="json")
+    old = {**values, "format": "adatsq-plan-1", "layer_names": [values["layer_names"][i] for i in own],
+           "weight_choice_L": [values["weight_choice_L"][i] for i in own],
+           "act_bits_TL": [[row[i] for i in own] for row in values["act_bits_TL"]]}
+    assert pipeline.validate_plan(bundle, old) == plan
+    with pytest.raises(BadInput, match="layers that are not"):
+        pipeline.validate_plan(bundle, {**old, "format": "adatsq-plan-2"})
 
 
 @pytest.mark.parametrize(("change", "words"), [

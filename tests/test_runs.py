@@ -5,16 +5,19 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from pydantic import BaseModel
 
+from tests.quant.toy import straight
 from workbench import types
 from workbench.options import ACT_BITS, BadInput, QuantConfig, SensitivityConfig
 from workbench.plans import BitChoice, BitPlan, ScoredPlan
-from workbench.runs import RUN_MARKER, Run, freeze, thaw, write_atomically
+from workbench.replay.trace import Trace
+from workbench.runs import RUN_MARKER, Run, code_version, freeze, thaw, write_atomically
 
 STEPS, LAYERS, SAMPLES = 3, 2, 2
 
@@ -35,31 +38,28 @@ def _equal(first, second):
     return type(first) is type(second) and first == second
 
 
-def _schedule():
-    return types.Schedule(sigma_T1=torch.tensor([1.0, 0.7, 0.3, 0.0]), timestep_T=torch.tensor([1000.0, 700.0, 300.0]))
-
-
 def _trace():
     generator = torch.Generator().manual_seed(0)
-    return types.Trace(
-        schedule=_schedule(), latent_STMD=torch.randn(SAMPLES, STEPS + 1, 5, 4, generator=generator),
-        target_STMD=torch.randn(SAMPLES, STEPS, 5, 4, generator=generator),
-        conditioning=types.Conditioning(per_sample={"text.embeds": torch.randn(SAMPLES, 7).bfloat16()},
+    return Trace(
+        integrator=straight(STEPS), tokens=5, latent_ST=torch.randn(SAMPLES, STEPS + 1, 5, 4, generator=generator),
+        output_ST=torch.randn(SAMPLES, STEPS, 5, 4, generator=generator),
+        conditioning=types.Conditioning(per_sample={"text.embeds": torch.randn(SAMPLES, 7).bfloat16(),
+                                                    "lists": tuple(torch.randn(3 + i, 2) for i in range(SAMPLES))},
                                         shared={"ids": torch.arange(6).reshape(2, 3).T}),
         prompts=("a", "b"), seeds=(0, 1), model_hash="0123456789abcdef")
 
 
 def _layers():
     return tuple(types.LayerInfo(index=i, name=f"blocks.{i}", block="0", role="q", n_out=3, k_in=5, tokens=7, has_bias=True,
-                                 shares_input_with=0) for i in range(LAYERS))
+                                 same_input=0, fused_with=0) for i in range(LAYERS))
 
 
-def _sensitivity(adjoint=None):
+def _sensitivity():
     table = torch.rand(STEPS, LAYERS)
-    return types.SensitivityMap(layers=_layers(), schedule=_schedule(), fisher_TL=table, stderr_TL=table / 3,
+    return types.SensitivityMap(layers=_layers(), sigma_T1=straight(STEPS).sigma_T1, fisher_TL=table, stderr_TL=table / 3,
                                 alpha_TL=torch.ones(STEPS, LAYERS), act_absmax_TL=table, act_bits_C=(4, 16),
                                 directional_TLC=torch.rand(STEPS, LAYERS, 2), squared_error_TLC=torch.rand(STEPS, LAYERS, 2),
-                                config=SensitivityConfig(tau=0.25), samples=SAMPLES, model_hash="0123456789abcdef", adjoint_RSTMD=adjoint)
+                                config=SensitivityConfig(tau=0.25), samples=SAMPLES, model_hash="0123456789abcdef")
 
 
 def _plan():
@@ -79,15 +79,14 @@ def _result():
 
 def _comparison():
     image = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
-    pair = types.Pair(prompt="a", seed=0, image_float=image, image_quantized=image[::-1], psnr_db=30.0, ssim=0.9,
+    pair = types.Pair(prompt="a", seed=0, frames_float=image[None], frames_quantized=image[None, ::-1], psnr_db=30.0, ssim=0.9,
                       latent_nmse=0.1, latent_nmse_T=(0.1, 0.2))
     one = types.Interval(mean=1.0, low=float("-inf"), high=float("inf"), n=1)
     return types.Comparison(pairs=(pair,), metrics={"psnr_db": one}, float_seconds_per_image=1.0, quantized_seconds_per_image=2.0,
                             float_bytes=4, quantized_bytes=2, compute="emulated", reason="why", plan=_plan())
 
 
-@pytest.mark.parametrize("make", [_trace, _sensitivity, lambda: _sensitivity(torch.randn(1, SAMPLES, STEPS, 5, 4)),
-                                  _result, _comparison, _plan])
+@pytest.mark.parametrize("make", [_trace, _sensitivity, _result, _comparison, _plan])
 def test_results_come_back_equal(tmp_path, make):
     value = make()
     Run(tmp_path / "run").save("stage", "0123", value)
@@ -139,11 +138,11 @@ def test_a_truncated_file_counts_as_absent(tmp_path):
     for length in (0, 7, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
         assert not run.has("trace", "ab")
-        assert run.load(types.Trace, "trace", "ab") is None
+        assert run.load(Trace, "trace", "ab") is None
         assert run.load_blob("trace", "ab") is None
-    assert _equal(run.resume(types.Trace, "trace", "ab", lambda: trace), trace)
+    assert _equal(run.resume(Trace, "trace", "ab", lambda: trace), trace)
     assert run.has("trace", "ab")
-    made_again = run.resume(types.Trace, "trace", "ab", lambda: pytest.fail("the stored trace was ignored"))
+    made_again = run.resume(Trace, "trace", "ab", lambda: pytest.fail("the stored trace was ignored"))
     assert _equal(made_again, trace)
 
 
@@ -155,7 +154,7 @@ def test_an_artifact_of_another_class_or_with_broken_invariants_counts_as_absent
     node["fields"]["seeds"]["tuple"].append(5)
     from safetensors.torch import save_file
     save_file(tensors, run.path("x", "ab"), {"adatsq": json.dumps({"type": "Trace", "value": node})})
-    assert run.load(types.Trace, "x", "ab") is None
+    assert run.load(Trace, "x", "ab") is None
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -179,7 +178,7 @@ def test_a_reader_keeps_the_whole_old_file_while_a_new_one_takes_its_name(tmp_pa
     path = run.save_json("note", "ab", "old" * 1000)
     with path.open() as reader:
         run.save_json("note", "ab", "new")
-        assert json.loads(reader.read()) == "old" * 1000
+        assert json.loads(reader.read())["value"] == "old" * 1000
     assert run.load_json("note", "ab") == "new"
 
 
@@ -241,3 +240,27 @@ def test_keys_are_the_same_in_every_process():
     environment = {**os.environ, "PYTHONHASHSEED": "12345"}
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert other.stdout.strip() == Run.key("a", QuantConfig(), 2)
+
+
+def test_what_other_code_has_made_counts_as_absent(tmp_path):
+    run, other, trace = Run(tmp_path), Run(tmp_path, code="another version"), _trace()
+    other.save("trace", "ab", trace)
+    other.save_json("note", "ab", {"a": 1})
+    assert run.load(Trace, "trace", "ab") is None and run.load_json("note", "ab") is None and not run.has("trace", "ab")
+    assert _equal(other.load(Trace, "trace", "ab"), trace) and other.load_json("note", "ab") == {"a": 1}
+    assert run.resume(Trace, "trace", "ab", lambda: trace) is trace and run.has("trace", "ab")
+
+
+def test_the_version_is_of_the_sources_that_compute(monkeypatch, tmp_path):
+    before = code_version()
+    read = Path.read_bytes
+
+    def changed(name):
+        code_version.cache_clear()
+        monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + (b"#" if path.name == name else b""))
+        return code_version()
+
+    try:
+        assert changed("solvers.py") != before and changed("cpu.c") != before and changed("plot.js") == before == changed("verbs.py")
+    finally:
+        code_version.cache_clear()

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from lowbit import ops
@@ -17,6 +16,7 @@ from torch import nn
 
 from workbench import latency
 from workbench.models import Bundle
+from workbench.models.denoiser import Model, denoise
 from workbench.options import BenchConfig, OnProgress, Progress, QuantConfig, ignore_progress
 from workbench.plans import BitPlan, LatencyTable
 from workbench.quant.quantize import QuantizedModel
@@ -67,7 +67,7 @@ class ModelTime:
 
 def layers(bundle: Bundle, quant: QuantConfig, config: BenchConfig, *, on_progress: OnProgress = ignore_progress) -> list[LayerTime]:
     """Every distinct layer shape at the usual choices, against the faster float type."""
-    shapes, found = list(dict.fromkeys(latency.shape_of(layer) for layer in bundle.layers)), []
+    shapes, found = list(dict.fromkeys(latency.shape_of(layer) for layer in bundle.layers if layer.has_act_bits)), []
     for number, (tokens, n_out, k_in, bias) in enumerate(shapes):
         on_progress(Progress(stage="bench layers", done=number, total=len(shapes), message=f"{tokens} x {n_out} x {k_in}"))
         linear = nn.Linear(k_in, n_out, bias=bias, device=bundle.device).requires_grad_(False)
@@ -98,11 +98,10 @@ def whole_runs(bundle: Bundle, quantized: QuantizedModel, steps: int) -> dict[tu
     keeps_float = any(choice.is_float for choice in quantized.plan.weight_choice_L)  # such layers compute in the bundle's own type
     runs = {}
     for dtype in FLOAT_TYPES if bundle.device.type == "cpu" else (bundle.dtype,):
-        with bundle.in_arithmetic(dtype):
-            transformer = bundle.transformer
-        runs["float", _name(dtype)] = generation(bundle, steps, transformer, dtype)
+        model = bundle.in_dtype(dtype)
+        runs["float", _name(dtype)] = generation(bundle, steps, model)
         if dtype == bundle.dtype or not keeps_float:
-            runs["quantized", _name(dtype)] = generation(bundle, steps, transformer, dtype, quantized)
+            runs["quantized", _name(dtype)] = generation(bundle, steps, replace(quantized, bundle=model))
     return runs
 
 
@@ -113,8 +112,9 @@ def whole_model(bundle: Bundle, quantized: QuantizedModel, table: LatencyTable, 
     float_ms, quantized_ms = ({name: value / 1000 for (found, name), value in us.items() if found == kind}
                               for kind in ("float", "quantized"))
     best_float, best_quantized = min(float_ms, key=float_ms.get), min(quantized_ms, key=quantized_ms.get)
-    sixteen = sum(2 * (layer.n_out * layer.k_in + layer.n_out * layer.has_bias) for layer in bundle.layers)
-    stored = sum(quantized.modules[layer.name].weight_bytes for layer in bundle.layers)
+    layers = [layer for layer in bundle.layers if layer.has_act_bits]
+    sixteen = sum(2 * (layer.n_out * layer.k_in + layer.n_out * layer.has_bias) for layer in layers)
+    stored = sum(quantized.layers[layer.name].weight_bytes for layer in layers)
     return ModelTime(float_ms=float_ms[best_float], float_type=best_float, float_ms_by_type=float_ms,
                      quantized_ms=quantized_ms[best_quantized], quantized_type=best_quantized, quantized_ms_by_type=quantized_ms,
                      predicted_ms=table.plan_ms(plan.weight_bits_L, _rows(plan, bundle, steps)), predicted_type=_name(bundle.dtype),
@@ -140,12 +140,10 @@ def alone(bundle: Bundle, quantized: QuantizedModel, steps: int, float_seconds: 
     here = plan.latency_ms is not None and (plan.latency_target or "").startswith(latency.THIS_MACHINE)
     if not here or steps != len(plan.sigma_T) or float_seconds > ALONE_SECONDS:
         return None
-    with bundle.lock:
-        now, then_us = latency.reference(bundle, plan.quant) or (None, 0.0)
-        runs = {"float": generation(bundle, steps, bundle.transformer, bundle.dtype),
-                "quantized": generation(bundle, steps, bundle.transformer, bundle.dtype, quantized)}
-        us = latency.in_turns(runs if now is None else {**runs, "now": now}, ALONE_TURNS, bundle.device, quantile=latency.QUIET,
-                              report=lambda turn: on_progress(Progress(stage="time one image", done=turn, total=ALONE_TURNS)))
+    now, then_us = latency.reference(bundle, plan.quant) or (None, 0.0)
+    runs = {"float": generation(bundle, steps, bundle), "quantized": generation(bundle, steps, quantized)}
+    us = latency.in_turns(runs if now is None else {**runs, "now": now}, ALONE_TURNS, bundle.device, quantile=latency.QUIET,
+                          report=lambda turn: on_progress(Progress(stage="time one image", done=turn, total=ALONE_TURNS)))
     return Alone(float_ms=us["float"] / 1000, quantized_ms=us["quantized"] / 1000, predicted_ms=plan.latency_ms,
                  slower=1.0 if now is None else us["now"] / then_us)
 
@@ -156,24 +154,10 @@ def _name(dtype: torch.dtype) -> str:
 
 def _rows(plan: BitPlan, bundle: Bundle, steps: int) -> list:
     """The plan's activation bits at the steps that are timed."""
-    return [plan.act_bits_at(float(sigma)) for sigma in bundle.schedule(steps).sigma_T1[:-1]]
+    return [plan.act_bits_at(float(sigma)) for sigma in bundle.integrator(steps).sigma_T1[:-1]]
 
 
-def generation(bundle: Bundle, steps: int, transformer: nn.Module, dtype: torch.dtype, quantized: QuantizedModel | None = None
-               ) -> Callable[[], None]:
-    """One image's transformer calls, from noise, with a transformer of its own."""
-    schedule, conditioning = bundle.schedule(steps), bundle.encode(bundle.prompts("showcase")[:1])
-    noise_SMD = bundle.initial_latents([0])
-
-    @torch.no_grad()
-    def run() -> None:
-        own = bundle.transformer, bundle.dtype
-        bundle.transformer, bundle.dtype = transformer, dtype
-        try:
-            with quantized.attached(bundle) if quantized is not None else nullcontext():
-                latent_SMD = noise_SMD
-                for step in range(steps):
-                    latent_SMD = bundle.advance(latent_SMD, bundle.velocity(latent_SMD, schedule, step, conditioning), schedule, step)
-        finally:
-            bundle.transformer, bundle.dtype = own
-    return run
+def generation(bundle: Bundle, steps: int, model: Model) -> Callable[[], object]:
+    """One image's transformer calls, from noise, by a model; prompt and sampler are the bundle's."""
+    integrator, conditioning, noise = bundle.integrator(steps), bundle.encode(bundle.prompts("showcase")[:1]), bundle.noise([0])
+    return lambda: denoise(model, integrator, noise, conditioning)

@@ -13,11 +13,13 @@ import torch
 from workbench import inspection
 from workbench.options import QuantConfig
 from workbench.plans import CostTable
+from workbench.replay.trace import Trace
 from workbench.resources import resource_folder
 from workbench.runs import Run
-from workbench.types import Comparison, DistortionTable, SearchResult, SensitivityMap, Trace
+from workbench.types import Comparison, DistortionTable, SearchResult, SensitivityMap
 
 FOLDER = resource_folder("assets") / "examples"
+LAYOUT = "example-2"  # counts up when the classes below change their fields
 EVENTS_KEPT = 60  # of the search, the newest
 TRAJECTORIES_KEPT = 2  # of the calibration, to look into layers
 
@@ -40,21 +42,20 @@ class Example:
 
 def save(example: Example, model: str, folder: Path = FOLDER) -> Path:
     """Write a model's example, without what is large and not shown. Latents are kept in half precision."""
-    small = replace(example, sensitivity=replace(example.sensitivity, adjoint_RSTMD=None),
-                    result=replace(example.result, events=example.result.events[-EVENTS_KEPT:]),
+    small = replace(example, result=replace(example.result, events=example.result.events[-EVENTS_KEPT:]),
                     trace=example.trace.head(TRAJECTORIES_KEPT))
-    return Run(folder).save("example", model, _with_latents(small, torch.float16))
+    return Run(folder, LAYOUT).save("example", model, _with_latents(small, torch.float16))
 
 
 def load(model: str, model_hash: str, folder: Path = FOLDER) -> Example | None:
     """The example of a model, if there is one and it was made with these very weights."""
-    found = Run(folder).load(Example, "example", model) if folder.is_dir() else None
+    found = Run(folder, LAYOUT).load(Example, "example", model) if folder.is_dir() else None
     return _with_latents(found, torch.float32) if found is not None and found.sensitivity.model_hash == model_hash else None
 
 
 def _with_latents(example: Example, dtype: torch.dtype) -> Example:
     trace, kept = example.trace, example.comparison.trajectories
     if kept is not None:
-        kept = replace(kept, float_STMD=kept.float_STMD.to(dtype), quantized_STMD=kept.quantized_STMD.to(dtype))
+        kept = replace(kept, float_ST=kept.float_ST.to(dtype), quantized_ST=kept.quantized_ST.to(dtype))
     return replace(example, comparison=replace(example.comparison, trajectories=kept),
-                   trace=replace(trace, latent_STMD=trace.latent_STMD.to(dtype), target_STMD=trace.target_STMD.to(dtype)))
+                   trace=replace(trace, latent_ST=trace.latent_ST.to(dtype), output_ST=trace.output_ST.to(dtype)))

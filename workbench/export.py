@@ -26,12 +26,14 @@ from torch import Tensor, nn
 from workbench import folders
 from workbench.modelcard import model_card
 from workbench.models import Bundle, sources
+from workbench.models.denoiser import StepState
 from workbench.options import BadInput, ModelSpec, OnProgress, Progress, ignore_progress
 from workbench.plans import BitChoice, BitPlan
 from workbench.quant import transforms
 from workbench.quant.activations import format_of
+from workbench.quant.bank import float_layers
 from workbench.quant.qlinear import Extras, FloatLinear, LayerFormat, QuantLinear
-from workbench.quant.quantize import QuantizedModel, cached_modulation, resident_bytes
+from workbench.quant.quantize import QuantizedModel, modulation_module, resident_bytes
 from workbench.runs import sync
 from workbench.types import LayerInfo
 
@@ -66,8 +68,7 @@ def write(bundle: Bundle, quantized: QuantizedModel, folder: str | Path, *, prof
         _report(on_progress, 0, "copying the pipeline")
         _copy_pipeline(bundle, building)
         _report(on_progress, 1, "writing weights")
-        with bundle.lock:
-            _write_transformer(bundle, quantized, building / "transformer", max_shard_bytes)
+        _write_transformer(bundle, quantized, building / "transformer", max_shard_bytes)
         (building / PLAN).write_text(quantized.plan.model_dump_json(indent=1) + "\n", encoding="utf-8")
         (building / "README.md").write_text(model_card(bundle, quantized, profile_summary or {}), encoding="utf-8")
         files = _write_manifest(bundle, quantized, building)
@@ -93,27 +94,35 @@ def load_quantized(folder: str | Path, device: str = "auto") -> tuple[Bundle, Qu
               for name, form in forms.items()}
     shared = {name: tensors.pop(name).to(device) for name in list(tensors) if name.endswith(BESIDE)}
     bundle = _open_bundle(folder, manifest, forms, tensors, device)
-    modules: dict[str, nn.Module] = {}
+    plan = plan.upgraded(bundle.layers)
+    state, layers = StepState(plan), {}
+    place = {layer.name: layer.index if layer.has_act_bits else None for layer in bundle.layers}
     for name, form in forms.items():
+        if name not in place:
+            raise BadInput(f"{folder}: {LAYERS} names {name}, which is no layer of {bundle.name}; export again")
+        form = form.model_copy(update={"layer_index": place[name]})  # earlier versions counted without the modulation
         of_input = {key: shared[f"{form.input_group}.{key}"] for key in form.shared_shapes() if f"{form.input_group}.{key}" in shared}
-        modules[name] = QuantLinear.from_tensors(packed[name], form, cursor=bundle.cursor, shared=of_input).to(device)
+        layers[name] = QuantLinear.from_tensors(packed[name], form, cursor=state, shared=of_input).to(device)
     for layer, choice in zip(bundle.layers, plan.weight_choice_L):
-        if choice.is_float != (layer.name not in forms):
+        in_float = choice.is_float or (plan.quant.modulation == "cached" and not layer.has_act_bits)
+        if in_float != (layer.name not in forms):
             raise BadInput(f"{folder}: the plan and the stored weight of {layer.name} disagree; export again")
-        if choice.is_float:
-            modules[layer.name] = _float_layer(bundle, layer, plan, choice, shared)
-    modules |= cached_modulation(bundle, plan.quant, {layer.name: bundle.linear(layer.name) for layer in bundle.modulation})
-    weight_bytes = resident_bytes(bundle, plan, modules, {name: bundle.linear(name) for name in modules})
+        if in_float:
+            layers[layer.name] = _float_layer(bundle, layer, plan, choice, shared, state)
+    weight_bytes = resident_bytes(bundle, plan, layers, float_layers(bundle))
     if weight_bytes != manifest["weight_bytes"]:
         raise BadInput(f"{folder}: {weight_bytes} bytes of weights, the manifest says {manifest['weight_bytes']}; export again")
-    return bundle, QuantizedModel(plan=plan, modules=modules, weight_bytes=weight_bytes)
+    return bundle, QuantizedModel(plan=plan, bundle=bundle, layers=layers, state=state, weight_bytes=weight_bytes)
 
 
-def _float_layer(bundle: Bundle, layer: LayerInfo, plan: BitPlan, choice: BitChoice, shared: Mapping[str, Tensor]) -> FloatLinear:
-    first = bundle.layers[layer.shares_input_with].name
+def _float_layer(bundle: Bundle, layer: LayerInfo, plan: BitPlan, choice: BitChoice, shared: Mapping[str, Tensor],
+                 state: StepState) -> nn.Module:
+    if not layer.has_act_bits:
+        return modulation_module(bundle.float_layer(layer), plan.quant, state)
+    first = bundle.layers[layer.fused_with].name
     transform = transforms.make(plan.quant.transform, layer.k_in, plan.quant.seed, shared.get(f"{first}.smooth_K"))
     extras = Extras(act=format_of(plan.quant, choice.group_size), input_group=first, range_2=shared.get(f"{layer.name}.act_range_2"))
-    return FloatLinear(bundle.linear(layer.name), transform, cursor=bundle.cursor, layer_index=layer.index, extras=extras)
+    return FloatLinear(bundle.float_layer(layer), transform, cursor=state, layer_index=layer.index, extras=extras)
 
 
 def is_export(folder: str | Path) -> bool:
@@ -153,10 +162,10 @@ def _copy_pipeline(bundle: Bundle, building: Path) -> None:
 
 def stored_tensors(bundle: Bundle, quantized: QuantizedModel) -> dict[str, Tensor]:
     """The transformer as it is stored: packed layers as they are, everything else in the 16-bit type that keeps it exactly."""
-    packed = {name: module for name, module in quantized.modules.items() if isinstance(module, QuantLinear)}
+    packed = {name: module for name, module in quantized.layers.items() if isinstance(module, QuantLinear)}
     stored = {f"{name}.{key}": tensor.cpu() for name, module in packed.items() for key, tensor in module.tensors().items()}
     stored |= {name: tensor.cpu().contiguous() for name, tensor in quantized.shared_tensors().items()}
-    stored |= {f"{name}.act_range_2": module.range_2.cpu() for name, module in quantized.modules.items()
+    stored |= {f"{name}.act_range_2": module.range_2.cpu() for name, module in quantized.layers.items()
                if isinstance(module, FloatLinear) and module.range_2 is not None}
     for name, tensor in bundle.transformer.state_dict().items():
         if name.rpartition(".")[0] not in packed:
@@ -175,7 +184,7 @@ def _write_transformer(bundle: Bundle, quantized: QuantizedModel, folder: Path, 
     shards = list(_shards(stored_tensors(bundle, quantized), max_shard_bytes))
     for number, shard in enumerate(shards, 1):
         save_file(shard, folder / f"weights-{number:05d}-of-{len(shards):05d}.safetensors", {"format": "pt"})
-    forms = {name: module.format.model_dump(mode="json") for name, module in quantized.modules.items()
+    forms = {name: module.format.model_dump(mode="json") for name, module in quantized.layers.items()
              if isinstance(module, QuantLinear)}
     (folder / LAYERS).write_text(json.dumps(forms, indent=1) + "\n", encoding="utf-8")
 
@@ -240,6 +249,8 @@ class NoFloatWeight(nn.Linear):
         self.bias = nn.Parameter(one.expand(form.n_out), requires_grad=False) if form.has_bias else None
 
     def forward(self, x):
+        if x.is_meta:  # shapes alone are asked for
+            return nn.functional.linear(x, self.weight, self.bias)
         raise BadInput("an exported checkpoint has no float weights; load the original model to run or profile it in float")
 
 

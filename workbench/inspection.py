@@ -6,6 +6,7 @@ Dimension letters as in `types.py`: S samples, M tokens, N out features, K in fe
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 
 import torch
@@ -13,8 +14,10 @@ from torch import Tensor
 
 from workbench.models import Bundle
 from workbench.options import BadInput, QuantConfig
-from workbench.quant import transforms
-from workbench.types import Trace
+from workbench.quant.calibration import transform_of
+from workbench.replay.taps import watched
+from workbench.replay.trace import Trace
+from workbench.types import LayerInfo
 
 SAMPLES = 4  # trajectories whose step is run again
 BINS = 61
@@ -43,22 +46,14 @@ class _Reached(Exception):
 
 
 @torch.no_grad()
-def inspect(bundle: Bundle, trace: Trace, layer: int, step: int, quant: QuantConfig, *, wait_s: float = 0.0) -> LayerStep:
-    """Ranges and histograms of layer `layer` at step `step`. Raises BadInput where they do not exist, and when the model is in use
-    for longer than `wait_s` seconds."""
-    if not (0 <= layer < len(bundle.layers) and 0 <= step < trace.schedule.steps):
-        raise BadInput(
-            f"layer {layer} at step {step} does not exist; there are {len(bundle.layers)} layers and {trace.schedule.steps} steps"
-        )
-    if not bundle.lock.acquire(timeout=wait_s):
-        raise BadInput("the model is in use by a running job; click again when it is done")
-    try:
-        info = bundle.layers[layer]
-        x_RK = _inputs(bundle, trace, info.name, step).flatten(0, -2).float().cpu()
-        weight_NK = bundle.linear(info.name).weight.float().cpu()
-    finally:
-        bundle.lock.release()
-    transform = transforms.make(quant.transform, info.k_in, quant.seed)
+def inspect(bundle: Bundle, trace: Trace, layer: int, step: int, quant: QuantConfig) -> LayerStep:
+    """Ranges and histograms of layer `layer` at step `step`, whatever else runs meanwhile. Raises BadInput where they do not exist."""
+    if not (0 <= layer < len(bundle.layers) and 0 <= step < trace.steps):
+        raise BadInput(f"layer {layer} at step {step} does not exist; there are {len(bundle.layers)} layers and {trace.steps} steps")
+    info = bundle.layers[layer]
+    x_RK = _inputs(bundle, trace, info, step).flatten(0, -2).float().cpu()
+    weight_NK = bundle.weight(info).float().cpu()
+    transform = transform_of(info, quant)
     z_RK, rotated_NK = transform.forward(x_RK), transform.weight(weight_NK)
     largest = max(float(weight_NK.abs().max()), float(rotated_NK.abs().max()), torch.finfo(torch.float32).tiny)
     counts = [torch.histc(w, BINS, -largest, largest) for w in (weight_NK, rotated_NK)]
@@ -66,7 +61,7 @@ def inspect(bundle: Bundle, trace: Trace, layer: int, step: int, quant: QuantCon
         layer=layer,
         step=step,
         samples=min(SAMPLES, trace.samples),
-        transform=quant.transform,
+        transform=transform.name,
         low_K=x_RK.amin(0),
         high_K=x_RK.amax(0),
         transformed_low_K=z_RK.amin(0),
@@ -77,20 +72,18 @@ def inspect(bundle: Bundle, trace: Trace, layer: int, step: int, quant: QuantCon
     )
 
 
-def _inputs(bundle: Bundle, trace: Trace, name: str, step: int) -> Tensor:
+def _inputs(bundle: Bundle, trace: Trace, layer: LayerInfo, step: int) -> Tensor:
     """What the layer reads at that step, over a few samples: (S, M, K)."""
     seen: list[Tensor] = []
 
-    def hook(_module, args):
-        seen.append(args[0].detach())
+    def see(_layer: LayerInfo, x: Tensor) -> None:
+        seen.append(x)
         raise _Reached
 
-    handle = bundle.linear(name).register_forward_pre_hook(hook)
     rows = slice(0, min(SAMPLES, trace.samples))
-    try:
-        bundle.velocity(trace.latent_STMD[rows, step].to(bundle.device), trace.schedule, step, trace.conditioning.rows(rows))
-    except _Reached:
-        pass
-    finally:
-        handle.remove()
+    predict = bundle.predictor(trace.integrator, trace.conditioning.rows(rows).to(bundle.device), modules=watched(bundle, [layer], see))
+    with contextlib.suppress(_Reached):
+        predict(trace.latent_ST[rows, step].to(bundle.device), step)
+    if not seen:
+        raise BadInput(f"{layer.name} does not run at step {step + 1}; choose another step")
     return seen[0]

@@ -10,7 +10,7 @@ Dimension letters: L layers, W weight widths, A activation widths, M tokens, N o
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -27,6 +28,8 @@ from torch import Tensor, nn
 
 from workbench import roofline
 from workbench.models import Bundle
+from workbench.models.denoiser import denoise
+from workbench.models.tree import with_modules
 from workbench.options import (
     ACT_BITS,
     LATENCY_TABLES,
@@ -40,11 +43,12 @@ from workbench.options import (
     QuantConfig,
     ignore_progress,
 )
-from workbench.plans import LatencyTable
+from workbench.plans import BitChoice, LatencyTable, usual_bits
 from workbench.quant import grids, sizes, transforms
 from workbench.quant.activations import format_of
 from workbench.quant.lowrank import Branch, Down
 from workbench.quant.qlinear import Extras, FloatLinear, QuantLinear
+from workbench.quant.segments import in_place
 from workbench.types import LayerInfo
 
 THIS_MACHINE = LatencyConfig().target
@@ -87,8 +91,7 @@ def _was_busy(bundle: Bundle, quant: QuantConfig) -> bool:
     kept = reference(bundle, quant)
     if kept is None or kept[1] > RECHECKED_US:
         return False
-    with bundle.lock:
-        now_us = in_turns({"image": kept[0]}, RECHECKS, bundle.device, quantile=QUIET)["image"]
+    now_us = in_turns({"image": kept[0]}, RECHECKS, bundle.device, quantile=QUIET)["image"]
     return now_us < BUSY * kept[1]
 
 
@@ -100,20 +103,19 @@ def measure_beside(runs: Mapping[str, Callable[[], object]], bundle: Bundle, qua
     Activations of 3 to 8 bits are held in the same 8 bits and run the same instructions: they share one measurement."""
     cache, layer_cells, image_cell = _Cache(bundle, anew), _layer_cells(bundle, quant), _image_cell(bundle, quant)
     timed = {}
-    with bundle.lock:
-        for asked, cell in layer_cells.items():
-            if cell not in cache:
-                timed[cell, 1], timed[cell, 2] = (_layer_run(bundle, quant, *asked, count=count) for count in (1, 2))
-        if image_cell not in cache:
-            timed[image_cell, 1] = _image_run(bundle, quant)
+    for asked, cell in layer_cells.items():
+        if cell not in cache:
+            timed[cell, 1], timed[cell, 2] = (_layer_run(bundle, quant, *asked, count=count) for count in (1, 2))
+    if image_cell not in cache:
+        timed[image_cell, 1] = _image_run(bundle, quant)
 
-        def report(done: int) -> None:
-            on_progress(Progress(stage="latency", done=done, total=rounds, message=f"{len(timed)} timings, in turns"))
-        us = {}
-        if timed or runs:  # a table alone is of the machine, not of what else it is doing
-            us = in_turns({**timed, **runs}, rounds, bundle.device, seconds=None if runs else SECONDS, quantile=0.5 if runs else QUIET,
-                          report=report)
-        report(rounds)
+    def report(done: int) -> None:
+        on_progress(Progress(stage="latency", done=done, total=rounds, message=f"{len(timed)} timings, in turns"))
+    us = {}
+    if timed or runs:  # a table alone is of the machine, not of what else it is doing
+        us = in_turns({**timed, **runs}, rounds, bundle.device, seconds=None if runs else SECONDS, quantile=0.5 if runs else QUIET,
+                      report=report)
+    report(rounds)
     for cell in dict.fromkeys(cell for cell, _ in timed):
         cache.cells[cache.key_of(cell)] = [us.get((cell, count), 0.0) / _calls(cell) for count in (1, 2)]
     cache.save()
@@ -130,24 +132,27 @@ def measured_cells(bundle: Bundle, quant: QuantConfig) -> dict[str, list[float]]
 def _table(bundle: Bundle, quant: QuantConfig, cells: Mapping[str, Sequence[float]], target: str, provenance: str) -> LatencyTable:
     """What measured cells say about a model. Raises KeyError where one is missing."""
     found = {asked: cells[_Cache.key_of(cell)] for asked, cell in _layer_cells(bundle, quant).items()}
-    us_LWA = torch.tensor([[[_charged(layer, found[shape, weight_bits, HELD[act_bits]]) for act_bits in ACT_BITS]
-                            for weight_bits in WEIGHT_BITS] for layer, shape in zip(bundle.layers, _shapes(bundle, quant))],
-                          dtype=torch.float64)
+    shapes = _shapes(bundle, quant)
+    # modulation is computed once for all steps: its time is in what a step takes beyond its layers
+    us_LWA = torch.tensor([[[_charged(layer, found[shapes[layer.index], weight_bits, HELD[act_bits]]) if layer.has_act_bits else 0.0
+                             for act_bits in ACT_BITS] for weight_bits in WEIGHT_BITS] for layer in bundle.layers], dtype=torch.float64)
     step_us = cells[_Cache.key_of(_image_cell(bundle, quant))][0] / _steps_of_image(bundle)
     four, eight = WEIGHT_BITS.index(4), ACT_BITS.index(8)
     return LatencyTable(target=target, measured=True, provenance=provenance, weight_bits_W=WEIGHT_BITS, act_bits_A=ACT_BITS, us_LWA=us_LWA,
                         fixed_us=max(0.0, step_us - float(us_LWA[:, four, eight].sum())))
 
 
-def _shapes(bundle: Bundle, quant: QuantConfig) -> list[tuple]:
+def _shapes(bundle: Bundle, quant: QuantConfig) -> dict[int, tuple]:
+    """Of the layers with activation bits, by index."""
     ranks = sizes.ranks(bundle.layers, quant)
-    return [(*shape_of(layer), ranks[layer.name]) for layer in bundle.layers]
+    return {layer.index: (*shape_of(layer), ranks[layer.name]) for layer in bundle.layers if layer.has_act_bits}
 
 
 def _layer_cells(bundle: Bundle, quant: QuantConfig) -> dict[tuple, tuple]:
     """Cell by (shape, weight bits, bits that activations are held in)."""
     return {(shape, weight_bits, bits): (*shape, weight_bits, bits, *_form(quant))
-            for shape in dict.fromkeys(_shapes(bundle, quant)) for weight_bits in WEIGHT_BITS for bits in dict.fromkeys(HELD.values())}
+            for shape in dict.fromkeys(_shapes(bundle, quant).values())
+            for weight_bits in WEIGHT_BITS for bits in dict.fromkeys(HELD.values())}
 
 
 def reference(bundle: Bundle, quant: QuantConfig) -> tuple[Callable[[], None], float] | None:
@@ -210,7 +215,7 @@ def shape_of(layer: LayerInfo) -> tuple[int, int, int, bool]:
 def _charged(layer: LayerInfo, cost_us: tuple[float, float]) -> float:
     one_us, two_us = cost_us
     # the smallest layer of the embedded model adds 0.28 of one: noise must not make a layer free
-    return one_us if layer.shares_input_with == layer.index else max(two_us - one_us, one_us / 8)
+    return one_us if layer.fused_with == layer.index else max(two_us - one_us, one_us / 8)
 
 
 def _calls(cell: tuple) -> int:
@@ -222,7 +227,7 @@ def _calls(cell: tuple) -> int:
 
 
 class _Row:
-    """Stands in for the step cursor: every layer at one width."""
+    """Stands in for the step state: every layer at one width."""
 
     def __init__(self, act_bits: int):
         self.row = (act_bits,)
@@ -264,32 +269,25 @@ def module_of(linear: nn.Linear, quant: QuantConfig, weight_bits: int, act_bits:
     place = {"cursor": _Row(act_bits), "layer_index": 0, "extras": extras}
     if weight_bits == 16:
         return FloatLinear(linear, transform, **place)
-    choice = sizes.choice_of(weight_bits, quant)
+    choice = BitChoice.of(weight_bits, quant)
     return QuantLinear(grids.quantize_nearest(linear.weight, choice), linear.bias, transform, **place)
 
 
 def _image_run(bundle: Bundle, quant: QuantConfig) -> Callable[[], None]:
     """All steps of one image, W4 A8 everywhere, with what the steps share (text projection, modulation) computed anew."""
-    linears = {layer.name: bundle.linear(layer.name) for layer in (*bundle.layers, *bundle.modulation)}
     ranks = sizes.ranks(bundle.layers, quant)
-    modules = {layer.name: module_of(linears[layer.name], quant, 4, 8, ranks[layer.name]) for layer in bundle.layers}
-    stored = sizes.modulation_choice(quant)
-    if quant.modulation == "stored" and not stored.is_float:
-        modules |= {layer.name: QuantLinear(grids.quantize_nearest(linears[layer.name].weight, stored), linears[layer.name].bias,
-                                            transforms.make("none", layer.k_in, 0)) for layer in bundle.modulation}
-    schedule, conditioning = bundle.schedule(_steps_of_image(bundle)), bundle.encode(bundle.prompts("showcase")[:1])
-    noise_SMD = bundle.initial_latents([0])
-
-    @torch.no_grad()
-    def run() -> None:
-        bundle.replace(modules)
-        try:
-            latent_SMD, own = noise_SMD, dataclasses.replace(schedule)
-            for step in range(own.steps):
-                latent_SMD = bundle.advance(latent_SMD, bundle.velocity(latent_SMD, own, step, conditioning), own, step)
-        finally:
-            bundle.replace(linears)
-    return run
+    layers, stored_bits = {}, usual_bits(quant)
+    for layer in bundle.layers:
+        if layer.has_act_bits:
+            layers[layer.name] = module_of(bundle.float_layer(layer), quant, 4, 8, ranks[layer.name])
+        elif stored_bits != 16:
+            weight = grids.quantize_nearest(bundle.weight(layer), BitChoice.of(stored_bits, quant, layer))
+            layers[layer.name] = QuantLinear(weight, bundle.bias(layer), transforms.make("none", layer.k_in, 0))
+    placed = in_place(bundle.layers, layers)
+    modules = {name: with_modules(module, placed.get(name, {})) for name, module in bundle.modules.items()}
+    integrator, conditioning = bundle.integrator(_steps_of_image(bundle)), bundle.encode(bundle.prompts("showcase")[:1])
+    noise, model = bundle.noise([0]), SimpleNamespace(predictor=functools.partial(bundle.predictor, modules=modules))
+    return lambda: denoise(model, integrator, noise, conditioning)
 
 
 def _steps_of_image(bundle: Bundle) -> int:

@@ -32,7 +32,7 @@ from workbench import load_quantized
 from workbench.generate import run
 
 bundle, quantized = load_quantized("path/to/this/folder")
-images = run(bundle, ["a prompt"], [0], bundle.schedule({steps}), quantized=quantized).images
+images = run(bundle, ["a prompt"], [0], bundle.integrator({steps}), quantized=quantized).images
 ```
 
 or `adatsq generate path/to/this/folder --prompts prompts.txt --to images`. diffusers alone does not open this folder: the

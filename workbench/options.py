@@ -150,7 +150,7 @@ class QuantConfig(Frozen):
                           pattern="^(symmetric|mid_rise|asymmetric)$")
     act_clip: float = setting(1.0, "share of the activations' range that the grid covers", gt=0, le=1, step=0.05)
     damping: float = setting(0.2, "added to the Hessian's diagonal, as a fraction of its mean", gt=0, le=1, step=0.01)
-    modulation_bits: int = setting(8, "weight bits of the adaLN linears (activations stay float)")
+    modulation_bits: int = setting(8, "weight bits of the adaLN linears where no search chooses them (their activations stay float)")
     modulation: str = setting("stored", "adaLN weights stored, or their outputs cached per prompt and step and the weights dropped",
                               pattern="^(stored|cached)$")
     seed: int = setting(0, "seed of the Hadamard signs", ge=0, le=2**31 - 1, step=1)
@@ -187,6 +187,8 @@ class SearchConfig(Frozen):
                          pattern="^(signed|additive)$")
     refine: int = setting(12, "swaps of bits proposed and judged by measured error after the beam; 0: none", ge=0, le=200, step=1)
     rivals: str = setting("all", "allocations of other methods measured beside the search", pattern="^(all|uniform)$")
+    modulation_widths: str = setting("searched", "weight bits of the adaLN linears: chosen like others, or fixed at their usual width",
+                                     pattern="^(searched|fixed)$")
     finalists: int = setting(4, "plans judged by full generations on held-out prompts", ge=1, le=MOST_FINALISTS, step=1)
     seed: int = setting(0, "seed", ge=0, le=2**31 - 1, step=1)
 

@@ -28,9 +28,10 @@ LARGEST = 1_000_000_000  # parameters that are exported: in float32 that is 4 GB
 def _in_place(quantize: Callable[[nn.Module], None]):
     """A peer that quantizes a torch module where it stands."""
     def made(bundle: Bundle, steps: int, dtype: torch.dtype) -> tuple[Callable[[], None], int]:
-        model = copy.deepcopy(bundle.transformer, {id(bundle): bundle}).to(dtype)
+        model = copy.deepcopy(bundle.transformer).to(dtype)
         quantize(model)
-        return bench.generation(bundle, steps, model, dtype), sum(map(tensor_bytes, (*model.parameters(), *model.buffers())))
+        tensors = (*model.parameters(), *model.buffers())
+        return bench.generation(bundle, steps, bundle.with_modules({"transformer": model}, dtype)), sum(map(tensor_bytes, tensors))
     return made
 
 
@@ -88,7 +89,7 @@ class _Placed(nn.Module):
         self.transformer, self.positions = transformer, positions
 
     def forward(self, **given: torch.Tensor) -> torch.Tensor:
-        return self.transformer.forward(**given, **self.positions, return_dict=False)[0]  # past the hook that reads the step
+        return self.transformer.forward(**given, **self.positions, return_dict=False)[0]
 
 
 def _onnxruntime(bundle: Bundle, steps: int, dtype: torch.dtype) -> tuple[Callable[[], None], int]:
@@ -98,7 +99,7 @@ def _onnxruntime(bundle: Bundle, steps: int, dtype: torch.dtype) -> tuple[Callab
     if bundle.parameters > LARGEST:
         raise ValueError(f"{bundle.parameters / 1e9:.1f}e9 parameters; models above {LARGEST / 1e9:.0f}e9 are not exported")
     exported = _Exported(bundle.transformer)
-    run = bench.generation(bundle, steps, exported, dtype)
+    run = bench.generation(bundle, steps, bundle.with_modules({"transformer": exported}, dtype))
     run()
     return run, exported.bytes
 
@@ -129,9 +130,8 @@ def prepare(bundle: Bundle, steps: int, *, on_progress: OnProgress = ignore_prog
         try:
             entry["version"] = importlib.metadata.version(distribution)
             for dtype in float_types:
-                with bundle.lock:
-                    run, entry["bytes"] = make(bundle, steps, dtype)
-                    run()  # one that cannot run this model says so here
+                run, entry["bytes"] = make(bundle, steps, dtype)
+                run()  # one that cannot run this model says so here
                 runs[label, str(dtype)] = run
         except importlib.metadata.PackageNotFoundError:
             entry["reason"] = "not installed"

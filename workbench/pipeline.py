@@ -11,7 +11,7 @@ import torch
 
 from workbench import bench as benches
 from workbench import costs as cost_tables
-from workbench import generate, inspection, latency, metrics, peers, projection, sensitivity, trace
+from workbench import generate, inspection, latency, metrics, peers, sensitivity
 from workbench.checkpoints import Checkpoints
 from workbench.models import Bundle, sources
 from workbench.options import (
@@ -29,16 +29,21 @@ from workbench.options import (
     TraceConfig,
     ignore_progress,
 )
-from workbench.plans import BitPlan, CostTable, ScoredPlan, make_plan
+from workbench.plans import BitChoice, BitPlan, CostTable, ScoredPlan, make_plan
 from workbench.quant import calibration
 from workbench.quant import quantize as quantize_stage
-from workbench.quant.activations import format_of
-from workbench.quant.quantize import QuantizedModel, WeightBank, build, round_bank, solve_bank
+from workbench.quant.bank import Calibration, WeightBank, round_bank, solve_bank
+from workbench.quant.quantize import QuantizedModel, build
+from workbench.replay import trace
+from workbench.replay.trace import Trace
 from workbench.rollout import Rollout
 from workbench.runs import Run
 from workbench.search.ranking import predict
 from workbench.search.search import search as run_search
-from workbench.types import Comparison, DistortionTable, SearchResult, SensitivityMap, Trace
+from workbench.search.task import pin_weights
+from workbench.sensitivity.signed import with_signs
+from workbench.stored import mapped, record, signed_errors
+from workbench.types import Comparison, DistortionTable, SearchResult, SensitivityMap
 
 JUDGE_PROMPTS, JUDGE_SEED = 16, 10_000  # held-out prompts that choose among the finalists, and their seeds
 SEARCH_PROMPTS, SEARCH_SEED = 8, 5_000  # prompts that a search measures on (at least), and their seeds
@@ -82,40 +87,48 @@ def profile(bundle: Bundle, trace_config: TraceConfig | None = None, config: Sen
     LatencyConfig.parse({"target": target}, "latency")
     trace_config, config, quant = trace_config or TraceConfig(), config or SensitivityConfig(), quant or QuantConfig()
     started = time.perf_counter()
-    with bundle.lock:
-        recorded = record(bundle, trace_config, run=run, on_progress=on_progress)
-        fitted = calibration.fit_transforms(bundle, recorded, quant, WEIGHT_BITS, on_progress=on_progress)
-        smap = _stored(run, SensitivityMap, "sensitivity", (recorded, config, *_basis(quant)),
-                       lambda: sensitivity.profile(bundle, recorded, config, quant, fitted=fitted, on_progress=on_progress))
-        bank = solve_bank(bundle, recorded, smap.alpha_TL, quant, WEIGHT_BITS, fitted=fitted, on_progress=on_progress)
-        times = latency.tabulate(bundle, quant, target, on_progress=on_progress)
-        return Profile(trace=recorded, sensitivity=smap, bank=bank, quant=quant,
-                       costs=cost_tables.tabulate(bundle, quant, recorded.schedule.steps, latency=times),
-                       table=sensitivity.tabulate(smap, bank.weight_bits_C, bank.weight_error_LC),
-                       seconds=time.perf_counter() - started)
+    recorded = record(bundle, trace_config, run=run, on_progress=on_progress)
+    fitted = calibration.fit_transforms(bundle, recorded, quant, calibration.REFERENCE_BITS, on_progress=on_progress)
+    smap = mapped(bundle, recorded, config, quant, fitted, run, on_progress)
+    bank = solve_bank(bundle, Calibration(trace=recorded, alpha_TL=smap.alpha_TL, fitted=fitted, run=run), quant, WEIGHT_BITS,
+                      on_progress=on_progress)
+    times = latency.tabulate(bundle, quant, target, on_progress=on_progress)
+    return Profile(trace=recorded, sensitivity=smap, bank=bank, quant=quant,
+                   costs=cost_tables.tabulate(bundle, quant, recorded.steps, latency=times),
+                   table=sensitivity.tabulate(smap, bank.weight_bits_C, bank.weight_error_LC),
+                   seconds=time.perf_counter() - started)
 
 
 def search(bundle: Bundle, profiled: Profile, budget: Budget, config: SearchConfig | None = None, *, run: Run | None = None,
-           judge_prompts: Sequence[str] = (), on_progress: OnProgress = ignore_progress) -> SearchResult:
+           judge_prompts: Sequence[str] = (), pinned_L: Sequence[int | None] | None = None,
+           on_progress: OnProgress = ignore_progress) -> SearchResult:
     """AdaTSQ's beam search under a budget, refined on measured error; with `run`, an interrupted search goes on where it was.
 
     Plans are measured on prompts that calibration has not seen; the best few within budget are then judged on held-out ones, or
-    on `judge_prompts` where the held-out ones are kept for a comparison."""
+    on `judge_prompts` where the held-out ones are kept for a comparison. pinned_L: weight bits of layers that are not to be chosen; by
+    default those of modulation, where the config fixes it."""
     config, sigma_T = config or SearchConfig(), sigma_of(profiled.trace)
     fresh = fresh_trace(bundle, profiled, config, run, on_progress)
-    signed = projected(bundle, profiled, fresh, config, run, on_progress)
+    signed = None
+    if config.scoring == "adjoint" or config.guide == "signed":
+        signed = signed_errors(bundle, fresh, profiled.bank, (profiled.trace, profiled.sensitivity.config), run, on_progress)
+    # neither the budget nor the beam: what one search has measured serves another
     checkpoints = None if run is None else Checkpoints(
         run, Run.key(bundle.model_hash, profiled.trace, fresh, profiled.sensitivity.config, profiled.quant, profiled.bank.weight_bits_C,
-                     budget, config))
-    guide = projection.with_signs(profiled.table, signed, bundle.layers) if signed and config.guide == "signed" else profiled.table
-    weights = weights_of(bundle, profiled)
-    with Rollout(bundle, fresh, weights, samples=config.samples, scoring=config.scoring,
-                 adjoint_RSTMD=None if signed is None else signed.adjoint_RSTMD) as rollout:
-        result = run_search(
-            layers=bundle.layers, sigma_T=sigma_T, table=profiled.table, guide=guide, costs=profiled.costs, quant=profiled.quant,
-            model_hash=bundle.model_hash, budget=budget, config=config, evaluator=rollout,
-            ranked=_forms(profiled.sensitivity, profiled), prompts=Run.key(fresh.prompts, fresh.seeds),
-            on_progress=on_progress, checkpoint=checkpoints and checkpoints.save, resume=checkpoints and checkpoints.load())
+                     config.scoring, config.samples, config.seed))
+    guide = with_signs(profiled.table, signed, bundle.layers) if signed and config.guide == "signed" else profiled.table
+    table, costs, weights = profiled.table, profiled.costs, weights_of(bundle, profiled)
+    if pinned_L is None and (config.modulation_widths == "fixed" or profiled.quant.modulation == "cached"):
+        pinned_L = costs.usual_bits_L
+    if pinned_L is not None:
+        (table, _), (guide, costs) = pin_weights(pinned_L, table, costs), pin_weights(pinned_L, guide, costs)
+    rollout = Rollout(bundle, fresh, weights, samples=config.samples, scoring=config.scoring,
+                      costates_T=None if signed is None else signed.costates_T)
+    result = run_search(
+        layers=bundle.layers, sigma_T=sigma_T, table=table, guide=guide, costs=costs, quant=profiled.quant,
+        model_hash=bundle.model_hash, budget=budget, config=config, evaluator=rollout, pinned_L=pinned_L,
+        ranked=_forms(profiled.sensitivity, profiled), prompts=Run.key(fresh.prompts, fresh.seeds),
+        on_progress=on_progress, checkpoint=checkpoints and checkpoints.save, resume=checkpoints and checkpoints.load())
     return replace(result, chosen=_judge(bundle, profiled, result.finalists[:config.finalists], judge_prompts, on_progress))
 
 
@@ -134,18 +147,8 @@ def fresh_trace(bundle: Bundle, profiled: Profile, config: SearchConfig, run: Ru
     count = max(SEARCH_PROMPTS, config.samples)
     if len(fresh) < config.samples:
         return profiled.trace
-    chosen = TraceConfig(prompts=tuple(fresh[:count]), steps=profiled.trace.schedule.steps, seed=SEARCH_SEED)
+    chosen = TraceConfig(prompts=tuple(fresh[:count]), steps=profiled.trace.steps, seed=SEARCH_SEED)
     return record(bundle, chosen, run=run, on_progress=on_progress)
-
-
-def projected(bundle: Bundle, profiled: Profile, fresh: Trace, config: SearchConfig, run: Run | None,
-               on_progress: OnProgress) -> projection.Projection | None:
-    """Signed errors on the search's prompts, where scoring or planning needs them."""
-    if config.scoring != "adjoint" and config.guide != "signed":
-        return None
-    made_from = (fresh, profiled.trace, profiled.sensitivity.config, profiled.quant, profiled.bank.weight_bits_C)
-    return _stored(run, projection.Projection, "projection", made_from,
-                   lambda: projection.project(bundle, fresh, profiled.bank, on_progress=on_progress))
 
 
 def _forms(smap: SensitivityMap, profiled: Profile) -> dict[str, DistortionTable]:
@@ -163,9 +166,7 @@ def table_variants(bundle: Bundle, profiled: Profile, *, run: Run | None = None,
     tables = _forms(profiled.sensitivity, profiled)
     other = "local" if profiled.sensitivity.config.estimator == "adjoint" else "adjoint"
     config = profiled.sensitivity.config.model_copy(update={"estimator": other})
-    smap = _stored(run, SensitivityMap, "sensitivity", (profiled.trace, config, *_basis(profiled.quant)),
-                   lambda: sensitivity.profile(bundle, profiled.trace, config, profiled.quant, fitted=profiled.bank.transforms,
-                                               on_progress=on_progress))
+    smap = mapped(bundle, profiled.trace, config, profiled.quant, profiled.bank.transforms, run, on_progress)
     return tables | _forms(smap, profiled)
 
 
@@ -174,10 +175,10 @@ def _judge(bundle: Bundle, profiled: Profile, finalists: Sequence[ScoredPlan], p
     """The finalist of least error on prompts that neither calibration nor search has seen."""
     held_out = _held_out(bundle, profiled, JUDGE_PROMPTS, on_progress, prompts)
     judged = []
-    with Rollout(bundle, held_out, weights_of(bundle, profiled), samples=held_out.samples, scoring="raw", on_step=on_progress) as rollout:
-        for number, scored in enumerate(finalists):
-            on_progress(Progress(stage="judge", done=number, total=len(finalists), message=f"finalist {number + 1} on held-out prompts"))
-            judged.append(_judged(rollout, scored))
+    rollout = Rollout(bundle, held_out, weights_of(bundle, profiled), samples=held_out.samples, scoring="raw", on_step=on_progress)
+    for number, scored in enumerate(finalists):
+        on_progress(Progress(stage="judge", done=number, total=len(finalists), message=f"finalist {number + 1} on held-out prompts"))
+        judged.append(_judged(rollout, scored))
     on_progress(Progress(stage="judge", done=len(finalists), total=len(finalists), message="finalists judged on held-out prompts"))
     return min(judged, key=lambda scored: scored.error)
 
@@ -193,13 +194,13 @@ def _held_out(bundle: Bundle, profiled: Profile, count: int, on_progress: OnProg
     """Float trajectories of held-out prompts, the model's own unless others are given."""
     seen = set(profiled.trace.prompts)
     prompts = tuple(prompt for prompt in prompts or bundle.prompts("held_out") if prompt not in seen)[:count]
-    return trace.record(bundle, TraceConfig(prompts=prompts, steps=profiled.trace.schedule.steps, seed=JUDGE_SEED), on_progress=on_progress)
+    return trace.record(bundle, TraceConfig(prompts=prompts, steps=profiled.trace.steps, seed=JUDGE_SEED), on_progress=on_progress)
 
 
 def paint_plan(bundle: Bundle, profiled: Profile, weight_bits_L: Sequence[int], act_bits_TL: Sequence[Sequence[int]],
                method: str = "painted") -> BitPlan:
     """A plan of these bits, with its exact costs and what the profile's table predicts for it. Nothing is run."""
-    choices = [cost_tables.choice_of(bits, profiled.quant) for bits in weight_bits_L]
+    choices = [BitChoice.of(bits, profiled.quant, layer) for bits, layer in zip(weight_bits_L, bundle.layers, strict=True)]
     return make_plan(layers=bundle.layers, sigma_T=sigma_of(profiled.trace), weight_choice_L=choices, act_bits_TL=act_bits_TL,
                      costs=profiled.costs, quant=profiled.quant, model_hash=bundle.model_hash, method=method,
                      predicted_error=predict(profiled.table, weight_bits_L, act_bits_TL))
@@ -208,40 +209,56 @@ def paint_plan(bundle: Bundle, profiled: Profile, weight_bits_L: Sequence[int], 
 def evaluate_plan(bundle: Bundle, profiled: Profile, plan: BitPlan, *, prompts: int = JUDGE_PROMPTS,
                   on_progress: OnProgress = ignore_progress) -> ScoredPlan:
     """A plan from anywhere, painted by hand for instance, really run on held-out prompts; its error comes with an interval."""
-    validate_plan(bundle, plan)
+    plan = validate_plan(bundle, plan)
     if plan.quant != profiled.quant:
         raise BadInput("the plan's weights are solved with other settings than this profile's; profile with the plan's settings first")
     held_out = _held_out(bundle, profiled, prompts, on_progress)
     if plan.sigma_T != sigma_of(profiled.trace):
-        raise BadInput(f"the plan has {len(plan.sigma_T)} steps and its own noise levels; the profile has {held_out.schedule.steps} others")
-    with Rollout(bundle, held_out, weights_of(bundle, profiled), samples=held_out.samples, scoring="raw", on_step=on_progress) as rollout:
-        return _judged(rollout, ScoredPlan(plan=plan, error=0.0, samples=1, origin="painted"))
+        raise BadInput(f"the plan has {len(plan.sigma_T)} steps and its own noise levels; the profile has {held_out.steps} others")
+    rollout = Rollout(bundle, held_out, weights_of(bundle, profiled), samples=held_out.samples, scoring="raw", on_step=on_progress)
+    return _judged(rollout, ScoredPlan(plan=plan, error=0.0, samples=1, origin="painted"))
 
 
 def uniform_plan(bundle: Bundle, quant: QuantConfig, sigma_T: Sequence[float], weight_bits: int | Sequence[int], act_bits: int,
                  method: str = "adatsq_uniform", *, group_size_L: Sequence[int | None] | None = None) -> BitPlan:
-    """A plan with one activation width for all steps and layers, and one weight width, or one per layer; `group_size_L` where
-    layers have group sizes of their own."""
-    widths_L = [weight_bits] * len(bundle.layers) if isinstance(weight_bits, int) else weight_bits
+    """A plan with one activation width for all steps and layers, and one weight width (modulation at its usual one), or one per layer;
+    `group_size_L` where layers have group sizes of their own."""
     sizes_L = group_size_L or [quant.group_size] * len(bundle.layers)
-    return make_plan(layers=bundle.layers, sigma_T=sigma_T, quant=quant, method=method,
-                     costs=cost_tables.tabulate(bundle, quant, len(sigma_T), sizes_L),
-                     weight_choice_L=[cost_tables.choice_of(bits, quant).model_copy(update={"group_size": size})
-                                      for bits, size in zip(widths_L, sizes_L)],
+    costs = cost_tables.tabulate(bundle, quant, len(sigma_T), sizes_L)
+    widths_L = costs.uniform(weight_bits) if isinstance(weight_bits, int) else weight_bits
+    return make_plan(layers=bundle.layers, sigma_T=sigma_T, quant=quant, method=method, costs=costs,
+                     weight_choice_L=[cost_tables.sized(BitChoice.of(bits, quant, layer), layer, size)
+                                      for bits, layer, size in zip(widths_L, bundle.layers, sizes_L, strict=True)],
                      act_bits_TL=[[act_bits] * len(bundle.layers)] * len(sigma_T), model_hash=bundle.model_hash)
 
 
 def sigma_of(recorded: Trace) -> tuple[float, ...]:
     """Noise levels of the steps, without the final 0."""
-    return tuple(float(sigma) for sigma in recorded.schedule.sigma_T1[:-1])
+    return recorded.sigma_T
 
 
 def quantize(bundle: Bundle, profiled: Profile, plan: BitPlan, *, on_progress: OnProgress = ignore_progress) -> QuantizedModel:
     """The model a plan describes. Reuses the profile's solved weights; solves anew only if the plan was made with other options."""
-    validate_plan(bundle, plan)
-    if plan.quant == profiled.quant and {choice.group_size for choice in plan.weight_choice_L} == {plan.quant.group_size}:
+    plan = validate_plan(bundle, plan)
+    sizes = {choice.group_size for choice, layer in zip(plan.weight_choice_L, bundle.layers) if layer.has_act_bits}
+    if plan.quant == profiled.quant and sizes == {plan.quant.group_size}:
         return build(bundle, profiled.bank, plan)
-    return quantize_stage.quantize(bundle, profiled.trace, profiled.sensitivity, plan, on_progress=on_progress)
+    calibrated = Calibration(trace=profiled.trace, alpha_TL=profiled.sensitivity.alpha_TL, reference_bits=calibration.REFERENCE_BITS)
+    return quantize_stage.quantize(bundle, calibrated, plan, on_progress=on_progress)
+
+
+def quantize_plan(bundle: Bundle, plan: BitPlan, trace_config: TraceConfig, config: SensitivityConfig, *, run: Run | None = None,
+                  on_progress: OnProgress = ignore_progress) -> QuantizedModel:
+    """The model a plan describes, from calibration prompts: the same weights as a profile's, but only at the plan's widths, and of those
+    only what `run` does not hold."""
+    plan, quant = validate_plan(bundle, plan), plan.quant
+    recorded = record(bundle, trace_config, run=run, on_progress=on_progress)
+    fitted = calibration.fit_transforms(bundle, recorded, quant, calibration.REFERENCE_BITS, on_progress=on_progress)
+    alpha_TL = None
+    if quant.hessian == "fisher":
+        alpha_TL = mapped(bundle, recorded, config, quant, fitted, run, on_progress).alpha_TL
+    calibrated = Calibration(trace=recorded, alpha_TL=alpha_TL, fitted=fitted, run=run, reference_bits=calibration.REFERENCE_BITS)
+    return quantize_stage.quantize(bundle, calibrated, plan, on_progress=on_progress)
 
 
 def compare(bundle: Bundle, quantized: QuantizedModel, prompts: Sequence[str], seed: int, steps: int, *,
@@ -259,7 +276,7 @@ def time_alone(bundle: Bundle, quantized: QuantizedModel, steps: int, float_seco
 def draw(bundle: Bundle, prompts: Sequence[str], seed: int, steps: int, *, on_progress: OnProgress = ignore_progress) -> generate.Generated:
     """Images of the float model, prompt i with seed + i, the same as in a comparison."""
     prompts, seeds = generate.sample(prompts, seed, steps)
-    return generate.run(bundle, prompts, seeds, bundle.schedule(steps), on_progress=on_progress)
+    return generate.run(bundle, prompts, seeds, bundle.integrator(steps), on_progress=on_progress)
 
 
 def preview(bundle: Bundle, comparison: Comparison, pair: int, step: int):
@@ -292,7 +309,7 @@ def validate_plan(bundle: Bundle, plan: BitPlan | dict | str) -> BitPlan:
     """A plan that fits this model, from a plan, a dict or a JSON text; BadInput says in one line why it does not."""
     if not isinstance(plan, BitPlan):
         plan = BitPlan.parse(plan, "plan")
-    names = tuple(layer.name for layer in bundle.layers)
+    plan, names = plan.upgraded(bundle.layers), tuple(layer.name for layer in bundle.layers)
     if plan.model_hash != bundle.model_hash:
         raise BadInput(f"the plan belongs to model {plan.model_hash}; {bundle.name} is {bundle.model_hash}")
     if plan.layer_names != names:
@@ -307,34 +324,13 @@ def bench(bundle: Bundle, plan: BitPlan, config: BenchConfig | None = None, *, o
     config, quant, steps = config or BenchConfig(), plan.quant, len(plan.sigma_T)
     quantized = build(bundle, round_bank(bundle, quant, plan.weight_bits_L), plan)
     others, runs = peers.prepare(bundle, steps, on_progress=on_progress) if config.peers else ([], {})
-    with bundle.lock:
-        own = benches.whole_runs(bundle, quantized, steps)
-        table, us = latency.measure_beside(own | runs, bundle, quant, rounds=config.rounds, on_progress=on_progress)
+    own = benches.whole_runs(bundle, quantized, steps)
+    table, us = latency.measure_beside(own | runs, bundle, quant, rounds=config.rounds, on_progress=on_progress)
     whole = benches.whole_model(bundle, quantized, table, {name: us[name] for name in own}, steps)
     each = benches.layers(bundle, quant, config, on_progress=on_progress)
     return {"device": latency.device_name(bundle), "threads": torch.get_num_threads(), "kernels": table.provenance,
             "layers": [{**vars(layer), "speedup": layer.speedup} for layer in each], "model": vars(whole),
             "peers": peers.with_times(others, {name: us[name] for name in runs})}
-
-
-# --- storage ---------------------------------------------------------------------------------------------------------
-
-
-def record(bundle: Bundle, config: TraceConfig, *, run: Run | None = None, on_progress: OnProgress = ignore_progress) -> Trace:
-    """The float trajectories; read from `run` where it holds them."""
-    made_from = (bundle.model_hash, config, config.prompts or bundle.prompts("calibration"))
-    return _stored(run, Trace, "trace", made_from, lambda: trace.record(bundle, config, on_progress=on_progress))
-
-
-def _basis(quant: QuantConfig) -> tuple:
-    """The options that decide what a sensitivity map is measured in: the transform and the activation quantizer."""
-    if quant.transform.startswith("smooth"):
-        return (quant,)
-    return (quant.transform, quant.seed, format_of(quant, quant.group_size))
-
-
-def _stored(run: Run | None, cls: type, stage: str, made_from: tuple, make):
-    return make() if run is None else run.resume(cls, stage, Run.key(*made_from), make)
 
 
 def default_budget(bundle: Bundle, profiled: Profile) -> Budget:

@@ -11,8 +11,8 @@ import torch
 
 from workbench.models import Bundle
 from workbench.options import ACT_BITS, WEIGHT_BITS, QuantConfig
-from workbench.plans import LatencyTable
-from workbench.quant import grids, sizes
+from workbench.plans import BitChoice, LatencyTable
+from workbench.quant import grids
 from workbench.types import LayerInfo
 
 
@@ -43,15 +43,17 @@ def model(bundle: Bundle, quant: QuantConfig, target: str) -> LatencyTable:
     chip = CHIPS[target]
     us_LWA = torch.tensor([[[_roofline_us(chip, layer, weight_bits, act_bits, quant) for act_bits in ACT_BITS]
                             for weight_bits in WEIGHT_BITS] for layer in bundle.layers], dtype=torch.float64)
-    other_bytes = bundle.float_bytes - sum(2 * layer.n_out * layer.k_in for layer in bundle.layers)
+    other_bytes = bundle.float_bytes - sum(2 * layer.n_out * layer.k_in for layer in bundle.layers if layer.has_act_bits)
     return LatencyTable(target=f"{chip.label} (modelled)", measured=False, provenance=f"peak rates: {chip.source}",
                         weight_bits_W=WEIGHT_BITS, act_bits_A=ACT_BITS, us_LWA=us_LWA, fixed_us=other_bytes / chip.bandwidth / 1e3)
 
 
 def _roofline_us(chip: Chip, layer: LayerInfo, weight_bits: int, act_bits: int, quant: QuantConfig) -> float:
+    if not layer.has_act_bits:  # in what a step takes beyond its layers
+        return 0.0
     width = max(weight_bits, act_bits)
     rate = chip.tera_ops[min(bits for bits in chip.tera_ops if bits >= width)]
-    choice = sizes.choice_of(weight_bits, quant)
+    choice = BitChoice.of(weight_bits, quant, layer)
     held_bits = 16 if act_bits == 16 else 8 if act_bits > 4 else 4
     traffic_bytes = (grids.predicted_bytes(layer.n_out, layer.k_in, choice, layer.has_bias)
                      + layer.tokens * (layer.k_in * held_bits / 8 + layer.n_out * 2))

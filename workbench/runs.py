@@ -1,16 +1,19 @@
 """Run folders: results stored under the hash of what they were made from, written atomically, so work can be resumed.
 
 An artifact is `<stage>-<key>.safetensors` (tensors plus JSON metadata) or `<stage>-<key>.json`. A file takes its final
-name only after all its bytes are on the disk, and a file that cannot be read whole counts as absent. Never a pickle.
+name only after all its bytes are on the disk, and a file that cannot be read whole counts as absent, as does one that other
+code has made: artifacts carry the version of theirs. Never a pickle.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
 import re
+import sys
 import types
 import typing
 import uuid
@@ -25,10 +28,24 @@ from safetensors.torch import save_file
 
 from workbench.options import BadInput
 
+NOT_COMPUTING = ("ui", "shipped", "cli.py", "verbs.py", "verbs_judging.py", "terminal.py", "flags.py", "jobs.py", "__main__.py")
 RUN_MARKER = "run.json"
 RUN_FORMAT = "adatsq-run-1"
 METADATA_KEY = "adatsq"
 POSIX = os.name == "posix"
+
+
+@functools.cache
+def code_version() -> str:
+    """Hash of the sources that compute: everything here but the screen and the shell, and the kernels. What other sources have made is
+    not read as today's."""
+    package = Path(__file__).resolve().parent
+    kernels = Path(sys.modules["lowbit"].__file__).resolve().parent
+    files = [path for path in package.rglob("*.py") if path.relative_to(package).parts[0] not in NOT_COMPUTING]
+    digest = hashlib.sha256()
+    for path in sorted([*files, *kernels.rglob("*.py"), *kernels.rglob("*.c"), *kernels.rglob("*.h")]):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 # Freezing: a result as named tensors and JSON. Thawing is driven by the type hints of the class, so a file decides
@@ -174,10 +191,11 @@ def _plain(part):
 
 
 class Run:
-    """A run folder. Nothing is created before the first artifact is saved."""
+    """A run folder. Nothing is created before the first artifact is saved. code: the version that artifacts are made and read by; by
+    default that of the sources."""
 
-    def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, code: str = ""):
+        self.folder, self.code = Path(folder), code or code_version()
         if self.folder.exists() and not self.folder.is_dir():
             raise BadInput(f"{self.folder} is a file; give a new folder or an earlier run's folder")
         if self.folder.is_dir():
@@ -203,7 +221,7 @@ class Run:
     def save(self, stage: str, key: str, value) -> Path:
         """Store a result (a dataclass or pydantic model, tensors included)."""
         tensors, node = freeze(value)
-        metadata = {METADATA_KEY: json.dumps({"type": type(value).__name__, "value": node}, allow_nan=False)}
+        metadata = {METADATA_KEY: json.dumps({"type": type(value).__name__, "value": node, "code": self.code}, allow_nan=False)}
         path = self.path(stage, key)
         self._prepare()
         write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata))
@@ -241,13 +259,14 @@ class Run:
     def save_json(self, stage: str, key: str, value) -> Path:
         path = self.path(stage, key, ".json")
         self._prepare()
-        write_json(path, value)
+        write_json(path, {"code": self.code, "value": value})
         return path
 
     def load_json(self, stage: str, key: str):
         try:
-            return json.loads(self.path(stage, key, ".json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            found = json.loads(self.path(stage, key, ".json").read_text(encoding="utf-8"))
+            return found["value"] if found["code"] == self.code else None
+        except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def resume(self, cls: type, stage: str, key: str, make: Callable):
@@ -262,7 +281,8 @@ class Run:
         """The JSON part of a whole safetensors artifact (its reader checks the length against the header)."""
         try:
             with safe_open(self.path(stage, key), framework="pt") as file:
-                return json.loads((file.metadata() or {})[METADATA_KEY])
+                header = json.loads((file.metadata() or {})[METADATA_KEY])
+            return header if header.get("code") == self.code else None
         except (OSError, SafetensorError, ValueError, KeyError):
             return None
 

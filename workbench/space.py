@@ -120,7 +120,7 @@ def answer(message: bytes) -> Iterator[bytes]:
 
         try:
             bundle = importlib.import_module(PIPELINE).load(source)
-            bundle.lock = threading.RLock()  # the old one may have been held, at the fork, by a thread that is not here
+            bundle.renew_locks()  # one may have been held, at the fork, by a thread that is not here
             args, kwargs = loads(arguments, bundle)
             run = getattr(importlib.import_module(STAGES[stage][1]), stage)
             send("result", run(bundle, *args, **kwargs, **({"on_progress": report} if reports_progress else {})))
@@ -141,7 +141,7 @@ def answer(message: bytes) -> Iterator[bytes]:
         thread.join()
 
 
-# A model never travels: both sides have it. What refers to it, to its step cursor, or to a float layer of it finds the other side's own.
+# A model never travels: both sides have it. What refers to it, or to a float layer of it, finds the other side's own.
 
 
 class _Device:
@@ -152,7 +152,7 @@ _DEVICE = _Device()
 
 
 def dumps(value, bundle) -> bytes:
-    """Pickled, with the bundle, its cursor, its float layers and its device as names."""
+    """Pickled, with the bundle, its float layers and its device as names."""
     import torch
 
     names = _names(bundle)
@@ -173,7 +173,7 @@ def dumps(value, bundle) -> bytes:
 
 
 def loads(blob: bytes, bundle):
-    """The value, referring to this process's bundle and cursor."""
+    """The value, referring to this process's bundle."""
     parts = _parts(bundle) | {"device": getattr(bundle, "device", "cpu")}
 
     class Unpickler(pickle.Unpickler):
@@ -188,14 +188,11 @@ def _names(bundle) -> dict[int, str]:
 
 
 def _parts(bundle) -> dict[str, Any]:
-    """What a message names instead of holding it: float layers with their parameters, where no quantized one stands in their place."""
-    from torch import nn
-
-    parts = {"bundle": bundle, "cursor": getattr(bundle, "cursor", None)}
+    """What a message names instead of holding it: float layers with their parameters."""
+    parts = {"bundle": bundle}
     for layer in (*getattr(bundle, "layers", ()), *getattr(bundle, "modulation", ())) if hasattr(bundle, "linear") else ():
-        linear = bundle.linear(layer.name)
-        if type(linear) is nn.Linear:
-            parts |= {f"linear {layer.name}": linear, f"weight {layer.name}": linear.weight, f"bias {layer.name}": linear.bias}
+        linear = bundle.linear(layer)
+        parts |= {f"linear {layer.name}": linear, f"weight {layer.name}": linear.weight, f"bias {layer.name}": linear.bias}
     return parts
 
 

@@ -25,7 +25,14 @@ from workbench.plans import BitPlan, ScoredPlan
 
 @dataclass(frozen=True, kw_only=True)
 class LayerInfo:
-    """One quantizable linear layer. `shares_input_with` is the first layer that reads the same tensor (or itself)."""
+    """One layer that a plan gives a width, in the order of execution.
+
+    kind: "quantize", or "modulation": a layer whose weight has a width and whose activations stay float.
+    same_input: the first layer that reads the same tensor, or itself; such layers share a Hessian and a range, wherever they stand.
+    fused_with: the first of its siblings, layers of one block that read the same tensor in one pass and share a low-rank factor.
+    tokens: rows of its input for one sample and call; calls: how often it runs in a step.
+    module: the tree it belongs to. linear: the module that holds its weight, where it is a part of one (`rows` of its outputs or
+    `columns` of its inputs, each a half-open range); else its own name."""
 
     index: int
     name: str
@@ -35,91 +42,77 @@ class LayerInfo:
     k_in: int
     tokens: int
     has_bias: bool
-    shares_input_with: int
+    same_input: int
+    fused_with: int
+    kind: str = "quantize"
+    calls: int = 1
+    module: str = "transformer"
+    linear: str = ""
+    rows: tuple[int, int] | None = None
+    columns: tuple[int, int] | None = None
 
     @property
     def macs_per_step(self) -> int:
-        """Multiply-accumulates of one image's step."""
-        return self.tokens * self.n_out * self.k_in
-
-
-@dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """sigma_T1 (T+1,) decreasing to 0; timestep_T (T,) as the scheduler counts (1000 sigma for flow matching)."""
-
-    sigma_T1: Tensor
-    timestep_T: Tensor
-
-    def __post_init__(self):
-        if not bool((self.sigma_T1[1:] < self.sigma_T1[:-1]).all()) or float(self.sigma_T1[-1]) != 0.0:
-            raise ValueError("sigma must decrease strictly and end at 0")
+        """Multiply-accumulates of one sample's step, all calls."""
+        return self.calls * self.tokens * self.n_out * self.k_in
 
     @property
-    def steps(self) -> int:
-        return len(self.timestep_T)
+    def has_act_bits(self) -> bool:
+        """Whether a plan gives its activations a width."""
+        return self.kind == "quantize"
+
+    @property
+    def module_name(self) -> str:
+        """Dotted name of the module that holds the weight."""
+        return self.linear or self.name
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conditioning:
-    """Encoded prompts. Per-sample tensors have S rows; shared ones (position ids) are in `shared`."""
+    """Encoded prompts. Values of `per_sample` have S rows: a tensor's first axis, or a tuple of S tensors where samples differ in
+    length; `shared` ones (position ids) serve all samples."""
 
-    per_sample: dict[str, Tensor]
+    per_sample: dict[str, Tensor | tuple[Tensor, ...]]
     shared: dict[str, Tensor]
 
-    def rows(self, index) -> Conditioning:
-        """The conditioning of some samples; `index` is anything that indexes a tensor's first axis."""
-        return Conditioning(per_sample={k: v[index] for k, v in self.per_sample.items()}, shared=self.shared)
+    def rows(self, index: slice | Tensor) -> Conditioning:
+        """The conditioning of some samples, by a slice or a tensor of sample numbers."""
+        def pick(value):
+            if isinstance(value, Tensor):
+                return value[index if isinstance(index, slice) else index.to(value.device)]
+            return tuple(value[i] for i in (range(len(value))[index] if isinstance(index, slice) else index.tolist()))
+        return replace(self, per_sample={name: pick(value) for name, value in self.per_sample.items()})
+
+    def to(self, device: torch.device | str) -> Conditioning:
+        """The same on another device."""
+        return Conditioning(per_sample={name: _moved(value, device) for name, value in self.per_sample.items()},
+                            shared={name: value.to(device) for name, value in self.shared.items()})
+
+    def clone(self) -> Conditioning:
+        """The same in memory of its own."""
+        return Conditioning(per_sample={name: value.clone() if isinstance(value, Tensor) else tuple(each.clone() for each in value)
+                                        for name, value in self.per_sample.items()}, shared=dict(self.shared))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Trace:
-    """Float trajectories: latent_STMD (S, T+1, M, D), entry 0 pure noise, entry T the image; target_STMD the
-    model's output at each step. float32 on the CPU."""
-
-    schedule: Schedule
-    latent_STMD: Tensor
-    target_STMD: Tensor
-    conditioning: Conditioning
-    prompts: tuple[str, ...]
-    seeds: tuple[int, ...]
-    model_hash: str
-
-    def __post_init__(self):
-        samples, points = self.latent_STMD.shape[:2]
-        if points != self.schedule.steps + 1 or self.target_STMD.shape[:2] != (samples, points - 1):
-            raise ValueError(f"latents {tuple(self.latent_STMD.shape)} and targets {tuple(self.target_STMD.shape)} disagree")
-        if not (len(self.prompts) == len(self.seeds) == samples):
-            raise ValueError(f"{len(self.prompts)} prompts and {len(self.seeds)} seeds for {samples} samples")
-        if not bool(torch.isfinite(self.latent_STMD).all() and torch.isfinite(self.target_STMD).all()):
-            raise ValueError("the float model produced NaN or infinity")
-
-    @property
-    def samples(self) -> int:
-        return len(self.prompts)
-
-    def head(self, samples: int) -> Trace:
-        """The first trajectories alone, in memory of their own."""
-        kept = self.conditioning.rows(slice(0, samples))
-        return replace(self, latent_STMD=self.latent_STMD[:samples].clone(), target_STMD=self.target_STMD[:samples].clone(),
-                       conditioning=replace(kept, per_sample={name: rows.clone() for name, rows in kept.per_sample.items()}),
-                       prompts=self.prompts[:samples], seeds=self.seeds[:samples])
+def _moved(value: Tensor | tuple[Tensor, ...], device) -> Tensor | tuple[Tensor, ...]:
+    return value.to(device) if isinstance(value, Tensor) else tuple(each.to(device) for each in value)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SensitivityMap:
     """Temporal Fisher information and what activation quantization would do, all float32 on the CPU.
 
-    fisher_TL, stderr_TL: squared gradient per token at a layer's output, and its standard error over samples and probes.
+    fisher_TL, stderr_TL: squared gradient per token at a layer's output, and its standard error over samples, whose probes are one
+    observation together; None where one sample gives none.
     alpha_TL: calibration weights, mean 1 over T for every layer. act_absmax_TL: largest |input| seen.
     directional_TLC: mean of (g . delta)^2; squared_error_TLC: mean |delta|^2 per token; delta is the change of a layer's
     output when its input is quantized to `act_bits_C` (the 16-bit column is 0).
-    adjoint_RSTMD, kept for the search: the gradient of <r, x_0> with respect to the latent *after* step t, per probe
-    and sample (None for the local estimator)."""
+    sigma_T1: noise levels of the steps, and the last one's end."""
 
     layers: tuple[LayerInfo, ...]
-    schedule: Schedule
+    sigma_T1: Tensor
     fisher_TL: Tensor
-    stderr_TL: Tensor
+    stderr_TL: Tensor | None
     alpha_TL: Tensor
     act_absmax_TL: Tensor
     act_bits_C: tuple[int, ...]
@@ -128,21 +121,26 @@ class SensitivityMap:
     config: SensitivityConfig
     samples: int
     model_hash: str
-    adjoint_RSTMD: Tensor | None = None
 
     def __post_init__(self):
-        steps, layers, choices = self.schedule.steps, len(self.layers), len(self.act_bits_C)
+        steps, layers, choices = self.steps, len(self.layers), len(self.act_bits_C)
         shapes = {"fisher_TL": (steps, layers), "stderr_TL": (steps, layers), "alpha_TL": (steps, layers),
                   "act_absmax_TL": (steps, layers), "directional_TLC": (steps, layers, choices),
                   "squared_error_TLC": (steps, layers, choices)}
         for name, shape in shapes.items():
             value = getattr(self, name)
+            if value is None and name == "stderr_TL":
+                continue
             if tuple(value.shape) != shape or not bool(torch.isfinite(value).all()):
                 raise ValueError(f"{name} must be finite and of shape {shape}, not {tuple(value.shape)}")
         if bool((self.fisher_TL < 0).any()):
             raise ValueError("Fisher information cannot be negative")
         if not torch.allclose(self.alpha_TL.mean(0), torch.ones(layers), atol=1e-4):
             raise ValueError("alpha must have mean 1 over the steps of every layer")
+
+    @property
+    def steps(self) -> int:
+        return len(self.sigma_T1) - 1
 
     @property
     def most_fragile(self) -> tuple[int, int]:
@@ -273,12 +271,12 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """One prompt and seed through both models; images uint8 (H, W, 3)."""
+    """One prompt and seed through both models; frames uint8 (F, H, W, 3), F = 1 for images. Metrics of pictures are means over frames."""
 
     prompt: str
     seed: int
-    image_float: Any
-    image_quantized: Any
+    frames_float: Any
+    frames_quantized: Any
     psnr_db: float
     ssim: float
     latent_nmse: float
@@ -286,14 +284,24 @@ class Pair:
     vif: float | None = None  # not defined for tiny images
     lpips: float | None = None  # where its weights are present
 
+    @property
+    def image_float(self):
+        """uint8 (H, W, 3): of a video the first frame."""
+        return self.frames_float[0]
+
+    @property
+    def image_quantized(self):
+        """uint8 (H, W, 3): of a video the first frame."""
+        return self.frames_quantized[0]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trajectories:
-    """Latents of both models at every step, (S, T+1, M, D) float32 on the CPU, and their noise levels sigma_T1."""
+    """The final latent that each model predicts at every step, (S, T, *shape) float32 on the CPU, and the noise levels sigma_T1."""
 
     sigma_T1: Tensor
-    float_STMD: Tensor
-    quantized_STMD: Tensor
+    float_ST: Tensor
+    quantized_ST: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)

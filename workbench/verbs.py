@@ -75,17 +75,17 @@ def profile(args, listener):
     names = [layer.name for layer in smap.layers]
     mean_L, worst_L = smap.fisher_TL.mean(0).tolist(), smap.fisher_TL.argmax(0).tolist()
     rows = [(name, f"{mean:.3e}", worst + 1) for name, mean, worst in zip(names, mean_L, worst_L)]
-    title = f"temporal Fisher ({smap.config.estimator}), {smap.schedule.steps} steps, {found.seconds:.1f} s"
+    title = f"temporal Fisher ({smap.config.estimator}), {smap.steps} steps, {found.seconds:.1f} s"
     return profile_json(found), [terminal.table(title, ("layer", "mean over steps", "most sensitive step"), rows)]
 
 
 def profile_json(found) -> dict:
     """The map of a profile: rows are steps, columns layers."""
     smap = found.sensitivity
-    return {"layers": [layer.name for layer in smap.layers], "sigma": smap.schedule.sigma_T1[:-1].tolist(),
+    return {"layers": [layer.name for layer in smap.layers], "sigma": smap.sigma_T1[:-1].tolist(),
             "fisher": smap.fisher_TL.tolist(), "alpha": smap.alpha_TL.tolist(), "seconds": found.seconds,
-            "stderr": smap.stderr_TL.tolist(), "samples": smap.samples, "estimator": smap.config.estimator,
-            "model_hash": smap.model_hash}
+            "stderr": None if smap.stderr_TL is None else smap.stderr_TL.tolist(), "samples": smap.samples,
+            "estimator": smap.config.estimator, "model_hash": smap.model_hash}
 
 
 def search(args, listener):
@@ -174,8 +174,8 @@ def _rho(value: float | None) -> str:
 
 def quantize(args, listener):
     """Solve the weights of a plan and report what solving achieved, layer by layer."""
-    _, _, plan, quantized, found = _quantized(args, listener)
-    reports = [found.bank.reports[name, bits] for name, bits in zip(plan.layer_names, plan.weight_bits_L) if bits != 16]
+    _, quantized = _quantized(args, listener)
+    plan, reports = quantized.plan, [quantized.reports[name] for name in quantized.plan.layer_names if name in quantized.reports]
     layers = [{"layer": r.layer, "loss_rtn": r.loss_rtn, "loss_solved": r.loss_solved, "damping": r.damping,
                "dead_channels": r.dead_channels, "note": r.note} for r in reports]
     rows = [(r.layer, f"{r.loss_rtn:.3e}", f"{r.loss_solved:.3e}", r.note) for r in reports]
@@ -196,11 +196,11 @@ def generate(args, listener):
             raise BadInput(f"{args.model} is an exported checkpoint and brings its own plan; leave --plan out")
         bundle, quantized = pipeline.load_quantized(args.model, args.device)
     elif args.plan:
-        _, bundle, _, quantized, _ = _quantized(args, listener)
+        bundle, quantized = _quantized(args, listener)
     else:
         bundle, quantized = pipeline.load(args.model, args.device, on_progress=listener), None
     texts, seeds = stage.sample(options.prompts or bundle.prompts("showcase")[:stage.BATCH], options.seed, options.steps)
-    made = stage.run(bundle, texts, seeds, bundle.schedule(options.steps), quantized=quantized, on_progress=listener)
+    made = stage.run(bundle, texts, seeds, bundle.integrator(options.steps), quantized=quantized, on_progress=listener)
     folder.mkdir(parents=True, exist_ok=True)
     images = []
     for index, (text, seed) in enumerate(zip(texts, seeds)):
@@ -221,7 +221,8 @@ def export(args, listener):
     if not args.to:
         raise BadInput("--to is missing; give the folder to write")
     stage.check_target(args.to)
-    _, bundle, plan, quantized, _ = _quantized(args, listener)
+    bundle, quantized = _quantized(args, listener)
+    plan = quantized.plan
     written = pipeline.export(bundle, quantized, args.to)
     result = {"folder": str(args.to), "plan_id": plan.plan_id, "weight_bytes": written.weight_bytes,
               "disk_bytes": written.disk_bytes, "files": len(written.files), "verified": written.verified}
@@ -255,15 +256,16 @@ def _profiled(args, listener, quant: QuantConfig):
 
 
 def _quantized(args, listener):
-    """(run, bundle, plan, quantized model, profile) of --plan; the plan is checked before anything is measured."""
+    """(bundle, quantized model) of --plan; the plan is checked before anything is measured, and only its widths are solved."""
     if not args.plan:
         raise BadInput("--plan is missing; give a plan file written by the search")
-    text = read_plan(args.plan)
+    text, trace_config = read_plan(args.plan), flags.read(args, TraceConfig, prompts=prompts_of(args))
+    sensitivity_config, run = flags.read(args, SensitivityConfig), run_of(args)
     from workbench import pipeline
 
-    plan = pipeline.validate_plan(pipeline.load(args.model, args.device, on_progress=listener), text)
-    bundle, found = _profiled(args, listener, plan.quant)
-    return run_of(args), bundle, plan, pipeline.quantize(bundle, found, plan, on_progress=listener), found
+    bundle = pipeline.load(args.model, args.device, on_progress=listener)
+    plan = pipeline.validate_plan(bundle, text)
+    return bundle, pipeline.quantize_plan(bundle, plan, trace_config, sensitivity_config, run=run, on_progress=listener)
 
 
 def read_plan(path: str) -> str:

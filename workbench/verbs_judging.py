@@ -60,7 +60,7 @@ def bench(args, listener):
     from workbench import pipeline
 
     bundle = pipeline.load(args.model, args.device, on_progress=listener)
-    sigma_T = bundle.schedule(TraceConfig().steps).sigma_T1[:-1].tolist()
+    sigma_T = bundle.integrator(TraceConfig().steps).sigma_T1[:-1].tolist()
     plan = pipeline.validate_plan(bundle, text) if text else pipeline.uniform_plan(bundle, quant, sigma_T, 4, 4)
     result = pipeline.bench(bundle, plan, config, on_progress=listener)
     made, where = result["model"], f"{result['device']}, medians"

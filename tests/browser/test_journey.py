@@ -138,7 +138,7 @@ def test_profile_then_drill_down(page, shoot):
     detail = page.inner_text("#cell-detail")
     assert "single.1" in detail and "standard error" in detail
     page.wait_for_function("document.querySelector('#layer-map .plot').data[0].y.every(name => name.startsWith('single.1 '))")
-    click_cell(page, "#layer-map", 0, 2)
+    click_cell(page, "#layer-map", 1, 2)  # below the modulation, whose activations have no bits
     says(page, "#cell-detail", "step 2")
     bits = page.evaluate("document.querySelector('#bits-curve .plot').data.map(trace => [trace.name, trace.x])")
     assert bits[0] == ["activations at step 2", [3, 4, 6, 8]]

@@ -8,15 +8,16 @@ from safetensors.numpy import save_file
 
 from tests.quant.toy import make_flux
 from workbench import judge
+from workbench.models.media import Media
 
 PROMPTS = ("fluent red heart", "noto grinning face", "twemoji pizza")
 
 
-def picture(latent_SMD):
+def picture(latent):
     """uint8 (S, 128, 128, 3): the latent's 16 x 16 numbers as grey tiles, with a colour for each third of the image."""
-    tiles = (latent_SMD.reshape(-1, 16, 16).numpy() * 40 + 128).clip(0, 255)
+    tiles = (latent.reshape(-1, 16, 16).numpy() * 40 + 128).clip(0, 255)
     grey = tiles.repeat(8, 1).repeat(8, 2)
-    return np.stack([grey, np.roll(grey, 40, 1), np.roll(grey, 40, 2)], -1).round().astype(np.uint8)
+    return Media.of_images(np.stack([grey, np.roll(grey, 40, 1), np.roll(grey, 40, 2)], -1).round().astype(np.uint8))
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from workbench.contest import compare, make
 from workbench.methods import METHODS
 from workbench.metrics import PSNR_CEILING_DB
 from workbench.options import BadInput, Cancelled, ContestConfig, EvolutionConfig, SearchConfig, TraceConfig
-from workbench.quant.quantize import input_groups
+from workbench.quant.calibration import fused_groups
 from workbench.runs import Run
 
 STEPS = 3
@@ -59,14 +59,15 @@ def test_effective_bits_are_computed_from_what_is_stored(bundle, held):
         assert entrant.weight_bits_quantized == pytest.approx(8 * (entrant.weight_bytes - outside) / parameters)
         assert entrant.weight_bits_total == pytest.approx(8 * entrant.weight_bytes / bundle.parameters)
         scales[entrant.method] = entrant.weight_bits_quantized
-    biases = sum(12 * layer.n_out for layer in bundle.layers if layer.has_bias) / parameters  # 16 bits where the width is 4
-    rows = sum(16 * layer.n_out for layer in bundle.layers) / parameters
-    groups = sum(16 * layer.n_out * -(-layer.k_in // 64) for layer in bundle.layers) / parameters
+    layers = [layer for layer in bundle.layers if layer.has_act_bits]
+    biases = sum(12 * layer.n_out for layer in layers if layer.has_bias) / parameters  # 16 bits where the width is 4
+    rows = sum(16 * layer.n_out for layer in layers) / parameters
+    groups = sum(16 * layer.n_out * -(-layer.k_in // 64) for layer in layers) / parameters
     assert scales["rtn"] == pytest.approx(4 + rows + biases, abs=1e-6)
     assert scales["adatsq"] <= 4 + 16 / 64 + biases + 1e-6
     assert scales["qdit"] <= 4 + 24 / 64 + biases + 1e-6
     branch = 0
-    for group in input_groups(bundle.layers):  # a smoothing vector and both factors, in 16 bits, once for all layers of an input
+    for group in fused_groups(layers):  # a smoothing vector and both factors, in 16 bits, once for all layers of an input
         n_out, k_in = sum(layer.n_out for layer in group), group[0].k_in
         rank = max(1, int(n_out * k_in / 3 / 16 / (n_out + k_in)))
         branch += 16 * (k_in + rank * (n_out + k_in))
@@ -176,7 +177,6 @@ def test_a_method_can_be_skipped_and_a_cancelled_comparison_keeps_what_it_finish
     stages = []
     contest.hold(bundle, names, SMALL, prompts=PROMPTS[:1], run=run, on_progress=stages.append)
     assert not stages, "all three are kept"
-    assert bundle.cursor.plan is None
 
 
 def test_searched_plans_may_be_given_effective_bits(bundle, tmp_path):
@@ -201,9 +201,10 @@ def test_a_mix_of_widths_must_win_on_unseen_prompts_too(bundle, monkeypatch):
     settings = terms(weight_bits=4)
     maker = make.Maker(bundle, settings, run=None)
     quant = make.quant_of(METHODS["adatsq"], settings.terms)
-    sigma_T = tuple(bundle.schedule(STEPS).sigma_T1[:-1].tolist())
-    layers = len(bundle.layers)
-    mixed = make.pipeline.uniform_plan(bundle, quant, sigma_T, [3] + [4] * (layers - 1), 4)
+    sigma_T = tuple(bundle.integrator(STEPS).sigma_T1[:-1].tolist())
+    even_L = costs.tabulate(bundle, quant, STEPS).uniform(4)  # modulation has a width of its own
+    narrow = next(layer.index for layer in bundle.layers if layer.has_act_bits)
+    mixed = make.pipeline.uniform_plan(bundle, quant, sigma_T, [3 if i == narrow else bits for i, bits in enumerate(even_L)], 4)
     found = SimpleNamespace(quant=quant, costs=costs.tabulate(bundle, quant, STEPS), bank=None)
     measured = []
 
@@ -211,18 +212,12 @@ def test_a_mix_of_widths_must_win_on_unseen_prompts_too(bundle, monkeypatch):
         def __init__(self, *_, samples, **__):
             assert samples == 2
 
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            return None
-
         def error_of(self, plan):
             measured.append(plan)
             return errors[len(set(plan.weight_bits_L))]
 
     monkeypatch.setattr(make, "Rollout", Measured)
-    for errors, widths in (({1: 0.1, 2: 0.2}, 1), ({1: 0.2, 2: 0.1}, 2)):  # noqa: B007 (read by error_of)
+    for errors, widths in (({2: 0.1, 3: 0.2}, 2), ({2: 0.2, 3: 0.1}, 3)):  # noqa: B007 (read by error_of)
         chosen = maker._judged(found, mixed, PROMPTS[:2], lambda _: None)
         assert len(set(chosen.weight_bits_L)) == widths and chosen.act_bits_TL == mixed.act_bits_TL
     assert len(measured) == 4

@@ -13,6 +13,7 @@ from lowbit import gpu, ops
 from lowbit.linear_wna16 import triton as wna16_triton
 
 from tests.quant.test_qlinear import layer
+from workbench.models.denoiser import StepState
 from workbench.quant.activations import ActFormat
 from workbench.quant.qlinear import Extras
 from workbench.quant.quantize import QuantizedModel
@@ -42,7 +43,7 @@ def gpu_of(monkeypatch):
 
 def on_gpu(*modules):
     """(backend, what the screen shows) of a quantized model on a CUDA device in bfloat16."""
-    model = QuantizedModel(plan=None, modules=dict(enumerate(modules)), weight_bytes=0)
+    model = QuantizedModel(plan=None, bundle=None, layers=dict(enumerate(modules)), state=StepState(), weight_bytes=0)
     backend = model.compute(SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16))
     return backend, compute_badge(backend.name, backend.reason)
 
@@ -76,7 +77,8 @@ def test_layers_that_the_kernels_of_a_gpu_leave_out_are_the_reason_on_the_screen
     backend, shown = on_gpu(plain, layer(layer_index=1), layer(layer_index=2, extras=Extras(act=ActFormat(grid="asymmetric"))))
     reason = "no kernel has asymmetric per-token activations; the kernels leave layers out: 160 features are more than 128"
     assert backend == ops.Backend("emulated", reason) and reason in shown
-    cpu = QuantizedModel(plan=None, modules={0: plain}, weight_bytes=0).compute(SimpleNamespace(device=torch.device("cpu"),
+    alone = QuantizedModel(plan=None, bundle=None, layers={0: plain}, state=StepState(), weight_bytes=0)
+    cpu = alone.compute(SimpleNamespace(device=torch.device("cpu"),
                                                                                                 dtype=torch.float32))
     assert cpu == ops.backend(), "they are limits of a GPU"
 

@@ -12,7 +12,7 @@ from lowbit import ops
 from lowbit.memo import LastInput
 
 from tests.kernels.layers import ends, layer, signed
-from workbench.models.bundle import StepCursor
+from workbench.models.denoiser import StepState
 from workbench.plans import BitChoice
 from workbench.quant import transforms
 from workbench.quant.activations import ActFormat, fake_quantize
@@ -78,7 +78,7 @@ def test_kernels_of_other_shapes_and_widths_do_not_mix(count, threads):
 
 
 def quantized(seed, bits, act_bits, transform="hadamard", n_out=40, **extras):
-    cursor = StepCursor()
+    cursor = StepState()
     cursor.row = (act_bits,)
     w_NK, mix = torch.randn(n_out, 160, generator=torch.Generator().manual_seed(seed)), transforms.make(transform, 160, 0)
     stored = quantize_nearest(mix.weight(w_NK), BitChoice(weight_bits=bits, group_size=32))

@@ -5,11 +5,11 @@ import sys
 import pytest
 import torch
 
-from tests.quant.toy import make_toy, method_plan, record
+from tests.quant.toy import make_toy, method_plan, output, record, solve
 from workbench import methods
 from workbench.methods import METHODS, Method
 from workbench.options import QuantConfig
-from workbench.quant.quantize import build, solve_bank
+from workbench.quant.quantize import build
 
 NAMES = list(METHODS)
 ORDER = ["rtn", "smoothquant", "quarot", "gptq", "viditq", "qdit", "svdquant", "adatsq_uniform", "adatsq", "adatsq_smooth",
@@ -21,14 +21,12 @@ def bases():
     """For every method: the toy, its trace, and banks solved at 4, 8 and 16 bits."""
     toy = make_toy()
     trace, alpha_TL = record(toy), torch.tensor([1.5, 0.5, 1.0])[:, None].expand(3, len(toy.layers))
-    return toy, trace, {name: solve_bank(toy, trace, alpha_TL, METHODS[name].quant, (4, 8, 16)) for name in METHODS}
+    return toy, trace, {name: solve(toy, trace, alpha_TL, METHODS[name].quant, (4, 8, 16)) for name in METHODS}
 
 
-def outputs(bundle, trace):
+def outputs(model, trace):
     """The model's output at every step of the trace."""
-    with torch.no_grad():
-        return torch.stack([bundle.velocity(trace.latent_STMD[:, t], trace.schedule, t, trace.conditioning)
-                            for t in range(trace.schedule.steps)], 1)
+    return torch.stack([output(model, trace, t) for t in range(trace.steps)], 1)
 
 
 def test_the_papers_methods_are_here_in_its_order():
@@ -96,9 +94,8 @@ def test_at_16_bits_every_method_is_the_float_model_bit_for_bit(name, modulation
     toy = make_toy()
     trace = record(toy)
     quant = METHODS[name].quant.model_copy(update={"modulation_bits": 16, "modulation": modulation})
-    bank = solve_bank(toy, trace, None, quant, (16,))
-    with build(toy, bank, method_plan(toy, trace.schedule, quant, 16, 16)).attached(toy):
-        assert torch.equal(outputs(toy, trace), trace.target_STMD)
+    bank = solve(toy, trace, None, quant, (16,))
+    assert torch.equal(outputs(build(toy, bank, method_plan(toy, trace.integrator, quant, 16, 16)), trace), trace.output_ST)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -106,13 +103,12 @@ def test_each_method_runs_end_to_end_and_eight_bits_are_closer_than_four(bases, 
     toy, trace, banks = bases
     errors = {}
     for bits in (8, 4):
-        with build(toy, banks[name], method_plan(toy, trace.schedule, METHODS[name].quant, bits, bits)).attached(toy):
-            made = outputs(toy, trace)
-            errors[bits] = float((made - trace.target_STMD).square().sum() / trace.target_STMD.square().sum())
+        made = outputs(build(toy, banks[name], method_plan(toy, trace.integrator, METHODS[name].quant, bits, bits)), trace)
+        errors[bits] = float((made - trace.output_ST).square().sum() / trace.output_ST.square().sum())
     # an 8-bit grid is 16 times finer than a 4-bit one, 256 times in the square; modulation stays at 8 bits, and clipped
     # activations lose their peaks at any width
     assert 0 < errors[8] < errors[4] / (16 if METHODS[name].quant.act_clip == 1 else 4) and errors[4] < 0.1
-    assert torch.equal(outputs(toy, trace), trace.target_STMD), "detached, it is the float model again"
+    assert torch.equal(outputs(toy, trace), trace.output_ST), "the float model is as it was"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -120,15 +116,15 @@ def test_each_method_runs_end_to_end_and_eight_bits_are_closer_than_four(bases, 
 def test_stored_bytes_equal_predicted_bytes(bases, name, modulation):
     toy, trace, banks = bases
     quant = METHODS[name].quant.model_copy(update={"modulation": modulation})
-    bank = banks[name] if modulation == "stored" else solve_bank(toy, trace, None, quant, (4, 8, 16))
+    bank = banks[name] if modulation == "stored" else solve(toy, trace, None, quant, (4, 8, 16))
     # k keeps its float weight; a branch is counted for its input even where every layer of that input does
     widths_L = [16 if layer.role == "k" else (4, 8)[layer.index % 2] for layer in toy.layers]
-    plan = method_plan(toy, trace.schedule, quant, widths_L, 4)
+    plan = method_plan(toy, trace.integrator, quant, widths_L, 4)
     quantized = build(toy, bank, plan)
-    with quantized.attached(toy):
-        held = {buffer.data_ptr(): buffer.untyped_storage().nbytes() for buffer in toy.transformer.buffers()}
-        in_float = 2 * sum(p.numel() for p in toy.transformer.parameters())
-    shared = {t.data_ptr(): t.untyped_storage().nbytes() for module in quantized.modules.values() if hasattr(module, "shared_tensors")
+    own = quantized.modules["transformer"]
+    held = {buffer.data_ptr(): buffer.untyped_storage().nbytes() for buffer in own.buffers()}
+    in_float = 2 * sum(p.numel() for p in own.parameters())
+    shared = {t.data_ptr(): t.untyped_storage().nbytes() for module in quantized.layers.values() if hasattr(module, "shared_tensors")
               for t in module.shared_tensors().values()}
     cached = 2 * 3 * sum(layer.n_out for layer in toy.modulation) if modulation == "cached" else 0
     assert quantized.weight_bytes == plan.weight_bytes == in_float + sum(held.values()) + sum(shared.values()) + cached
@@ -144,7 +140,7 @@ def test_what_each_base_stores_is_what_it_is_made_of(bases):
     _, _, banks = bases
     for name, bank in banks.items():
         quant = METHODS[name].quant
-        layer = bank.layers[0].name
+        layer = next(layer.name for layer in bank.layers if layer.has_act_bits)
         assert (layer in bank.branches) == (quant.branch_bits > 0)
         assert bank.transform(layer).name == quant.transform
         assert (bank.weights[layer, 4].zero_NG is not None) == (quant.weight_grid == "asymmetric")

@@ -11,7 +11,7 @@ from lowbit.linear_wnan import naive
 from lowbit.quant_linears import cpu as joint_calls
 from torch import nn
 
-from workbench.models.bundle import StepCursor
+from workbench.models.denoiser import StepState
 from workbench.options import BadInput
 from workbench.plans import BitChoice
 from workbench.quant import transforms
@@ -47,7 +47,7 @@ def tokens():
 @pytest.mark.parametrize("act_bits", [3, 8, 16])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_it_computes_what_the_reference_does(act_bits, symmetric):
-    cursor = StepCursor()
+    cursor = StepState()
     cursor.row = (16, act_bits)
     module, x = layer(symmetric=symmetric, cursor=cursor, layer_index=1), tokens()
     weight_NK = naive.dequantize(module.packed_NP, module.scale_NG, module.zero_NG, 4, 64, K_IN)
@@ -59,7 +59,7 @@ def test_it_computes_what_the_reference_does(act_bits, symmetric):
 
 
 def test_activations_stay_float_without_a_row_or_an_index():
-    cursor, x = StepCursor(), tokens()
+    cursor, x = StepState(), tokens()
     alone, followed, weight_only = layer(), layer(cursor=cursor, layer_index=0), layer(cursor=cursor, layer_index=None)
     assert torch.equal(followed(x), alone(x))
     cursor.row = (3,)
@@ -156,7 +156,7 @@ def test_three_layers_on_one_input_transform_and_quantize_it_once_per_width(monk
     calls = []
     real = transforms.ops.act_quant
     monkeypatch.setattr(transforms.ops, "act_quant", lambda *a: calls.append(1) or real(*a))
-    cursor, x = StepCursor(), tokens()
+    cursor, x = StepState(), tokens()
     cursor.row = (4, 4, 8)
     modules = [layer(cursor=cursor, layer_index=i) for i in range(3)]
     shared = [module(x) for module in modules]
@@ -168,7 +168,7 @@ def test_three_layers_on_one_input_transform_and_quantize_it_once_per_width(monk
                                  ActFormat(scale="group", group_size=32, grid="mid_rise")], ids=lambda act: act.describe())
 @pytest.mark.parametrize("bits", [3, 4, 8])
 def test_without_a_kernel_the_same_numbers_come_from_a_float_product(monkeypatch, act, bits):
-    module, x = layer(group_size=32, cursor=StepCursor(), layer_index=0, extras=Extras(act=act)), tokens()
+    module, x = layer(group_size=32, cursor=StepState(), layer_index=0, extras=Extras(act=act)), tokens()
     module.cursor.row = (bits,)
     assert module.format.beyond_kernel() == ()
     with_kernel = module(x)
@@ -182,7 +182,7 @@ def test_without_a_kernel_the_same_numbers_come_from_a_float_product(monkeypatch
 
 @pytest.mark.skipif(not ops.backend().is_kernel, reason="layers run together on kernels only")
 def test_what_is_prepared_for_several_layers_follows_their_steps_their_tensors_and_their_company(monkeypatch):
-    cursor, x = StepCursor(), tokens()
+    cursor, x = StepState(), tokens()
     first, *others = (layer(cursor=cursor, layer_index=i) for i in range(3))
     others = tuple(others)
 
@@ -211,7 +211,7 @@ def test_what_is_prepared_for_several_layers_follows_their_steps_their_tensors_a
 
 def test_a_float_weight_is_the_original_layer_at_16_bits_and_quantizes_activations_below():
     torch.manual_seed(0)
-    linear, cursor, x = nn.Linear(K_IN, N_OUT), StepCursor(), tokens()
+    linear, cursor, x = nn.Linear(K_IN, N_OUT), StepState(), tokens()
     module = FloatLinear(linear, transforms.make("hadamard", K_IN, 0), cursor=cursor, layer_index=0)
     assert torch.equal(module(x), linear(x)) and module.weight is linear.weight
     cursor.row = (4,)
@@ -233,7 +233,7 @@ def rich_layer(**place):
 
 
 def test_a_branch_and_a_smoothing_vector_are_part_of_the_product():
-    cursor, x = StepCursor(), tokens()
+    cursor, x = StepState(), tokens()
     module, w_NK, b = rich_layer(cursor=cursor, layer_index=0)
     mixed = (x / module.transform.smooth_K.float())
     mixed = transforms.make("hadamard", K_IN, 0).forward(mixed)
@@ -276,7 +276,7 @@ def test_a_static_range_is_stored_with_the_layer():
     w_NK = torch.randn(4, 32, generator=torch.Generator().manual_seed(0))
     stored, extras = quantize_nearest(w_NK, BitChoice(weight_bits=8, group_size=None)), Extras(
         act=ActFormat(scale="tensor"), range_2=torch.tensor([-2.0, 3.0]).half())
-    cursor = StepCursor()
+    cursor = StepState()
     cursor.row = (8,)
     module = QuantLinear(stored, None, transforms.make("none", 32, 0), cursor=cursor, layer_index=0, extras=extras)
     assert module.weight_bytes == stored.weight_bytes + 4

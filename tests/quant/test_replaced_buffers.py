@@ -14,7 +14,7 @@ import torch
 from lowbit import ops
 from torch import nn
 
-from workbench.models.bundle import StepCursor
+from workbench.models.denoiser import StepState
 from workbench.plans import BitChoice
 from workbench.quant import transforms
 from workbench.quant.grids import quantize_nearest
@@ -34,7 +34,7 @@ def layer(seed, cursor):
 
 
 def following(bits=BITS):
-    cursor = StepCursor()
+    cursor = StepState()
     cursor.row = (bits,)
     return cursor
 

@@ -91,7 +91,7 @@ def test_activation_plans_keep_their_mean_and_use_it(seed, mean):
 
 def test_a_cost_of_one_layer_changes_who_gets_bits():
     table = make_table(0)
-    dear = activation_hull(table, cost_LC=np.array([[1.0], [1.0], [1000.0]]) * np.array(table.act_bits_C))
+    dear = activation_hull(table, cost_TLC=np.array([[1.0], [1.0], [1000.0]]) * np.array(table.act_bits_C))
     equal = activation_hull(table)
     mu = float(np.median(equal.hull.slope_E))
     last = [sum(row[2] for row in made.rows_at(mu)) for made in (equal, dear)]

@@ -25,9 +25,13 @@ def timed(layers=3, seed=0):
 
 def meter(seed, slack, layers=2, steps=2):
     random = np.random.default_rng(seed)
-    cost_LC = np.sort(random.uniform(1, 10, (layers, 4)), axis=1)
-    least, most = steps * cost_LC.min(1).sum(), steps * cost_LC.max(1).sum()
-    return Meter(name="max_latency_ms", unit="us", cost_LC=cost_LC, limit=least + slack * (most - least))
+    cost_TLC = np.tile(np.sort(random.uniform(1, 10, (layers, 4)), axis=1), (steps, 1, 1))
+    least, most = cost_TLC.min(-1).sum(), cost_TLC.max(-1).sum()
+    return Meter(name="max_latency_ms", unit="us", cost_TLC=cost_TLC, limit=least + slack * (most - least))
+
+
+def everywhere(steps, layers):
+    return np.ones((steps, layers), dtype=bool)
 
 
 def columns_of(rows):
@@ -38,7 +42,7 @@ def columns_of(rows):
 @settings(max_examples=60, deadline=None)
 def test_neither_of_two_limits_is_ever_exceeded(seed, mean, slack):
     table = make_table(seed, steps=2, layers=2)
-    limits = [bit_meter(ACT_BITS, 2, 2, mean), meter(seed, slack)]
+    limits = [bit_meter(ACT_BITS, everywhere(2, 2), mean), meter(seed, slack)]
     columns = [np.reshape(c, (2, 2)) for c in product(range(4), repeat=4)]
     feasible = [c for c in columns if all(limit.total(c) <= limit.limit for limit in limits)]
     assert feasible  # the cheapest plan of one meter is the cheapest of the other here
@@ -50,13 +54,13 @@ def test_neither_of_two_limits_is_ever_exceeded(seed, mean, slack):
 @settings(max_examples=30, deadline=None)
 def test_a_limit_that_does_not_bind_changes_nothing(seed, slack):
     table, binding = make_table(seed, steps=2, layers=2), meter(seed, slack)
-    loose = bit_meter(ACT_BITS, 2, 2, 16.0)
+    loose = bit_meter(ACT_BITS, everywhere(2, 2), 16.0)
     assert steering(table, [binding, loose]).rows() == steering(table, [binding]).rows()
 
 
 def test_where_all_widths_take_the_same_time_the_best_is_free():
     table = make_table(0)
-    same = Meter(name="max_latency_ms", unit="us", cost_LC=np.full((3, 4), 7.0), limit=4 * 3 * 7.0)
+    same = Meter(name="max_latency_ms", unit="us", cost_TLC=np.full((4, 3, 4), 7.0), limit=4 * 3 * 7.0)
     assert steering(table, [same]).rows() == (((16,) * 3,) * 4)
 
 
@@ -66,9 +70,9 @@ def test_latencies_are_read_by_weight_width_and_their_absence_is_said():
     picked = latency_us_LC(costs, (2, 4, 16), ACT_BITS)
     assert (picked == np.stack([costs.latency.us_LWA[i, costs.weight_bits_C.index(bits)] for i, bits in enumerate((2, 4, 16))])).all()
     with pytest.raises(BadInput, match="nothing is known about this machine's latencies"):
-        meters(Budget(max_weight_bytes=10**6, max_latency_ms=1.0), make_costs(), (4, 4, 4), ACT_BITS, 4)
+        meters(Budget(max_weight_bytes=10**6, max_latency_ms=1.0), make_costs(), (4, 4, 4), ACT_BITS, everywhere(4, 3))
     with pytest.raises(BadInput, match=r"max_latency_ms: the limit leaves .* us for the layers; the cheapest plan takes"):
-        steering(make_table(0), meters(Budget(max_weight_bytes=10**6, max_latency_ms=0.041), costs, (4, 4, 4), ACT_BITS, 4))
+        steering(make_table(0), meters(Budget(max_weight_bytes=10**6, max_latency_ms=0.041), costs, (4, 4, 4), ACT_BITS, everywhere(4, 3)))
 
 
 @pytest.mark.parametrize("with_bits", [True, False])

@@ -46,7 +46,7 @@ def test_the_online_switch_runs_steps_at_4_or_8_bits_and_more_of_them_high_for_a
 
     def high_steps(target_bits):
         ledger = Ledger(EntangledEvaluator(table), summed=False, on_extend=lambda: None)
-        rows = ledger.bits_TL(online_rollout(ledger, (4, 4, 4), 10, target_bits))
+        rows = ledger.bits_TL(online_rollout(ledger, (4, 4, 4), lambda bits: ((bits,) * 3,) * 10, 10, target_bits))
         assert len(rows) == 10 and all(row in ((4,) * 3, (8,) * 3) for row in rows) and rows[0][0] == 8
         return sum(row[0] == 8 for row in rows)
     assert high_steps(target) >= high_steps(3.0)

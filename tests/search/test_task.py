@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -78,7 +79,7 @@ def test_other_weights_span_from_the_smallest_to_float_and_the_smallest_has_the_
     others = task.other_weights()
     sizes = [COSTS.total_bytes(weights) for weights in others]
     assert sizes[0] == COSTS.total_bytes([2] * 3) and sizes[-1] == COSTS.total_bytes([16] * 3) and sizes == sorted(sizes)
-    assert others[(2, 2, 2)][0] == uniform_rows(3, 6, 3)
+    assert others[(2, 2, 2)][0] == uniform_rows(3, np.ones((6, 3), dtype=bool))
     assert not set(others) & set(task.weight_candidates)
     assert uniform_weights(COSTS) == {bits: COSTS.total_bytes([bits] * 3) for bits in (2, 4, 8, 16)}
 

@@ -42,7 +42,7 @@ def make_costs(layers: int = 3, weight_bits=WEIGHT_BITS, fixed_bytes: int = 1000
 
 def make_layers(layers: int) -> tuple[LayerInfo, ...]:
     return tuple(LayerInfo(index=i, name=f"layer.{i}", block="block", role="role", n_out=8, k_in=8 + i, tokens=4, has_bias=False,
-                           shares_input_with=i) for i in range(layers))
+                           same_input=i, fused_with=i) for i in range(layers))
 
 
 class TableEvaluator:

@@ -21,7 +21,6 @@ from workbench.types import (
     Interval,
     LayerInfo,
     Pair,
-    Schedule,
     SearchEvent,
     SearchResult,
     SensitivityMap,
@@ -36,7 +35,7 @@ MODEL_HASH = "fake0123"
 def make_layers(blocks=5):
     names = [(f"blocks.{b}", role) for b in range(blocks) for role in ROLES]
     return tuple(LayerInfo(index=i, name=f"{block}.{role}", block=block, role=role, n_out=256, k_in=256, tokens=80, has_bias=True,
-                           shares_input_with=i) for i, (block, role) in enumerate(names))
+                           same_input=i, fused_with=i) for i, (block, role) in enumerate(names))
 
 
 @dataclass
@@ -60,13 +59,12 @@ class FakeBundle:
     def prompts(self, kind):
         return tuple(f"{kind} prompt {i}" for i in range(6))
 
-    def schedule(self, steps):
-        return make_schedule(steps)
+    def integrator(self, steps):
+        return SimpleNamespace(sigma_T1=make_levels(steps), steps=steps)
 
 
-def make_schedule(steps):
-    sigma_T1 = torch.linspace(1, 0, steps + 1)
-    return Schedule(sigma_T1=sigma_T1, timestep_T=1000 * sigma_T1[:-1])
+def make_levels(steps):
+    return torch.linspace(1, 0, steps + 1)
 
 
 def make_sensitivity(layers, steps):
@@ -75,7 +73,7 @@ def make_sensitivity(layers, steps):
     alpha_TL = fisher_TL / fisher_TL.mean(0)
     act_C = torch.tensor(ACT_BITS_C)
     squared_error_TLC = torch.ones(steps, len(layers), 1) * torch.where(act_C == 16, torch.zeros(()), 4.0 ** -act_C)
-    return SensitivityMap(layers=layers, schedule=make_schedule(steps), fisher_TL=fisher_TL, stderr_TL=0.1 * fisher_TL, alpha_TL=alpha_TL,
+    return SensitivityMap(layers=layers, sigma_T1=make_levels(steps), fisher_TL=fisher_TL, stderr_TL=0.1 * fisher_TL, alpha_TL=alpha_TL,
                           act_absmax_TL=1 + fisher_TL.sqrt(), act_bits_C=ACT_BITS_C, squared_error_TLC=squared_error_TLC,
                           directional_TLC=fisher_TL[..., None] * squared_error_TLC, config=SensitivityConfig(), samples=4,
                           model_hash=MODEL_HASH)
@@ -99,7 +97,7 @@ def make_scored(found, weight_bits, act_bits, origin="beam"):
     act_bits_TL = torch.full((steps, layers), act_bits)
     if origin == "beam":
         act_bits_TL[smap.fisher_TL > smap.fisher_TL.quantile(0.8)] = 8
-    plan = make_plan(layers=smap.layers, sigma_T=smap.schedule.sigma_T1[:-1].tolist(), costs=found.costs, quant=found.quant,
+    plan = make_plan(layers=smap.layers, sigma_T=smap.sigma_T1[:-1].tolist(), costs=found.costs, quant=found.quant,
                      weight_choice_L=[BitChoice(weight_bits=weight_bits)] * layers, act_bits_TL=act_bits_TL.tolist(),
                      model_hash=MODEL_HASH, method=origin, predicted_error=1e-3)
     better = 1.0 if origin == "uniform" else 0.5
@@ -170,15 +168,16 @@ class FakePipeline:
         for i, prompt in enumerate(prompts):
             image = make_image(draw)
             noisy = np.clip(image.astype(int) + draw.integers(-4, 5, image.shape), 0, 255).astype(np.uint8)
-            pairs.append(Pair(prompt=prompt, seed=seed + i, image_float=image, image_quantized=noisy, psnr_db=36.0 + i, ssim=0.97,
+            pairs.append(Pair(prompt=prompt, seed=seed + i, frames_float=image[None], frames_quantized=noisy[None],
+                              psnr_db=36.0 + i, ssim=0.97,
                               latent_nmse=0.004, latent_nmse_T=tuple(0.004 * (t + 1) / steps for t in range(steps))))
         for side in ("float", "quantized"):
             for i, pair in enumerate(pairs):
                 self._report(on_progress, f"generate {side}", i + 1, len(pairs), Drafts(i, (getattr(pair, f"image_{side}"),)))
         metrics = {"PSNR": Interval(mean=36.0, low=35.0, high=37.0, n=len(pairs), unit="dB"),
                    "latent NMSE": Interval(mean=0.004, low=0.003, high=0.005, n=len(pairs), higher_is_better=False)}
-        latents = torch.zeros(len(pairs), steps + 1, 1, 1)
-        kept = Trajectories(sigma_T1=make_schedule(steps).sigma_T1, float_STMD=latents, quantized_STMD=latents)
+        latents = torch.zeros(len(pairs), steps, 1, 1)
+        kept = Trajectories(sigma_T1=make_levels(steps), float_ST=latents, quantized_ST=latents)
         return Comparison(trajectories=kept, pairs=tuple(pairs), metrics=metrics, float_seconds_per_image=0.4,
                           quantized_seconds_per_image=0.6,
                           float_bytes=bundle.float_bytes, quantized_bytes=quantized.weight_bytes, compute="emulated",

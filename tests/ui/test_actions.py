@@ -262,7 +262,7 @@ def test_the_tour_leaves_the_steps_of_the_form_alone(session, finish):
     session.steps = 17
     guide.follow(session, {"stop": 0})
     finish(session)
-    assert session.steps == 17 and session.profile.sensitivity.schedule.steps == guide.TOUR_STEPS
+    assert session.steps == 17 and session.profile.sensitivity.steps == guide.TOUR_STEPS
 
 
 def test_too_many_prompts_to_compare(searched):

@@ -3,17 +3,19 @@
 import pytest
 import torch
 
-from tests.ui.fakes import MODEL_HASH, FakeBundle, FakePipeline, make_schedule
+from tests.quant.toy import straight
+from tests.ui.fakes import MODEL_HASH, FakeBundle, FakePipeline
 from workbench import examples
 from workbench.options import BadInput, Budget, QuantConfig, SearchConfig, SensitivityConfig, TraceConfig
-from workbench.types import Conditioning, Trace
+from workbench.replay.trace import Trace
+from workbench.types import Conditioning
 from workbench.ui import guide, page
 from workbench.ui.actions import compare, export, search, sensitivity
 
 
 def make_trace(samples, steps=4):
-    latent_STMD = torch.linspace(-1, 1, samples * (steps + 1) * 6).reshape(samples, steps + 1, 3, 2)
-    return Trace(schedule=make_schedule(steps), latent_STMD=latent_STMD, target_STMD=latent_STMD[:, 1:].clone(), model_hash=MODEL_HASH,
+    latent_ST = torch.linspace(-1, 1, samples * (steps + 1) * 6).reshape(samples, steps + 1, 3, 2)
+    return Trace(integrator=straight(steps), tokens=3, latent_ST=latent_ST, output_ST=latent_ST[:, 1:].clone(), model_hash=MODEL_HASH,
                  conditioning=Conditioning(per_sample={"text": torch.ones(samples, 2)}, shared={"ids": torch.ones(3)}),
                  prompts=tuple(f"p{i}" for i in range(samples)), seeds=tuple(range(samples)))
 
@@ -35,8 +37,8 @@ def test_what_was_saved_comes_back_but_only_for_its_own_weights(example, tmp_pat
     assert back.sensitivity.fisher_TL.equal(example.sensitivity.fisher_TL) and back.result.front == example.result.front
     assert (back.comparison.pairs[1].image_float == example.comparison.pairs[1].image_float).all()
     assert back.trace.samples == examples.TRAJECTORIES_KEPT and back.trace.prompts == ("p0", "p1")
-    assert back.trace.latent_STMD.dtype == back.comparison.trajectories.float_STMD.dtype == torch.float32
-    assert torch.allclose(back.trace.latent_STMD, example.trace.latent_STMD[:2], rtol=2**-11)  # kept in half precision
+    assert back.trace.latent_ST.dtype == back.comparison.trajectories.float_ST.dtype == torch.float32
+    assert torch.allclose(back.trace.latent_ST, example.trace.latent_ST[:2], rtol=2**-11)  # kept in half precision
     assert (back.look.layer, back.look.step) == example.sensitivity.most_fragile
     assert examples.load("emoji-flux", "another-hash", tmp_path) is None
     assert examples.load("other", MODEL_HASH, tmp_path) is None

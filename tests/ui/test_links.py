@@ -31,7 +31,7 @@ def costs(bundle):
 def plan_of(bundle, costs, weights, acts):
     found = FakePipeline().profile(bundle, TraceConfig(steps=STEPS), SensitivityConfig(), QuantConfig())
     layers = len(bundle.layers)
-    return make_plan(layers=bundle.layers, sigma_T=found.sensitivity.schedule.sigma_T1[:-1].tolist(), costs=costs, quant=QuantConfig(),
+    return make_plan(layers=bundle.layers, sigma_T=found.sensitivity.sigma_T1[:-1].tolist(), costs=costs, quant=QuantConfig(),
                      weight_choice_L=[BitChoice(weight_bits=weights[i % len(weights)]) for i in range(layers)],
                      act_bits_TL=[[acts[(t + i) % len(acts)] for i in range(layers)] for t in range(STEPS)], model_hash=bundle.model_hash)
 
@@ -51,7 +51,7 @@ def test_what_comes_back_decides_the_same(weights, acts):
 def test_a_link_of_the_first_version_keeps_the_grids_of_its_day(bundle, costs):
     plan = plan_of(bundle, costs, (4,), (4,))
     values = json.loads(zlib.decompress(base64.urlsafe_b64decode(links.encode(plan, "emoji-flux", (), 0) + "==")))
-    assert values["version"] == 2 and values["quant"] == QuantConfig().model_dump(mode="json")
+    assert values["version"] == 3 and values["quant"] == QuantConfig().model_dump(mode="json")
     first = {name: value for name, value in values.items() if name != "version"} | {"quant": {"damping": 0.3}}
     quant = links.decode(coded(first)).quant
     assert (quant.weight_grid, quant.act_grid, quant.damping) == ("symmetric", "symmetric", 0.3)
@@ -71,7 +71,7 @@ def coded(values) -> str:
 
 
 @pytest.mark.parametrize("code", [
-    "", "x" * 50, "!!!", "A" * 100_000, coded([1]), coded("text"), coded({"version": 3}), coded("[" * 50_000),
+    "", "x" * 50, "!!!", "A" * 100_000, coded([1]), coded("text"), coded({"version": 4}), coded("[" * 50_000),
     base64.urlsafe_b64encode(zlib.compress(b" " * 5_000_000)).decode(),
 ])
 def test_what_is_no_link_is_refused_in_one_line(code):

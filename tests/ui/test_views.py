@@ -143,7 +143,8 @@ def test_a_range_of_a_block_is_its_largest_layer_s(bundle, found, fisher_TL):
 def test_layer_labels_are_short_and_unique():
     names = ["transformer_blocks.0.attn.to_q", "transformer_blocks.0.ff.net.2", "single_transformer_blocks.0.proj_mlp"]
     blocks = ["double.0", "double.0", "single.0"]
-    layers = [LayerInfo(index=i, name=n, block=b, role="", n_out=1, k_in=1, tokens=1, has_bias=False, shares_input_with=i)
+    layers = [LayerInfo(index=i, name=n, block=b, role="", n_out=1, k_in=1, tokens=1, has_bias=False, same_input=i,
+                        fused_with=i)
               for i, (n, b) in enumerate(zip(names, blocks))]
     assert layer_labels(layers) == ["double.0 attn.to_q", "double.0 ff.net.2", "single.0 proj_mlp"]
 

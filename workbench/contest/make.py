@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from workbench import costs, pipeline, trace
+from workbench import costs, pipeline
 from workbench.methods import Method
 from workbench.models import Bundle
 from workbench.options import (
@@ -24,9 +24,11 @@ from workbench.options import (
     SearchConfig,
     TraceConfig,
 )
-from workbench.plans import BitPlan, make_plan
+from workbench.plans import BitChoice, BitPlan, make_plan
 from workbench.quant import evolution
-from workbench.quant.quantize import QuantizedModel, WeightBank, build, solve_bank, solve_banks, with_groups
+from workbench.quant.bank import Calibration, WeightBank, solve_bank, solve_banks, with_groups
+from workbench.quant.quantize import QuantizedModel, build
+from workbench.replay import trace
 from workbench.rollout import Rollout
 from workbench.runs import Run
 
@@ -79,9 +81,14 @@ class Maker:
         if method.allocation == "plan" or quant.hessian == "fisher":
             return self._profiled(method, quant, on_progress)
         started = time.perf_counter()
-        bank = solve_bank(self.bundle, recorded, None, quant, (terms.weight_bits,), on_progress=on_progress)
+        bank = solve_bank(self.bundle, Calibration(trace=recorded), quant, self._widths(quant), on_progress=on_progress)
         quantized = build(self.bundle, bank, self._uniform(method, quant, pipeline.sigma_of(recorded)))
         return Made(quantized=quantized, quantize_seconds=time.perf_counter() - started)
+
+    def _widths(self, quant: QuantConfig) -> dict[str, tuple[int]]:
+        """The width of every layer in a plan of one width."""
+        uniform = costs.tabulate(self.bundle, quant, self.settings.trace.steps).uniform(self.settings.terms.weight_bits)
+        return {layer.name: (bits,) for layer, bits in zip(self.bundle.layers, uniform)}
 
     def _uniform(self, method: Method, quant: QuantConfig, sigma_T: Sequence[float], group_size_L=None):
         terms = self.settings.terms
@@ -99,7 +106,9 @@ class Maker:
         started = time.perf_counter()
         # the last ones first: a search that measures on fresh prompts takes the first
         unseen = [prompt for prompt in reversed(self.bundle.prompts("calibration")) if prompt not in found.trace.prompts]
-        result = pipeline.search(self.bundle, found, self._budget(quant, sigma_T), self.settings.search, run=self.run,
+        # every method stores modulation alike: bytes compare what is done to the other layers
+        config = self.settings.search.model_copy(update={"modulation_widths": "fixed"})
+        result = pipeline.search(self.bundle, found, self._budget(quant, sigma_T), config, run=self.run,
                                  judge_prompts=unseen, on_progress=on_progress)
         plan = self._judged(found, result.chosen.plan, unseen, on_progress).model_copy(update={"method": method.name})
         return Made(quantized=build(self.bundle, found.bank, plan), quantize_seconds=found.seconds,
@@ -111,7 +120,9 @@ class Maker:
         overfit: one that is ahead there may be far behind elsewhere."""
         quant, width, costs_of = found.quant, self.settings.terms.weight_bits, found.costs
         even = make_plan(layers=self.bundle.layers, sigma_T=plan.sigma_T, act_bits_TL=plan.act_bits_TL, costs=costs_of, quant=quant,
-                         weight_choice_L=[costs.choice_of(width, quant)] * len(self.bundle.layers), model_hash=self.bundle.model_hash)
+                         model_hash=self.bundle.model_hash,
+                         weight_choice_L=[BitChoice.of(bits, quant, layer)
+                                          for bits, layer in zip(costs_of.uniform(width), self.bundle.layers)])
         limit_bytes = self._budget(quant, plan.sigma_T).max_weight_bytes
         if not unseen or even.weight_bits_L == plan.weight_bits_L or even.weight_bytes > limit_bytes:
             return plan
@@ -121,8 +132,8 @@ class Maker:
         def weights(weight_bits_L):
             return build(self.bundle, found.bank, pipeline.uniform_plan(self.bundle, quant, plan.sigma_T, weight_bits_L, 16))
 
-        with Rollout(self.bundle, judging, weights, samples=judging.samples, scoring="raw") as rollout:
-            return min((plan, even), key=rollout.error_of)
+        rollout = Rollout(self.bundle, judging, weights, samples=judging.samples, scoring="raw")
+        return min((plan, even), key=rollout.error_of)
 
     def _budget(self, quant: QuantConfig, sigma_T: Sequence[float]) -> Budget:
         """The bytes of the method's own uniform size, or of the effective bits that the terms allow."""
@@ -138,27 +149,36 @@ class Maker:
         """A bank for each group size, then the sizes of least end-to-end error within the bytes of the uniform size."""
         started, sigma_T, terms = time.perf_counter(), pipeline.sigma_of(recorded), self.settings.terms
         quants = [quant.model_copy(update={"group_size": size}) for size in evolution.SIZES]
-        solved = solve_banks(self.bundle, recorded, None, quants, (terms.weight_bits,), on_progress=on_progress)
+        solved = solve_banks(self.bundle, Calibration(trace=recorded), quants, self._widths(quant), on_progress=on_progress)
         banks = dict(zip(evolution.SIZES, solved))
         solve_seconds, config = time.perf_counter() - started, self.settings.evolution
-        limit_bytes = costs.tabulate(self.bundle, quant, len(sigma_T)).total_bytes([terms.weight_bits] * len(self.bundle.layers))
-        tables = [costs.tabulate(self.bundle, quant, len(sigma_T), [size] * len(self.bundle.layers)) for size in evolution.SIZES]
+        every, layers = len(self.bundle.layers), [layer for layer in self.bundle.layers if layer.has_act_bits]
+        even = costs.tabulate(self.bundle, quant, len(sigma_T))
+        tables = [costs.tabulate(self.bundle, quant, len(sigma_T), [size] * every) for size in evolution.SIZES]
         column = tables[0].weight_bits_C.index(terms.weight_bits)
-        bytes_LC = [[int(table.weight_bytes_LC[layer.index, column]) for table in tables] for layer in self.bundle.layers]
+        bytes_LC = [[int(table.weight_bytes_LC[layer.index, column]) for table in tables] for layer in layers]
+        limit_bytes = sum(int(even.weight_bytes_LC[layer.index, column]) for layer in layers)
         now: dict[str, WeightBank] = {}
 
-        def error_of(group_size_L) -> float:
-            now["bank"] = with_groups(banks, group_size_L)
-            return rollout.error_of(self._uniform(method, quant, sigma_T, group_size_L))
+        def of_all(size_L) -> list:
+            """Group sizes of all layers; modulation has its own."""
+            chosen = dict(zip((layer.index for layer in layers), size_L))
+            return [chosen.get(index, quant.group_size) for index in range(every)]
+
+        def error_of(size_L) -> float:
+            now["bank"] = with_groups(banks, of_all(size_L))
+            return rollout.error_of(self._uniform(method, quant, sigma_T, of_all(size_L)))
 
         def modules(weight_bits_L):
             return build(self.bundle, now["bank"], self._uniform(method, quant, sigma_T, self._sizes(now["bank"])))
 
-        with Rollout(self.bundle, recorded, modules, samples=config.samples, scoring="raw") as rollout:
-            found = evolution.evolve(bytes_LC, limit_bytes - tables[0].fixed_bytes, error_of, config, on_progress=on_progress)
-        plan = self._uniform(method, quant, sigma_T, found.group_size_L)
-        return Made(quantized=build(self.bundle, with_groups(banks, found.group_size_L), plan), quantize_seconds=solve_seconds,
+        rollout = Rollout(self.bundle, recorded, modules, samples=config.samples, scoring="raw")
+        found = evolution.evolve(bytes_LC, limit_bytes, error_of, config, on_progress=on_progress)
+        sizes_L = of_all(found.group_size_L)
+        plan = self._uniform(method, quant, sigma_T, sizes_L)
+        return Made(quantized=build(self.bundle, with_groups(banks, sizes_L), plan), quantize_seconds=solve_seconds,
                     search_seconds=time.perf_counter() - started - solve_seconds, evaluations=found.evaluations)
 
     def _sizes(self, bank: WeightBank):
-        return [bank.weights[layer.name, self.settings.terms.weight_bits].group_size for layer in bank.layers]
+        width, own = self.settings.terms.weight_bits, bank.quant.group_size
+        return [bank.weights[layer.name, width].group_size if layer.has_act_bits else own for layer in bank.layers]

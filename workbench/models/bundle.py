@@ -1,137 +1,173 @@
-"""What every model family offers to the stages: a loaded pipeline seen as layers, a schedule and a velocity.
+"""What every model family offers to the stages: a loaded pipeline seen as layers, a sampler and calls.
 
-Dimension letters as in `types.py`: S samples, M tokens, D channels of a latent token, T steps, L layers.
+Dimension letters as in `types.py`: S samples, T steps, L layers. Latents have any rank: (S, *shape).
 """
 
 from __future__ import annotations
 
 import abc
-import contextlib
 import copy
 import json
-import math
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from workbench.models import tree
+from workbench.models.denoiser import Denoiser, Predictor, StepState
+from workbench.models.discover import Rule, discover
+from workbench.models.integrator import Integrator
+from workbench.models.media import Media
 from workbench.options import BadInput
-from workbench.plans import BitPlan
 from workbench.resources import resource_folder
-from workbench.types import Conditioning, LayerInfo, Schedule
+from workbench.types import Conditioning, LayerInfo
 
 ASSETS = resource_folder("assets")
 PROMPT_KINDS = ("calibration", "held_out", "showcase")
 
 
-class StepCursor:
-    """Where the running denoising loop is. One root hook writes it; quantized layers read `row`.
-
-    sigma: noise level of the current forward. row: activation bits of every layer at this step (None: all float).
-    plan: when set, the hook looks the row up by sigma; a search leaves it None and writes `row` itself."""
-
-    def __init__(self):
-        self.sigma: float = math.nan
-        self.row: Sequence[int] | None = None
-        self.plan: BitPlan | None = None
-
-    def move_to(self, sigma: float) -> None:
-        """Called once per forward of the transformer, before its first layer."""
-        self.sigma = sigma
-        if self.plan is not None:
-            self.row = self.plan.act_bits_at(sigma)
-
-
 class Bundle(abc.ABC):
-    """A loaded diffusers pipeline and everything a stage may ask of it.
+    """A loaded diffusers pipeline, the float model, and everything a stage may ask of it.
 
-    The transformer runs in float32 on a CPU and in bfloat16 on a GPU; latents are float32 everywhere."""
+    Nothing here changes after loading: hooks and replaced layers go into trees of their own (`tree.py`), so that any number of threads
+    may use one bundle. The transformer runs in float32 on a CPU and in bfloat16 on a GPU; latents are float32 everywhere.
+    `modules` are the transformers by name; `float_bytes` counts them in 16 bits."""
+
+    rules: ClassVar[Sequence[Rule]]
+    blocks: ClassVar[Mapping[str, str]]
 
     def __init__(self, *, name: str, source: str, pipeline, model_hash: str, device: torch.device):
         self.name, self.source, self.pipeline, self.model_hash, self.device = name, source, pipeline, model_hash, device
-        self.transformer: nn.Module = pipeline.transformer.eval().requires_grad_(False)
+        self.modules: dict[str, nn.Module] = {"transformer": pipeline.transformer}
         self.dtype = next(self.transformer.parameters()).dtype
-        self._parameters = sum(p.numel() for p in self.transformer.parameters())  # while quantized layers are lent, fewer are there
-        self.cursor = StepCursor()
-        self.lock = threading.RLock()
-        self.transformer.register_forward_pre_hook(self._read_step, with_kwargs=True)
-        self.layers, self.modulation, self.protected = self._sort_linears()
+        self.parameters = sum(p.numel() for module in self.modules.values() for p in module.parameters())
+        self.renew_locks()
+        self.prepare()
+        found = self._discover()
+        self.layers: tuple[LayerInfo, ...] = found.layers
+        self.protected: dict[str, str] = found.kept_float
 
     # --- what a family defines ---
 
     @abc.abstractmethod
-    def _sort_linears(self) -> tuple[tuple[LayerInfo, ...], tuple[LayerInfo, ...], dict[str, str]]:
-        """Every nn.Linear of the transformer as one of: quantizable, modulation (weight only), protected (name: why)."""
+    def integrator(self, steps: int) -> Integrator:
+        """The sampler that the pipeline itself would use for so many steps."""
 
     @abc.abstractmethod
-    def _sigma_of(self, kwargs: dict) -> float:
-        """The noise level of a forward, from the transformer's own time argument."""
+    def denoiser(self, integrator: Integrator) -> Denoiser:
+        """The calls of a schedule."""
 
     @abc.abstractmethod
-    def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """Text embeddings of the prompts."""
+    def sigma_of(self, kwargs: Mapping) -> Tensor:
+        """The noise level of a forward of a plain pipeline, as the transformer's own time argument tells it and in its type."""
 
     @abc.abstractmethod
-    def initial_latents(self, seeds: Sequence[int]) -> Tensor:
-        """Noise (S, M, D) float32, the same as the pipeline draws with a CPU generator of each seed."""
+    def _encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Text embeddings of the prompts, on the device."""
 
     @abc.abstractmethod
-    def schedule(self, steps: int) -> Schedule:
-        """The noise levels the pipeline itself would use."""
+    def example(self, device: torch.device) -> tuple[Tensor, Conditioning]:
+        """A latent and a conditioning of the shapes of one sample, of any values."""
 
     @abc.abstractmethod
-    def velocity(self, latent_SMD: Tensor, schedule: Schedule, step: int, conditioning: Conditioning) -> Tensor:
-        """The model's output (S, M, D) float32 at one step; differentiable with respect to the latent."""
+    def noise(self, seeds: Sequence[int]) -> Tensor:
+        """Noise (S, *shape) float32, the same as the pipeline draws with a CPU generator of each seed."""
 
     @abc.abstractmethod
-    def decode(self, latent_SMD: Tensor) -> np.ndarray:
-        """Images uint8 (S, H, W, 3)."""
+    def decode(self, latent: Tensor) -> Media:
+        """What the latents (S, *shape) show."""
 
-    def modulation_input(self, schedule: Schedule, steps: range, conditioning: Conditioning) -> Tensor:
+    def prepare(self) -> None:
+        """What is done to the transformers before anybody else sees them. A family may move their weights here, and never later."""
+        for module in self.modules.values():
+            module.eval().requires_grad_(False)
+
+    def modulation_input(self, integrator: Integrator, steps: range, conditioning: Conditioning) -> Tensor:
         """What every adaLN linear reads at these steps (T, S, K). A family whose modulation depends on the latent has none."""
         raise BadInput(f"{self.name}: its modulation cannot be cached; store it instead")
 
     # --- shared ---
 
-    def _read_step(self, _module, _args, kwargs):
-        self.cursor.move_to(self._sigma_of(kwargs))
+    @property
+    def transformer(self) -> nn.Module:
+        """The only transformer, or the first."""
+        return self.modules["transformer"]
 
-    def advance(self, latent_SMD: Tensor, velocity_SMD: Tensor, schedule: Schedule, step: int) -> Tensor:
-        """One Euler step of the flow: x + (sigma_{t+1} - sigma_t) v, in float32."""
-        return latent_SMD + (schedule.sigma_T1[step + 1] - schedule.sigma_T1[step]).to(latent_SMD.device) * velocity_SMD
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Text embeddings of the prompts, on the device."""
+        with self._encoding:
+            return self._encode(prompts)
 
-    def linear(self, name: str) -> nn.Module:
-        """The module of a layer, float or quantized."""
-        return self.transformer.get_submodule(name)
+    def renew_locks(self) -> None:
+        """For a process that was forked while another thread held one."""
+        self._encoding = threading.Lock()  # a tokenizer that sets its padding serves one caller at a time
 
-    def replace(self, modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-        """Put other modules in layers' places; returns those that stood there."""
-        split = {name: name.rpartition(".") for name in modules}
-        places = {name: (self.transformer.get_submodule(parent)._modules, leaf) for name, (parent, _, leaf) in split.items()}
-        before = {name: children[leaf] for name, (children, leaf) in places.items()}
-        for name, (children, leaf) in places.items():
-            children[leaf] = modules[name]
-        return before
+    def predictor(self, integrator: Integrator, conditioning: Conditioning, *, modules: Mapping[str, nn.Module] | None = None,
+                  state: StepState | None = None) -> Predictor:
+        """The float model's output, or that of other trees of this model, for one batch; see `Predictor`."""
+        return Predictor(modules or self.modules, self.denoiser(integrator), integrator, conditioning, state)
 
-    @contextlib.contextmanager
-    def in_arithmetic(self, dtype: torch.dtype) -> Iterator[Bundle]:
-        """This bundle with a copy of its transformer in another float type, as long as the block lasts; weights are rounded to it."""
-        with self.lock:
-            kept = self.transformer, self.dtype
-            try:
-                if dtype != self.dtype:
-                    # the hook that reads the step is bound to this bundle, which must not be copied along
-                    self.transformer, self.dtype = copy.deepcopy(self.transformer, {id(self): self}).to(dtype), dtype
-                yield self
-            finally:
-                self.transformer, self.dtype = kept
+    def _discover(self):
+        integrator, meta = self.integrator(self._steps_to_see_all_trees()), torch.device("meta")
+        return discover({name: tree.on_meta(module) for name, module in self.modules.items()}, self.denoiser(integrator),
+                        *self.example(meta), steps=range(integrator.steps), rules=self.rules, blocks=self.blocks)
+
+    def _steps_to_see_all_trees(self) -> int:
+        return 1 if len(self.modules) == 1 else 8
+
+    def linear(self, layer: LayerInfo | str) -> nn.Linear:
+        """The float module that holds a layer's weight; by name where it is no layer's."""
+        if isinstance(layer, str):
+            return self.transformer.get_submodule(layer)
+        return self.modules[layer.module].get_submodule(layer.module_name)
+
+    def weight(self, layer: LayerInfo) -> Tensor:
+        """w_NK of a layer: its linear's, or the part that is this layer's."""
+        weight_NK = self.linear(layer).weight
+        weight_NK = weight_NK if layer.rows is None else weight_NK[slice(*layer.rows)]
+        return weight_NK if layer.columns is None else weight_NK[:, slice(*layer.columns)]
+
+    def bias(self, layer: LayerInfo) -> Tensor | None:
+        """bias_N of a layer."""
+        bias_N = self.linear(layer).bias if layer.has_bias else None
+        return bias_N if bias_N is None or layer.rows is None else bias_N[slice(*layer.rows)]
+
+    def float_layer(self, layer: LayerInfo) -> nn.Linear:
+        """A layer as a linear of its own, sharing the weight: the module itself, unless the layer is a part of one."""
+        if layer.rows is None and layer.columns is None:
+            return self.linear(layer)
+        made = nn.Linear(layer.k_in, layer.n_out, bias=layer.has_bias, device="meta")
+        made.weight = nn.Parameter(self.weight(layer), requires_grad=False)
+        if layer.has_bias:
+            made.bias = nn.Parameter(self.bias(layer), requires_grad=False)
+        return made
+
+    def in_dtype(self, dtype: torch.dtype) -> Bundle:
+        """This model with its transformers rounded to another float type, in trees of their own; itself where that is its type."""
+        if dtype == self.dtype:
+            return self
+        other = self.with_modules({name: tree.as_dtype(module, dtype) for name, module in self.modules.items()}, dtype)
+        other.prepare()
+        return other
+
+    def with_modules(self, modules: Mapping[str, nn.Module], dtype: torch.dtype) -> Bundle:
+        """This model with other transformers, which compute in `dtype`; this one keeps its own."""
+        other = copy.copy(self)
+        other.modules, other.dtype = dict(modules), dtype
+        return other
 
     @property
-    def parameters(self) -> int:
-        """Parameters of the float transformer."""
-        return self._parameters
+    def tokens(self) -> int:
+        """The most rows that one sample brings to any layer: what batches are measured by."""
+        return max(layer.tokens for layer in self.layers)
+
+    @property
+    def modulation(self) -> tuple[LayerInfo, ...]:
+        """The layers whose activations stay float."""
+        return tuple(layer for layer in self.layers if not layer.has_act_bits)
 
     @property
     def float_bytes(self) -> int:
@@ -151,12 +187,3 @@ class Bundle(abc.ABC):
         if not path.exists():
             path = ASSETS / "prompts" / "general.json"
         return tuple(json.loads(path.read_text())[kind])
-
-    def check_layers(self) -> None:
-        """Every linear is accounted for exactly once; raises BadInput if a model has layers this family does not know."""
-        known = [layer.name for layer in (*self.layers, *self.modulation)] + list(self.protected)
-        linears = {name for name, module in self.transformer.named_modules() if isinstance(module, nn.Linear)}
-        unknown = sorted(linears.symmetric_difference(known))
-        if unknown or len(known) != len(set(known)):
-            raise BadInput(f"{self.name}: layer {unknown[0] if unknown else 'names'} is not one this family knows; "
-                           "load the pipeline unfused and without adapters")

@@ -1,7 +1,7 @@
 """A lean forward of FluxTransformer2DModel for sampling: the same sums as diffusers' own, with fewer passes over memory.
 
 What depends on the prompt and the noise level alone (text projection, every block's modulation) is computed once for all
-steps of a schedule and remembered; norms, rotations and GELU run fused; the single blocks keep one joined sequence. It
+steps of a batch; norms, rotations and GELU run fused; the single blocks keep one joined sequence. It
 serves the float and the quantized model alike, because it calls whatever modules stand in the layers' places, and it is
 equal to diffusers' forward up to rounding. It carries no gradient.
 
@@ -10,7 +10,6 @@ Dimension letters: B samples, S tokens (text, then image), D channels, H heads, 
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -19,19 +18,16 @@ import torch.nn.functional as F
 from lowbit import ops
 from torch import Tensor, nn
 
-from workbench.types import Conditioning, Schedule
+from workbench.types import Conditioning
 
 EPS = 1e-6  # of every norm in Flux
-REMEMBERED_BYTES = 512 << 20  # modulation of all steps above this is computed step by step
+SHARED_BYTES = 512 << 20  # modulation of all steps above this is computed step by step
 
 
 @dataclass(frozen=True)
-class _Remembered:
-    """What the steps of one schedule and one set of prompts share. modulation: per norm, (T B, parts D)."""
+class _Shared:
+    """What the steps of one batch share. modulation: per norm, (T B, parts D)."""
 
-    schedule: weakref.ref
-    conditioning: weakref.ref
-    modules: tuple[nn.Module, ...]
     steps: range
     text_BSD: Tensor
     modulation: dict[nn.Module, Tensor]
@@ -40,47 +36,43 @@ class _Remembered:
 
 
 class LeanFlux:
-    """The lean forward, and what it remembers. Not thread-safe: callers hold the bundle's lock."""
+    """The lean forward for one batch of prompts and one schedule. `modulation_input(steps)` gives what the modulation linears read at
+    those steps, (T, B, D)."""
 
-    def __init__(self):
-        self._last: _Remembered | None = None
+    def __init__(self, model: nn.Module, conditioning: Conditioning, steps: int, modulation_input: Callable[[range], Tensor]):
+        self._model, self._conditioning, self._steps, self._modulation_input = model, conditioning, steps, modulation_input
+        self._shared: _Shared | None = None
 
     @torch.no_grad()
-    def velocity(self, model: nn.Module, latent_BSD: Tensor, schedule: Schedule, step: int, conditioning: Conditioning,
-                 modulation_input: Callable[[range], Tensor]) -> Tensor:
-        """The transformer's output for `latent_BSD` (B, image tokens, channels). `modulation_input(steps)` gives what the modulation
-        linears read at those steps, (T, B, D)."""
-        kept = self._remember(model, schedule, step, conditioning, modulation_input, latent_BSD)
-        samples = len(latent_BSD)
-        rows = slice((step - kept.steps.start) * samples, (step + 1 - kept.steps.start) * samples)
-        parts = {norm: made[rows] for norm, made in kept.modulation.items()}
-        image_BSD, text_BSD = model.x_embedder(latent_BSD), kept.text_BSD
+    def output(self, latent_BSD: Tensor, step: int) -> Tensor:
+        """The transformer's output for `latent_BSD` (B, image tokens, channels)."""
+        model, shared, samples = self._model, self._of_steps(step, latent_BSD), len(latent_BSD)
+        rows = slice((step - shared.steps.start) * samples, (step + 1 - shared.steps.start) * samples)
+        parts = {norm: made[rows] for norm, made in shared.modulation.items()}
+        image_BSD, text_BSD = model.x_embedder(latent_BSD), shared.text_BSD
         for block in model.transformer_blocks:
-            text_BSD, image_BSD = _double_block(block, text_BSD, image_BSD, parts, kept)
+            text_BSD, image_BSD = _double_block(block, text_BSD, image_BSD, parts, shared)
         joined_BSD = torch.cat([text_BSD, image_BSD], 1)
         for block in model.single_transformer_blocks:
-            joined_BSD = _single_block(block, joined_BSD, parts[block.norm], kept)
+            joined_BSD = _single_block(block, joined_BSD, parts[block.norm], shared)
         scale_BD, shift_BD = parts[model.norm_out].chunk(2, 1)
         return model.proj_out(ops.modulate(joined_BSD[:, text_BSD.shape[1]:], shift_BD, scale_BD, EPS))
 
-    def _remember(self, model, schedule, step: int, conditioning, modulation_input, latent_BSD: Tensor) -> _Remembered:
-        norms, kept = _norms(model), self._last
-        modules = tuple(norm.linear for norm in norms)  # other weights, other modulation
-        if (kept is not None and kept.schedule() is schedule and kept.conditioning() is conditioning and kept.modules == modules
-                and step in kept.steps and kept.text_BSD.dtype == latent_BSD.dtype):
-            return kept
-        samples = len(latent_BSD)
-        row_bytes = sum(linear.out_features for linear in modules) * latent_BSD.element_size()
-        fits = schedule.steps * samples * row_bytes <= REMEMBERED_BYTES
-        steps = range(schedule.steps) if fits else range(step, step + 1)
-        active = modulation_input(steps).flatten(0, 1)
-        ids = torch.cat((conditioning.shared["txt_ids"], conditioning.shared["img_ids"]))
-        cos_SC, sin_SC = model.pos_embed(ids)
-        self._last = _Remembered(
-            schedule=weakref.ref(schedule), conditioning=weakref.ref(conditioning), modules=modules, steps=steps,
-            text_BSD=model.context_embedder(conditioning.per_sample["encoder_hidden_states"].to(latent_BSD.dtype)),
+    def _of_steps(self, step: int, latent_BSD: Tensor) -> _Shared:
+        """Of all steps, where their modulation fits in memory; else of this one."""
+        if self._shared is not None and step in self._shared.steps:
+            return self._shared
+        norms, conditioning = _norms(self._model), self._conditioning
+        row_bytes = sum(norm.linear.out_features for norm in norms) * latent_BSD.element_size()
+        seen = _hooked([norm.linear for norm in norms])  # whoever looks at a step's modulation wants that step's alone
+        fits = not seen and self._steps * len(latent_BSD) * row_bytes <= SHARED_BYTES
+        steps = range(self._steps) if fits else range(step, step + 1)
+        active = self._modulation_input(steps).flatten(0, 1)
+        cos_SC, sin_SC = self._model.pos_embed(torch.cat((conditioning.shared["txt_ids"], conditioning.shared["img_ids"])))
+        self._shared = _Shared(
+            steps=steps, text_BSD=self._model.context_embedder(conditioning.per_sample["encoder_hidden_states"].to(latent_BSD.dtype)),
             modulation={norm: norm.linear(active) for norm in norms}, cos_SC=cos_SC, sin_SC=sin_SC)
-        return self._last
+        return self._shared
 
 
 def _norms(model: nn.Module) -> list[nn.Module]:
@@ -89,7 +81,7 @@ def _norms(model: nn.Module) -> list[nn.Module]:
             *(block.norm for block in model.single_transformer_blocks), model.norm_out]
 
 
-def _double_block(block, text_BSD: Tensor, image_BSD: Tensor, parts: dict, kept: _Remembered) -> tuple[Tensor, Tensor]:
+def _double_block(block, text_BSD: Tensor, image_BSD: Tensor, parts: dict, shared: _Shared) -> tuple[Tensor, Tensor]:
     image = parts[block.norm1].chunk(6, 1)  # shift, scale, gate of attention; shift, scale, gate of the MLP
     text = parts[block.norm1_context].chunk(6, 1)
     attn = block.attn
@@ -97,7 +89,7 @@ def _double_block(block, text_BSD: Tensor, image_BSD: Tensor, parts: dict, kept:
     of_image = _together((attn.to_q, attn.to_k, attn.to_v), normed_image)
     of_text = _together((attn.add_q_proj, attn.add_k_proj, attn.add_v_proj), normed_text)
     norms = (attn.norm_added_q.weight, attn.norm_q.weight), (attn.norm_added_k.weight, attn.norm_k.weight)
-    attended_text, attended_image = ops.attention(*zip(of_text, of_image), *norms, kept.cos_SC, kept.sin_SC, EPS)
+    attended_text, attended_image = ops.attention(*zip(of_text, of_image), *norms, shared.cos_SC, shared.sin_SC, EPS)
     image_BSD = _gated(attn.to_out[0], (attended_image,), image_BSD, image[2])
     text_BSD = _gated(attn.to_add_out, (attended_text,), text_BSD, text[2])
     image_BSD = _feed_forward(block.ff, image_BSD, image[3:])
@@ -110,11 +102,11 @@ def _feed_forward(ff, x_BSD: Tensor, parts) -> Tensor:
     return _gated(ff.net[2], hidden, x_BSD, gate_BD)
 
 
-def _single_block(block, x_BSD: Tensor, parts: Tensor, kept: _Remembered) -> Tensor:
+def _single_block(block, x_BSD: Tensor, parts: Tensor, shared: _Shared) -> Tensor:
     shift_BD, scale_BD, gate_BD = parts.chunk(3, 1)
     attn, normed = block.attn, ops.modulate(x_BSD, shift_BD, scale_BD, EPS)
     query, key, value, hidden = _together((attn.to_q, attn.to_k, attn.to_v, block.proj_mlp), normed, gelu_last=True)
-    [attended] = ops.attention((query,), (key,), (value,), (attn.norm_q.weight,), (attn.norm_k.weight,), kept.cos_SC, kept.sin_SC, EPS)
+    [attended] = ops.attention((query,), (key,), (value,), (attn.norm_q.weight,), (attn.norm_k.weight,), shared.cos_SC, shared.sin_SC, EPS)
     return _gated(block.proj_out, (attended, hidden), x_BSD, gate_BD)
 
 
@@ -153,20 +145,30 @@ def _is_plain(layer: nn.Module) -> bool:
 
 
 def _float_together(layers: tuple[nn.Linear, ...], x: Tensor, gelu_last: bool) -> list[Tensor]:
-    if len(layers) == 1:
-        made = [layers[0](x)]
+    joined = _joined(layers) if len(layers) > 1 else None
+    if joined is None:
+        made = [layer(x) for layer in layers]
     else:
-        made = list(F.linear(x, *_joined(layers)).split([layer.out_features for layer in layers], -1))
+        made = list(F.linear(x, *joined).split([layer.out_features for layer in layers], -1))
     if gelu_last:
         made[-1] = F.gelu(made[-1], approximate="tanh")
     return made
 
 
-def _joined(layers: tuple[nn.Linear, ...]) -> tuple[Tensor, Tensor | None]:
-    """(weight, bias) of the layers one below the other. Their parameters become its rows, so that nothing is held twice."""
-    kept = layers[0].__dict__.get("_joined_rows")
-    if kept is not None and all(part.data_ptr() == at for part, at in zip(_parameters(layers), kept[1])):
-        return kept[0]
+def join(model: nn.Module) -> None:
+    """Put the weights of layers that read one tensor one below the other: their parameters become the rows, so that nothing is held
+    twice. To be done before a model is shared: no other thread may be reading the weights. All trees of the model share the result."""
+    for block in model.transformer_blocks:
+        attn = block.attn
+        _join((attn.to_q, attn.to_k, attn.to_v))
+        _join((attn.add_q_proj, attn.add_k_proj, attn.add_v_proj))
+    for block in model.single_transformer_blocks:
+        _join((block.attn.to_q, block.attn.to_k, block.attn.to_v, block.proj_mlp))
+
+
+def _join(layers: tuple[nn.Linear, ...]) -> None:
+    if not all(_is_plain(layer) and (layer.bias is None) == (layers[0].bias is None) for layer in layers):
+        return
     whole = [None if parts[0] is None else torch.cat([part.data for part in parts])
              for parts in ([layer.weight for layer in layers], [layer.bias for layer in layers])]
     first = 0
@@ -176,8 +178,15 @@ def _joined(layers: tuple[nn.Linear, ...]) -> tuple[Tensor, Tensor | None]:
         if whole[1] is not None:
             layer.bias.data = whole[1][first:last]
         first = last
-    layers[0].__dict__["_joined_rows"] = tuple(whole), [part.data_ptr() for part in _parameters(layers)]
-    return tuple(whole)
+    layers[0].weight.joined_rows = tuple(whole), [part.data_ptr() for part in _parameters(layers)]
+
+
+def _joined(layers: tuple[nn.Linear, ...]) -> tuple[Tensor, Tensor | None] | None:
+    """(weight, bias) of joined layers; None where they are not, or no longer."""
+    kept = getattr(layers[0].weight, "joined_rows", None)
+    if kept is None or len(kept[1]) != len(_parameters(layers)):
+        return None
+    return kept[0] if all(part.data_ptr() == at for part, at in zip(_parameters(layers), kept[1])) else None
 
 
 def _parameters(layers: tuple[nn.Linear, ...]) -> list[Tensor]:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from workbench.models.bundle import StepCursor
+from workbench.models.denoiser import StepState
 
 SAME_INPUT = 1e-4  # relative difference below which two inputs are one, rounded in batches of different sizes
 
@@ -24,10 +24,10 @@ class CachedModulation(nn.Module):
     """Stands in for an adaLN linear: looks its output up, for all steps at once or by noise level for one. What was not cached for
     these inputs is computed with the float weight, to the same numbers."""
 
-    def __init__(self, linear: nn.Linear, cursor: StepCursor):
+    def __init__(self, linear: nn.Linear, state: StepState):
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self._float, self._cursor = [linear], cursor  # in a list: not a part of this module's state
+        self._float, self._state = [linear], state  # in a list: not a part of this module's state
         self._kept: tuple[Sequence[float], Tensor, Tensor] | None = None
 
     @torch.no_grad()
@@ -39,7 +39,7 @@ class CachedModulation(nn.Module):
         """x (S, K) of the running step, or (T S, K) of all steps, step by step."""
         if self._kept is not None:
             sigma_T, x_TSK, y_TSN = self._kept
-            now = min(range(len(sigma_T)), key=lambda t: abs(sigma_T[t] - self._cursor.sigma)) if len(x) == x_TSK.shape[1] else slice(None)
+            now = min(range(len(sigma_T)), key=lambda t: abs(sigma_T[t] - self._state.sigma)) if len(x) == x_TSK.shape[1] else slice(None)
             kept, y = x_TSK[now].reshape(-1, x.shape[-1]), y_TSN[now].reshape(-1, self.out_features)
             if kept.shape == x.shape and bool((x - kept).norm() <= SAME_INPUT * kept.norm()):
                 return y

@@ -6,8 +6,7 @@ Dimension letters: N out features, K in features, G groups along K, P packed byt
 
 `LayerFormat` declares a layer's arithmetic and `Extras` holds the tensors that go beyond the plain case (one packed weight,
 per-token activations, a Hadamard transform or none). `LayerFormat.beyond_kernel` says in words what kernels do not
-have; such a layer is emulated. Both modules read the activation bits of their layer from the step cursor, which the
-transformer's root hook moves.
+have; such a layer is emulated. Both modules read the activation bits of their layer from their model's step state.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from lowbit.memo import identity, memory
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from workbench.models.bundle import StepCursor
+from workbench.models.denoiser import StepState
 from workbench.options import GROUP_SIZES, BadInput, Frozen
 from workbench.quant import activations, grids, transforms
 from workbench.quant.activations import PLAIN, ActFormat
@@ -112,9 +111,9 @@ class Extras:
     input_group: str | None = None
 
 
-def current_bits(cursor: StepCursor | None, layer_index: int | None) -> int:
+def current_bits(cursor: StepState | None, layer_index: int | None) -> int:
     """Activation bits of a layer in the running forward; 16 where nothing sets them."""
-    return 16 if layer_index is None or cursor is None or cursor.row is None else cursor.row[layer_index]
+    return 16 if layer_index is None or cursor is None or cursor.row is None else cursor.row[layer_index] or 16
 
 
 class _Joined(NamedTuple):
@@ -151,7 +150,7 @@ class QuantLinear(nn.Module):
     `scratch` keeps the dequantized weight of the emulated product between calls; a kernel needs none. It may be shared by every module
     made of the same weight, is not part of the state, and does not count as resident: `drop_cache` empties it."""
 
-    def __init__(self, weight: QuantWeight, bias: Tensor | None, transform: Transform, *, cursor: StepCursor | None = None,
+    def __init__(self, weight: QuantWeight, bias: Tensor | None, transform: Transform, *, cursor: StepState | None = None,
                  layer_index: int | None = None, scratch: dict | None = None, extras: Extras = Extras()):
         super().__init__()
         self.register_buffer("packed_NP", weight.packed_NP)
@@ -276,7 +275,7 @@ class QuantLinear(nn.Module):
         return shared if self.down is None else shared | {"down_RK": self.down.down_RK}
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor], form: LayerFormat, *, cursor: StepCursor | None = None,
+    def from_tensors(cls, tensors: Mapping[str, Tensor], form: LayerFormat, *, cursor: StepState | None = None,
                      shared: Mapping[str, Tensor] | None = None) -> QuantLinear:
         """The inverse of `tensors`, `shared_tensors` and `format`. Anything that does not fit the format is refused."""
         shared = {} if shared is None else shared
@@ -308,7 +307,7 @@ def _check_tensors(tensors: Mapping[str, Tensor], expected: Mapping) -> None:
 class FloatLinear(nn.Linear):
     """A layer whose plan keeps the weight in float. At 16 activation bits it is the original layer, bit for bit."""
 
-    def __init__(self, linear: nn.Linear, transform: Transform, *, cursor: StepCursor | None, layer_index: int,
+    def __init__(self, linear: nn.Linear, transform: Transform, *, cursor: StepState | None, layer_index: int,
                  scratch: dict | None = None, extras: Extras = Extras()):
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
@@ -331,10 +330,6 @@ class FloatLinear(nn.Linear):
     def shared_tensors(self) -> dict[str, Tensor]:
         """The smoothing vector, if there is one."""
         return {"smooth_K": self.transform.smooth_K} if isinstance(self.transform, Smooth) else {}
-
-    def drop_cache(self) -> None:
-        """Give the memory of the transformed weight back."""
-        self._scratch.clear()
 
     @property
     def weight_bytes(self) -> int:

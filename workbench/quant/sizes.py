@@ -1,4 +1,4 @@
-"""Bytes before anything is quantized: of a layer under a choice, of what an input's layers share, of the modulation.
+"""Bytes before anything is quantized: of a layer under a choice, of what siblings share, of cached modulation.
 
 Dimension letters: T steps, N out features, K in features, R rank of a branch.
 
@@ -12,32 +12,22 @@ from collections.abc import Sequence
 
 from workbench.options import BadInput, QuantConfig
 from workbench.plans import BitChoice
-from workbench.quant.calibration import input_groups
+from workbench.quant.calibration import fused_groups
 from workbench.quant.grids import predicted_bytes
 from workbench.quant.lowrank import rank_of
 from workbench.types import LayerInfo
 
-MODULATION_GROUP = 64
-
-
-def choice_of(bits: int, quant: QuantConfig) -> BitChoice:
-    """How a layer is stored at a width."""
-    return BitChoice(weight_bits=bits, group_size=quant.group_size, symmetric=quant.weight_grid != "asymmetric")
-
-
-def modulation_choice(quant: QuantConfig) -> BitChoice:
-    """How the adaLN linears are stored; their activations stay float."""
-    return BitChoice(weight_bits=quant.modulation_bits, group_size=MODULATION_GROUP)
-
 
 def ranks(layers: Sequence[LayerInfo], quant: QuantConfig) -> dict[str, int]:
-    """Rank of every layer's branch, by name. Layers of one input share a branch: its rank follows from all their rows."""
-    return {layer.name: rank_of(sum(each.n_out for each in group), layer.k_in, quant.branch_bits)
-            for group in input_groups(layers) for layer in group}
+    """Rank of every layer's branch, by name. Siblings share a branch: its rank follows from all their rows."""
+    return {layer.name: rank_of(sum(each.n_out for each in group), layer.k_in, quant.branch_bits) if layer.has_act_bits else 0
+            for group in fused_groups(layers) for layer in group}
 
 
 def layer_bytes(layer: LayerInfo, choice: BitChoice, quant: QuantConfig, rank: int) -> int:
-    """Bytes of a layer's own tensors."""
+    """Bytes of a layer's own tensors; none of a modulation layer whose outputs are cached."""
+    if not layer.has_act_bits:
+        return 0 if quant.modulation == "cached" else predicted_bytes(layer.n_out, layer.k_in, choice, layer.has_bias)
     up_bytes = 0 if choice.is_float else 2 * layer.n_out * rank
     range_bytes = 4 if quant.act_scale == "tensor" else 0
     return predicted_bytes(layer.n_out, layer.k_in, choice, layer.has_bias) + up_bytes + range_bytes
@@ -47,13 +37,13 @@ def shared_bytes(layers: Sequence[LayerInfo], quant: QuantConfig) -> int:
     """Bytes of smoothing vectors and of the branches' factor on the input side, once per input, whatever the layers' widths."""
     rank_of_layer = ranks(layers, quant)
     vectors = 1 if quant.transform.startswith("smooth") else 0
-    return sum(2 * group[0].k_in * (vectors + rank_of_layer[group[0].name]) for group in input_groups(layers))
+    return sum(2 * group[0].k_in * (vectors + rank_of_layer[group[0].name]) for group in fused_groups(layers) if group[0].has_act_bits)
 
 
-def modulation_bytes(modulation: Sequence[LayerInfo], quant: QuantConfig, steps: int) -> int:
-    """Bytes of the adaLN linears: their weights, or with cached modulation their outputs at every step of one image."""
-    if quant.modulation == "cached":
-        if steps < 1:
-            raise BadInput("cached modulation has a size only for a number of steps")
-        return 2 * steps * sum(layer.n_out for layer in modulation)
-    return sum(predicted_bytes(layer.n_out, layer.k_in, modulation_choice(quant), layer.has_bias) for layer in modulation)
+def cached_bytes(layers: Sequence[LayerInfo], quant: QuantConfig, steps: int) -> int:
+    """Bytes of the modulation's outputs at every step of one image, where they are cached in place of its weights."""
+    if quant.modulation != "cached":
+        return 0
+    if steps < 1:
+        raise BadInput("cached modulation has a size only for a number of steps")
+    return 2 * steps * sum(layer.n_out for layer in layers if not layer.has_act_bits)

@@ -76,7 +76,8 @@ def hull(error_IC, cost_IC) -> Hull:
     """Hulls of every item; both arguments (I, C), or broadcastable to it."""
     error_IC = np.asarray(error_IC, dtype=np.float64)
     cost_IC = np.broadcast_to(np.asarray(cost_IC, dtype=np.float64), error_IC.shape)
-    items, cheapest_I = np.arange(len(error_IC)), np.lexsort((error_IC, cost_IC), axis=-1)[:, 0]
+    wider_IC = np.broadcast_to(-np.arange(error_IC.shape[1]), error_IC.shape)  # of equal cost and error the widest: a cell without a choice
+    items, cheapest_I = np.arange(len(error_IC)), np.lexsort((wider_IC, error_IC, cost_IC), axis=-1)[:, 0]
     here_I, steepest_I, rounds = cheapest_I, np.full(len(items), np.inf), []
     for _ in range(error_IC.shape[1] - 1):
         found_I, slope_I = _next_corner(error_IC, cost_IC, here_I)
@@ -137,12 +138,11 @@ class ActHull:
         return tuple(map(tuple, bits_TL.tolist()))
 
 
-def activation_hull(table: DistortionTable, cost_LC=None) -> ActHull:
-    """cost_LC (L, C), or what broadcasts to it, is the price of a choice at each step; by default its bits."""
+def activation_hull(table: DistortionTable, cost_TLC=None) -> ActHull:
+    """cost_TLC, or what broadcasts to it, is the price of a choice; by default its bits."""
     error_TLC = table.error_TLC.double().numpy()
     choices = error_TLC.shape[-1]
-    cost_LC = np.asarray(table.act_bits_C if cost_LC is None else cost_LC, dtype=np.float64)
-    cost_TLC = np.broadcast_to(cost_LC, error_TLC.shape)
+    cost_TLC = np.broadcast_to(np.asarray(table.act_bits_C if cost_TLC is None else cost_TLC, dtype=np.float64), error_TLC.shape)
     return ActHull(hull=hull(error_TLC.reshape(-1, choices), cost_TLC.reshape(-1, choices)),
                    act_bits_C=tuple(table.act_bits_C), steps=len(error_TLC))
 

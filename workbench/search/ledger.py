@@ -7,6 +7,7 @@ Dimension letters as in `types.py`: T steps, L layers.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -68,12 +69,13 @@ class Path:
 
 
 class Ledger:
-    """An evaluator that remembers. `on_extend` is called before each step the model runs (or would have run)."""
+    """An evaluator that remembers. `on_extend` is called before each step the model runs (or would have run). active_TL: the cells whose
+    bits count, by default all."""
 
     def __init__(self, evaluator: Evaluator, *, summed: bool, on_extend: Callable[[], None], saved: dict | None = None,
-                 blobs: dict[str, bytes] | None = None):
+                 blobs: dict[str, bytes] | None = None, active_TL=None):
         saved = saved or {"weights": [], "rows": [], "scores": [], "errors": []}
-        self.evaluator, self.summed, self.on_extend = evaluator, summed, on_extend
+        self.evaluator, self.summed, self.on_extend, self._active_TL = evaluator, summed, on_extend, active_TL
         self.weights: list[Row] = [tuple(w) for w in saved["weights"]]
         self.rows: list[Row] = [tuple(r) for r in saved["rows"]]
         self._score = {tuple(key): _number(value) for key, value in saved["scores"]}
@@ -199,7 +201,8 @@ class Ledger:
         return finite_or_inf(self._call(lambda: self.evaluator.score(state, path.step), path))
 
     def _longer(self, path: Path, row: int, score: float, summed: bool) -> Path:
-        bits = path.bits + sum(self.rows[row])
+        spent = self.rows[row] if self._active_TL is None else itertools.compress(self.rows[row], self._active_TL[path.step])
+        bits = path.bits + sum(spent)
         return Path(weights=path.weights, rows=(*path.rows, row), bits=bits, score=path.score + score if summed else score)
 
     def _call(self, measure: Callable[[], Any], path: Path) -> Any:

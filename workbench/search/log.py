@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from workbench.options import BadInput, OnProgress, Progress
-from workbench.plans import CostTable, ScoredPlan, mean_act_bits
+from workbench.plans import CostTable, ScoredPlan
 from workbench.search.beam import BeamStep
 from workbench.search.ledger import Evaluator, Ledger, Path, Row
 from workbench.search.pareto import non_dominated, plan_point
@@ -49,11 +49,14 @@ class Log:
     the start."""
 
     def __init__(self, evaluator: Evaluator, costs: CostTable, *, scored: Callable[[Measured], ScoredPlan], steps: int, summed: bool,
-                 question: str, on_progress: OnProgress, checkpoint: Checkpoint | None, resume: tuple[dict, dict[str, bytes]] | None):
+                 question: str, on_progress: OnProgress, checkpoint: Checkpoint | None, resume: tuple[dict, dict[str, bytes]] | None,
+                 active_TL=None):
         saved, blobs = resume or (None, {})
         if saved is not None and (saved.get("format"), saved.get("question")) != (FORMAT, question):
             raise BadInput("the checkpoint belongs to another model, profile or scoring; repeat its settings or start anew")
-        self.ledger = Ledger(evaluator, summed=summed, on_extend=self._tick, saved=saved and saved["ledger"], blobs=blobs)
+        self.ledger = Ledger(evaluator, summed=summed, on_extend=self._tick, saved=saved and saved["ledger"], blobs=blobs,
+                             active_TL=active_TL)
+        self._active_TL = active_TL
         self.measured: dict[tuple, Measured] = {}
         self.references: list[Measured] = []  # what others than the search propose, also where it proposes the same
         self.events: list[SearchEvent] = []
@@ -106,10 +109,14 @@ class Log:
     def _measured(self, path: Path, origin: str) -> Measured:
         weight_bits_L, act_bits_TL = self.ledger.weights[path.weights], self.ledger.bits_TL(path)
         return Measured(weight_bits_L=weight_bits_L, act_bits_TL=act_bits_TL, weight_bytes=self._costs.total_bytes(weight_bits_L),
-                        act_bits_mean=mean_act_bits(act_bits_TL), error=self.ledger.error(path), origin=origin)
+                        act_bits_mean=path.bits / self._counted(path.step), error=self.ledger.error(path), origin=origin)
+
+    def _counted(self, steps: int) -> int:
+        """Active cells of the first steps."""
+        return steps * len(self.ledger.rows[0]) if self._active_TL is None else int(self._active_TL[:steps].sum())
 
     def _so_far(self, paths: Iterable[Path]) -> tuple[tuple[float, float], ...]:
-        return _finite((path.bits / (path.step * len(self.ledger.rows[0])), path.score) for path in paths)
+        return _finite((path.bits / self._counted(path.step), path.score) for path in paths)
 
     def _tick(self) -> None:
         self._on_progress(Progress(stage="search", done=min(self._done, self._phase_end), total=self.total, message=self._message))

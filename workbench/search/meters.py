@@ -22,19 +22,19 @@ MIXING_ROUNDS = 24  # halvings of the interval in which the exchange rate lies
 
 @dataclass(frozen=True, kw_only=True)
 class Meter:
-    """cost_LC of one step; `limit` is of the sum over all steps and layers."""
+    """cost_TLC, 0 where a cell has no activation bits; `limit` is of the sum over all steps and layers."""
 
     name: str
     unit: str
-    cost_LC: np.ndarray
+    cost_TLC: np.ndarray
     limit: float
 
     def total(self, columns_TL: np.ndarray) -> float:
-        return float(self.cost_LC[np.arange(len(self.cost_LC)), columns_TL].sum())
+        return float(np.take_along_axis(self.cost_TLC, columns_TL[..., None], -1).sum())
 
-    def check(self, steps: int) -> None:
+    def check(self) -> None:
         """BadInput when the cheapest plan exceeds the limit; says by how much."""
-        least = steps * float(self.cost_LC.min(1).sum())
+        least = float(self.cost_TLC.min(-1).sum())
         if self.limit < least:
             raise BadInput(f"{self.name}: the limit leaves {self.limit:g} {self.unit} for the layers; the cheapest plan takes {least:g}")
 
@@ -60,31 +60,32 @@ def fixed_us(costs: CostTable) -> float:
     return 0.0 if costs.latency is None else costs.latency.fixed_us
 
 
-def bit_meter(act_bits_C, steps: int, layers: int, mean: float) -> Meter:
-    cost_LC = np.broadcast_to(np.asarray(act_bits_C, dtype=np.float64), (layers, len(act_bits_C)))
-    return Meter(name="max_mean_act_bits", unit="bits", cost_LC=cost_LC, limit=largest_sum(mean, steps * layers))
+def bit_meter(act_bits_C, active_TL: np.ndarray, mean: float) -> Meter:
+    """Bits of the active cells (T, L), of which the mean is limited."""
+    cost_TLC = active_TL[..., None] * np.asarray(act_bits_C, dtype=np.float64)
+    return Meter(name="max_mean_act_bits", unit="bits", cost_TLC=cost_TLC, limit=largest_sum(mean, int(active_TL.sum())))
 
 
-def meters(budget: Budget, costs: CostTable, weight_bits_L, act_bits_C, steps: int) -> list[Meter]:
+def meters(budget: Budget, costs: CostTable, weight_bits_L, act_bits_C, active_TL: np.ndarray) -> list[Meter]:
     """One meter per limit on activations that the budget sets."""
-    found, layers = [], len(weight_bits_L)
+    found, steps = [], len(active_TL)
     if budget.max_mean_act_bits is not None:
-        found.append(bit_meter(act_bits_C, steps, layers, budget.max_mean_act_bits))
+        found.append(bit_meter(act_bits_C, active_TL, budget.max_mean_act_bits))
     if budget.max_latency_ms is not None:
         latency = latency_us_LC(costs, weight_bits_L, act_bits_C)
         if latency is None:
             raise BadInput("max_latency_ms is set, but nothing is known about this machine's latencies; measure them or leave it out")
         left_us = 1000 * budget.max_latency_ms - steps * fixed_us(costs)
-        found.append(Meter(name="max_latency_ms", unit="us", cost_LC=latency, limit=left_us))
+        found.append(Meter(name="max_latency_ms", unit="us", cost_TLC=active_TL[..., None] * latency, limit=left_us))
     return found
 
 
 @dataclass(frozen=True, kw_only=True)
 class Steering:
-    """Lagrangian plans under one price: `target` is what the limits allow in the units of `cost_LC`."""
+    """Lagrangian plans under one price: `target` is what the limits allow in the units of `cost_TLC`."""
 
     hull: ActHull
-    cost_LC: np.ndarray
+    cost_TLC: np.ndarray
     target: float
 
     @property
@@ -93,8 +94,9 @@ class Steering:
         return self.hull.hull.cost_range
 
     def spent(self, rows) -> float:
-        columns = np.searchsorted(self.hull.act_bits_C, np.asarray(rows))
-        return float(self.cost_LC[np.arange(len(self.cost_LC)), columns].sum()) if len(rows) else 0.0
+        """By the first steps of a plan."""
+        columns_TL = np.searchsorted(self.hull.act_bits_C, np.asarray(rows))
+        return float(np.take_along_axis(self.cost_TLC[:len(rows)], columns_TL[..., None], -1).sum()) if len(rows) else 0.0
 
     def rows(self, total: float | None = None):
         """The Lagrangian plan that costs at most `total`, by default the target."""
@@ -103,14 +105,13 @@ class Steering:
 
 def steering(table: DistortionTable, limits: list[Meter]) -> Steering:
     """Lagrangian plans by `table` under one or two limits."""
-    steps = len(table.error_TLC)
     for meter in limits:
-        meter.check(steps)
+        meter.check()
     if len(limits) == 1:
-        return _under(table, limits[0].cost_LC, limits[0].limit)
+        return _under(table, limits[0].cost_TLC, limits[0].limit)
     first, second = limits
     for only, other in ((first, second), (second, first)):
-        alone = _under(table, only.cost_LC, only.limit)
+        alone = _under(table, only.cost_TLC, only.limit)
         if other.total(_columns(alone)) <= other.limit:
             return alone
     return _mixed(table, first, second)
@@ -122,8 +123,8 @@ def _mixed(table: DistortionTable, first: Meter, second: Meter) -> Steering:
     low, high, found = 0.0, 1.0, None
     for _ in range(MIXING_ROUNDS):
         share = (low + high) / 2
-        cost_LC = share * first.cost_LC / first.limit + (1 - share) * second.cost_LC / second.limit
-        mixed = _under(table, cost_LC, 1.0)
+        cost_TLC = share * first.cost_TLC / first.limit + (1 - share) * second.cost_TLC / second.limit
+        mixed = _under(table, cost_TLC, 1.0)
         over = [meter.total(_columns(mixed)) / meter.limit for meter in (first, second)]
         low, high = (share, high) if over[0] > over[1] else (low, share)
         tight = _tightened(mixed, (first, second), max(over))
@@ -148,8 +149,8 @@ def _tightened(mixed: Steering, limits, over: float) -> Steering | None:
     return None
 
 
-def _under(table: DistortionTable, cost_LC: np.ndarray, target: float) -> Steering:
-    return Steering(hull=activation_hull(table, cost_LC), cost_LC=cost_LC, target=target)
+def _under(table: DistortionTable, cost_TLC: np.ndarray, target: float) -> Steering:
+    return Steering(hull=activation_hull(table, cost_TLC), cost_TLC=cost_TLC, target=target)
 
 
 def _columns(steering: Steering) -> np.ndarray:

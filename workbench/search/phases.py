@@ -45,7 +45,7 @@ def rivals(task: Task, log: Log, weights: Row) -> None:
         measure(task, log, weights, rows, name, f"rival: {name}")
     log.phase(task.steps, "rival: online switch")
     if {by_step.ONLINE_LOW, by_step.ONLINE_HIGH} <= set(task.table.act_bits_C):
-        path = online_rollout(log.ledger, weights, task.steps, task.target_bits)
+        path = online_rollout(log.ledger, weights, task.rows_uniform, task.steps, task.target_bits)
         log.measure([path], ["online"], "rival: online switch, its bits counted after the fact")
 
 

@@ -33,9 +33,9 @@ class Feasible:
 
 def feasible(costs: CostTable, act_bits_C: Sequence[int], steps: int) -> Feasible:
     """What any plan of this model can cost."""
-    bytes_LC, layers = costs.weight_bytes_LC.numpy(), len(costs.macs_L)
+    bytes_LC = costs.weight_bytes_LC.numpy()
     known = [(weight, act) for weight, act in LABELS if weight in costs.weight_bits_C and act in act_bits_C]
-    uniform = tuple((f"W{weight}A{act}", costs.total_bytes([weight] * layers), float(act),
+    uniform = tuple((f"W{weight}A{act}", costs.total_bytes(costs.uniform(weight)), float(act),
                      _uniform_ms(costs, weight, act, act_bits_C, steps)) for weight, act in known)
     least, most = int(bytes_LC.min(1).sum()), int(bytes_LC.max(1).sum())
     return Feasible(weight_bytes=(costs.fixed_bytes + least, costs.fixed_bytes + most),
@@ -44,7 +44,7 @@ def feasible(costs: CostTable, act_bits_C: Sequence[int], steps: int) -> Feasibl
 
 
 def _uniform_ms(costs, weight_bits: int, act_bits: int, act_bits_C, steps: int) -> float | None:
-    latency_LC = latency_us_LC(costs, [weight_bits] * len(costs.macs_L), act_bits_C)
+    latency_LC = latency_us_LC(costs, costs.uniform(weight_bits), act_bits_C)
     return None if latency_LC is None else _ms(costs, steps, latency_LC[:, list(act_bits_C).index(act_bits)])
 
 

@@ -17,7 +17,7 @@ LEAST_PLANS = 5  # below that a rank correlation says nothing
 
 def predict(table: DistortionTable, weight_bits_L, act_bits_TL) -> float:
     """A table's sum over weights and over all (step, layer)."""
-    act_TL = torch.tensor([[table.act_bits_C.index(bits) for bits in row] for row in act_bits_TL])
+    act_TL = torch.tensor([[table.act_bits_C.index(16 if bits is None else bits) for bits in row] for row in act_bits_TL])
     weight_L = torch.tensor([table.weight_bits_C.index(bits) for bits in weight_bits_L])
     return float(table.error_TLC.double().gather(2, act_TL[..., None]).sum()
                  + table.weight_error_LC.double().gather(1, weight_L[:, None]).sum())

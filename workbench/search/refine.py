@@ -110,7 +110,7 @@ class Corrected:
             bits_C, costs = table.weight_bits_C, self.task.costs
             bytes_LC = costs.weight_bytes_LC.numpy()[:, [costs.weight_bits_C.index(bits) for bits in bits_C]]
             columns_L = hull(table.weight_error_LC.numpy(), bytes_LC).within(limit - costs.fixed_bytes)
-            weights = tuple(bits_C[column] for column in columns_L)
+            weights = self.task.pinned(tuple(bits_C[column] for column in columns_L))
             if not self.task.fast_enough(weights):
                 weights = self.task.weights_within(limit, table.weight_error_LC)
         return weights, self.task.steer(weights, table).rows()

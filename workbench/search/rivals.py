@@ -102,12 +102,11 @@ def layers_only(problem: Problem) -> np.ndarray:
     return np.broadcast_to(columns_L, problem.error_TLC.shape[:2]).copy()
 
 
-def uniform_rows(act_bits: int, steps: int, layers: int) -> tuple[tuple[int, ...], ...]:
-    """The same activation bits everywhere."""
-    return ((act_bits,) * layers,) * steps
+def uniform_rows(act_bits: int, active_TL: np.ndarray) -> tuple[tuple[int, ...], ...]:
+    """The same activation bits in every active cell (T, L), 16 in the others."""
+    return tuple(tuple(act_bits if active else 16 for active in active_L) for active_L in active_TL.tolist())
 
 
 def uniform_weights(costs: CostTable) -> dict[int, int]:
-    """Bytes of the transformer with all layers at one width, per width in ascending order."""
-    layers = len(costs.macs_L)
-    return {bits: costs.total_bytes([bits] * layers) for bits in sorted(costs.weight_bits_C)}
+    """Bytes of the transformer in plans of one width, per width in ascending order."""
+    return {bits: costs.total_bytes(costs.uniform(bits)) for bits in sorted(costs.weight_bits_C)}

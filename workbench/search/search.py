@@ -25,23 +25,23 @@ from workbench.types import DistortionTable, LayerInfo, SearchResult
 
 def search(*, layers: Sequence[LayerInfo], sigma_T: Sequence[float], table: DistortionTable, costs: CostTable, quant: QuantConfig,
            model_hash: str, budget: Budget, config: SearchConfig, evaluator: Evaluator, guide: DistortionTable | None = None,
-           ranked: Mapping[str, DistortionTable] | None = None, prompts: str = "", checkpoint: Checkpoint | None = None,
-           resume: tuple[dict, dict[str, bytes]] | None = None,
+           ranked: Mapping[str, DistortionTable] | None = None, prompts: str = "", pinned_L: Sequence[int | None] | None = None,
+           checkpoint: Checkpoint | None = None, resume: tuple[dict, dict[str, bytes]] | None = None,
            on_progress: OnProgress = ignore_progress) -> SearchResult:
     """Measure plans and return their front; `chosen` has the least measured error within `budget`.
 
     Rivals plan by `table`, this search by `guide` (by default the same). `prompts` names what the evaluator measures on; `ranked` are
-    tables whose ranks are compared with those measured.
+    tables whose ranks are compared with those measured. pinned_L: the weight bits of layers that are not to be chosen, None elsewhere.
     `checkpoint(json, blobs)` is called after each step of the beam and each measured plan; pass the pair of the last
     call as `resume` and the result is that of the uninterrupted search, `seconds` apart. It may have had another budget or beam.
     Raises BadInput when the budget is below the smallest feasible or the evaluator gives nothing usable. `so_far` of SearchFailed and
     Cancelled is the result up to there, or None when no plan within budget had been measured."""
     task = Task(layers=tuple(layers), sigma_T=tuple(float(sigma) for sigma in sigma_T), table=table, guide=guide or table, costs=costs,
                 quant=quant, model_hash=model_hash, budget=budget, config=config, prompts=prompts,
-                ranked=ranked or {})
+                ranked=ranked or {}, pinned_L=pinned_L)
     task.check()
     log = Log(evaluator, costs, scored=partial(_scored, task, evaluator.samples), steps=task.steps, summed=config.scoring == "raw",
-              question=task.fingerprint(), on_progress=on_progress, checkpoint=checkpoint, resume=resume)
+              question=task.fingerprint(), on_progress=on_progress, checkpoint=checkpoint, resume=resume, active_TL=task.active_TL)
     try:
         _measure_all(task, log)
     except (Cancelled, SearchFailed) as stopped:
@@ -117,7 +117,7 @@ def _result(task: Task, log: Log, samples: int) -> SearchResult:
 
 def _scored(task: Task, samples: int, measured: Measured) -> ScoredPlan:
     """The measured plan with its costs and its predicted error."""
-    choices = [BitChoice(weight_bits=bits, group_size=task.quant.group_size) for bits in measured.weight_bits_L]
+    choices = [BitChoice.of(bits, task.quant, layer) for bits, layer in zip(measured.weight_bits_L, task.layers)]
     plan = make_plan(layers=task.layers, sigma_T=task.sigma_T, weight_choice_L=choices, act_bits_TL=measured.act_bits_TL,
                      costs=task.costs, quant=task.quant, model_hash=task.model_hash,
                      predicted_error=task.predicted_error(measured.weight_bits_L, measured.act_bits_TL),

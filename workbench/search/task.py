@@ -35,12 +35,25 @@ TYPICAL_WEIGHT_BITS = 4  # what the beam runs on where no memory limit is set
 COMPANION_BITS = {2: 3.3, 3: 3.3, 4: 4.0, 6: 6.0, 8: 8.0, 16: 8.0}  # mean activation bits that suit weights of a width
 
 
+def pin_weights(pinned_L: tuple[int | None, ...], table: DistortionTable, costs: CostTable) -> tuple[DistortionTable, CostTable]:
+    """Both tables with the same error and the same bytes at every width of a layer whose width is not to be chosen."""
+    error_LC, bytes_LC = table.weight_error_LC.clone(), costs.weight_bytes_LC.clone()
+    for layer, bits in enumerate(pinned_L):
+        if bits is not None:
+            error_LC[layer] = table.weight_error_LC[layer, table.weight_bits_C.index(bits)]
+            bytes_LC[layer] = costs.weight_bytes_LC[layer, costs.weight_bits_C.index(bits)]
+    usual_L = costs.usual_bits_L or (None,) * len(pinned_L)
+    usual_L = tuple(usual if bits is None else bits for bits, usual in zip(pinned_L, usual_L))
+    return replace(table, weight_error_LC=error_LC), replace(costs, weight_bytes_LC=bytes_LC, usual_bits_L=usual_L)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """What is asked, and the allocations that follow from the tables alone.
 
     `table` is the additive distortion table that rivals plan by; `guide` is what this search plans by. `prompts` stands for the prompts
-    that measurements are made on. `ranked` are tables of which the result says how well they order what was measured."""
+    that measurements are made on. `ranked` are tables of which the result says how well they order what was measured. `pinned_L`: weight
+    bits of the layers that are not to be chosen; their rows of both tables and of the costs are the same at every width."""
 
     layers: tuple[LayerInfo, ...]
     sigma_T: tuple[float, ...]
@@ -53,10 +66,22 @@ class Task:
     config: SearchConfig
     prompts: str = ""
     ranked: Mapping[str, DistortionTable] = field(default_factory=dict)
+    pinned_L: tuple[int | None, ...] | None = None
 
     @property
     def steps(self) -> int:
         return len(self.sigma_T)
+
+    @cached_property
+    def active_TL(self) -> np.ndarray:
+        """The cells that have activation bits."""
+        return np.tile(np.array([layer.has_act_bits for layer in self.layers]), (self.steps, 1))
+
+    def pinned(self, weight_bits_L: Row) -> Row:
+        """The weights with the widths that are not to be chosen."""
+        if self.pinned_L is None:
+            return weight_bits_L
+        return tuple(bits if pin is None else pin for bits, pin in zip(weight_bits_L, self.pinned_L))
 
     @property
     def act_budget(self) -> Budget:
@@ -87,34 +112,36 @@ class Task:
 
     def in_time(self, weight_bits_L: Row, act_bits_TL: Rows) -> bool:
         """Whether a plan keeps the budget's latency, where it sets one."""
-        limits = meters(self.budget, self.costs, weight_bits_L, self.table.act_bits_C, self.steps)
+        limits = meters(self.budget, self.costs, weight_bits_L, self.table.act_bits_C, self.active_TL)
         columns_TL = np.searchsorted(self.table.act_bits_C, np.asarray(act_bits_TL))
         return all(meter.total(columns_TL) <= meter.limit for meter in limits if meter.unit == "us")
 
     def steer(self, weight_bits_L: Row, table: DistortionTable | None = None) -> Steering:
         """Lagrangian plans under the budget's limits on activations, by the guide unless another table is given."""
-        return steering(table or self.guide, meters(self.act_budget, self.costs, weight_bits_L, self.table.act_bits_C, self.steps))
+        return steering(table or self.guide, meters(self.act_budget, self.costs, weight_bits_L, self.table.act_bits_C, self.active_TL))
 
     @cached_property
     def by_bits(self) -> Steering:
         """Lagrangian plans priced by bits alone."""
-        return steering(self.guide, [bit_meter(self.table.act_bits_C, self.steps, len(self.layers), self.target_bits)])
+        return steering(self.guide, [bit_meter(self.table.act_bits_C, self.active_TL, self.target_bits)])
 
     def rows_within(self, mean_bits: float) -> Rows:
         """The Lagrangian plan of activation bits with at most this mean."""
-        return self.by_bits.rows(largest_sum(mean_bits, self.steps * len(self.layers)))
+        return self.by_bits.rows(largest_sum(mean_bits, int(self.active_TL.sum())))
 
     def rows_uniform(self, act_bits: int) -> Rows:
-        return uniform_rows(act_bits, self.steps, len(self.layers))
+        return uniform_rows(act_bits, self.active_TL)
 
     def problem(self, weight_bits_L: Row) -> Problem:
         """What rivals solve: the additive table under the same limit."""
         steered = self.steer(weight_bits_L, self.table)
         error_TLC = self.table.error_TLC.double().numpy()
-        return Problem(error_TLC=error_TLC, cost_TLC=np.broadcast_to(steered.cost_LC, error_TLC.shape), limit=steered.target)
+        return Problem(error_TLC=error_TLC, cost_TLC=np.broadcast_to(steered.cost_TLC, error_TLC.shape), limit=steered.target)
 
     def bits_of(self, columns_TL) -> Rows:
-        return tuple(tuple(int(self.table.act_bits_C[column]) for column in columns_L) for columns_L in columns_TL)
+        """A plan of columns as bits; 16 in cells that have none."""
+        bits_TL = np.where(self.active_TL, np.asarray(self.table.act_bits_C)[np.asarray(columns_TL)], 16)
+        return tuple(map(tuple, bits_TL.tolist()))
 
     def weights_within(self, max_bytes: int, error_LC=None, *, in_time: bool = True, share: float = 1.0) -> Row:
         """The best weights by the guide (or by `error_LC`) within the bytes, of which some plan keeps the budget's latency; they take at
@@ -129,7 +156,7 @@ class Task:
             least_ms = self.steps * (self.fastest_us(fastest) + fixed_us(self.costs)) / 1000
             raise BadInput(f"max_latency_ms is {self.budget.max_latency_ms:g}; the smallest feasible within {max_bytes / 1e6:.2f} MB is "
                            f"{math.ceil(100 * least_ms) / 100:g}")
-        return found
+        return self.pinned(found)
 
     @cached_property
     def time_left(self) -> tuple[np.ndarray, float] | None:
@@ -179,12 +206,12 @@ class Task:
     def _allocated(self) -> list[Row]:
         """The best allocation within the memory limit and the best uniform one; without a limit the typical uniform width, and where time
         is limited those that spend some or all of it on weights. Only weights that some plan keeps the budget's latency with."""
-        limit, layers = self.budget.max_weight_bytes, len(self.layers)
+        limit, uniform_of = self.budget.max_weight_bytes, self.costs.uniform
         most = max(self.uniform_bytes.values()) if limit is None else limit
-        uniform = [bits for bits, size in self.uniform_bytes.items() if size <= most and self.fast_enough((bits,) * layers)]
+        uniform = [bits for bits, size in self.uniform_bytes.items() if size <= most and self.fast_enough(uniform_of(bits))]
         if limit is not None:
-            return list(dict.fromkeys([self.weights_within(most), *[(bits,) * layers for bits in uniform[-1:]]]))
-        typical = [(bits,) * layers for bits in sorted(uniform, key=lambda bits: (abs(bits - TYPICAL_WEIGHT_BITS), bits))[:1]]
+            return list(dict.fromkeys([self.weights_within(most), *[uniform_of(bits) for bits in uniform[-1:]]]))
+        typical = [uniform_of(bits) for bits in sorted(uniform, key=lambda bits: (abs(bits - TYPICAL_WEIGHT_BITS), bits))[:1]]
         if self.time_left is None:
             return typical
         return list(dict.fromkeys([*typical, *(self.weights_within(most, share=share) for share in TIME_SHARES)]))

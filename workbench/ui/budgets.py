@@ -50,7 +50,7 @@ def _latency_range(found) -> tuple[float, float] | None:
     """Milliseconds of an image, where the cost table has times."""
     if found.costs.latency is None:
         return None
-    low_ms, high_ms = found.costs.latency.range_ms(found.sensitivity.schedule.steps)
+    low_ms, high_ms = found.costs.latency.range_ms(found.sensitivity.steps)
     return (low_ms, high_ms) if high_ms > low_ms else None
 
 

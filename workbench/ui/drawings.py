@@ -53,7 +53,7 @@ def colour_map(value_YX, rows, colour, title: str, *, words=lambda value: f"{val
     def cell(x: float, y: int, value, says: str) -> None:
         place = f'x="{x:g}" y="{TOP + CELL * y}" width="{CELL - 1}" height="{CELL - 1}"'
         parts.append(f'<rect {place} fill="{colour(value)}"><title>{escape(f"{says}: {words(value)}")}</title></rect>')
-        if marks:
+        if marks and value is not None:
             parts.append(f'<text x="{x + 7.5:g}" y="{TOP + CELL * y + 11}" text-anchor="middle" font-size="8" fill="#fff" '
                          f'stroke="#0008" stroke-width="1.5" paint-order="stroke">{escape(str(value))}</text>')
 

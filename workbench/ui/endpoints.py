@@ -274,7 +274,7 @@ def _quantized(session: Session, bundle, plan, on_progress: OnProgress):
 def _feasible(found):
     from workbench.search import picks
 
-    return picks.feasible(found.costs, ACT_BITS, found.sensitivity.schedule.steps)
+    return picks.feasible(found.costs, ACT_BITS, found.sensitivity.steps)
 
 
 def _reachable(found) -> dict:

@@ -125,7 +125,7 @@ def _two_parts(left_L, right_LT, *, rows, x, revision: str, shared: dict, bar: d
     """A map of layers by steps with a narrow column for the stored weights at its left. Cells carry their number where there is room.
 
     left_L, right_LT: (colour, shown text, value) of each cell; words: what hovering says of a weight and of a step."""
-    room = len(rows) <= 60 and len(x) <= 32
+    room = len(rows) <= 72 and len(x) <= 32
     shared = {"type": "heatmap", "y": list(rows), "xgap": 1, "ygap": 1} | shared
 
     def part(cells, **more):
@@ -147,20 +147,24 @@ def _two_parts(left_L, right_LT, *, rows, x, revision: str, shared: dict, bar: d
 
 
 def bit_heatmap(bits_LT, *, rows, x, revision: str, weight_bits_L) -> dict:
-    """Discrete colours; the narrow column on the left is the stored weight's width."""
+    """Discrete colours; the narrow column on the left is the stored weight's width. Cells without activation bits (None) are blank."""
     levels = sorted(BIT_COLOURS)
     rank = {bits: i for i, bits in enumerate(levels)}
     scale = [[(i + edge) / len(levels), BIT_COLOURS[bits]] for i, bits in enumerate(levels) for edge in (0, 1)]
     bar = {"tickvals": list(range(len(levels))), "ticktext": [str(b) for b in levels],
            "title": {"text": "bits ", "side": "top", "font": {"size": 11}}}
-    return _two_parts([(rank[b], b, b) for b in weight_bits_L], [[(rank[b], b, b) for b in row] for row in bits_LT], rows=rows, x=x,
+
+    def cell(bits):
+        return (None, "", None) if bits is None else (rank[bits], bits, bits)
+
+    return _two_parts([cell(b) for b in weight_bits_L], [[cell(b) for b in row] for row in bits_LT], rows=rows, x=x,
                       revision=revision, shared={"colorscale": scale, "zmin": -0.5, "zmax": len(levels) - 0.5}, bar=bar,
                       words=("weight %{customdata} bits", "activations %{customdata} bits"))
 
 
 def change_heatmap(change_LT, *, rows, x, weights_L) -> dict:
     """Bits gained (red) and lost (blue) between two plans; no change is clear."""
-    most = max([1, *(abs(c) for row in change_LT for c in row), *map(abs, weights_L)])
+    most = max([1, *(abs(c) for row in change_LT for c in row if c is not None), *map(abs, weights_L)])
 
     def cell(change):
         return (change, f"{change:+d}" if change else "", change)

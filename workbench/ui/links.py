@@ -2,6 +2,7 @@
 
 The text is JSON, deflated, in the alphabet of URLs. Costs are not in it: they are computed anew, so a link cannot lie about them.
 Version 1 left out settings that had the default of its day, when both grids were symmetric; today every setting of the solving is written.
+Versions 1 and 2 named no modulation layers, which had one width, a setting.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ if TYPE_CHECKING:  # plans bring torch, and the page is built before that
 CODE_LIMIT = 60_000  # characters; browsers and servers take much less gladly
 TEXT_LIMIT_BYTES = 2_000_000  # a link may not unfold into more than this
 PROMPTS_LIMIT_BYTES = 4_000  # more prompts than this are left out of a link
-VERSION, DEFAULTS_OF_1 = 2, {"weight_grid": "symmetric", "act_grid": "symmetric"}
+VERSION, DEFAULTS_OF_1 = 3, {"weight_grid": "symmetric", "act_grid": "symmetric"}
+NO_BITS = "-"  # a layer without activation bits at a step
 
 
 class Recipe(Frozen):
     """What a link holds. weights: one character per layer, steps: one text per step with one character per layer; a character is the
-    place of the width in WEIGHT_BITS or ACT_BITS."""
+    place of the width in WEIGHT_BITS or ACT_BITS, or NO_BITS."""
 
     version: int = Field(default=VERSION, ge=1, le=VERSION)
     model: str = Field(min_length=1, max_length=300)
@@ -65,7 +67,7 @@ def encode(plan: BitPlan, source: str, prompts, seed: int) -> str:
         quant=plan.quant,
         sigmas=tuple(float(str(np.float32(sigma))) for sigma in plan.sigma_T),
         weights="".join(str(WEIGHT_BITS.index(bits)) for bits in plan.weight_bits_L),
-        steps=tuple("".join(str(ACT_BITS.index(bits)) for bits in row) for row in plan.act_bits_TL),
+        steps=tuple("".join(NO_BITS if bits is None else str(ACT_BITS.index(bits)) for bits in row) for row in plan.act_bits_TL),
     )
     values = recipe.model_dump(mode="json", exclude_defaults=True) | {"version": VERSION, "quant": plan.quant.model_dump(mode="json")}
     text = json.dumps(values, separators=(",", ":"), ensure_ascii=False).encode()
@@ -85,25 +87,26 @@ def decode(code: str) -> Recipe:
         values = json.loads(text)
     except (binascii.Error, zlib.error, ValueError, RecursionError):
         raise BadInput("the link's plan cannot be read; copy the whole link from the Export screen") from None
-    values = values if isinstance(values, dict) else {}
-    if values.get("version", 1) == 1 and isinstance(values.get("quant", {}), dict):
+    values = {"version": 1, **values} if isinstance(values, dict) else {}
+    if values.get("version") == 1 and isinstance(values.get("quant", {}), dict):
         values = {**values, "quant": DEFAULTS_OF_1 | values.get("quant", {})}
     return Recipe.parse(values, "the link's plan")
 
 
 def plan_of(recipe: Recipe, bundle, costs) -> BitPlan:
     """The plan for a loaded model, its costs from `costs`; raises BadInput when it was made for another model."""
-    from workbench.plans import make_plan
-    from workbench.quant.sizes import choice_of
+    from workbench.plans import BitChoice, make_plan
 
     if recipe.model_hash != bundle.model_hash:
         raise BadInput(f"the link's plan was made for {recipe.model} {recipe.model_hash}; the model loaded here is {bundle.model_hash}")
+    if recipe.version < 3:
+        recipe = _with_modulation(recipe, bundle.layers)
     layers = len(bundle.layers)
     if len(recipe.weights) != layers or any(len(row) != layers for row in recipe.steps) or len(recipe.steps) != len(recipe.sigmas):
         raise BadInput(f"the link's plan does not fit the {layers} layers of {bundle.name}")
     try:
-        weights = [choice_of(WEIGHT_BITS[int(c)], recipe.quant) for c in recipe.weights]
-        rows = [[ACT_BITS[int(c)] for c in row] for row in recipe.steps]
+        weights = [BitChoice.of(WEIGHT_BITS[int(c)], recipe.quant, layer) for c, layer in zip(recipe.weights, bundle.layers)]
+        rows = [[None if c == NO_BITS else ACT_BITS[int(c)] for c in row] for row in recipe.steps]
         sigmas = [float(np.float32(sigma)) for sigma in recipe.sigmas]
         return make_plan(
             layers=bundle.layers,
@@ -117,3 +120,19 @@ def plan_of(recipe: Recipe, bundle, costs) -> BitPlan:
         )
     except (ValueError, IndexError):
         raise BadInput("the link's plan holds a width that does not exist or noise levels that do not fall") from None
+
+
+def _with_modulation(recipe: Recipe, layers) -> Recipe:
+    """A recipe of an earlier version with the modulation layers at the width that its settings gave them."""
+    from workbench.plans import usual_bits
+
+    usual, own = str(WEIGHT_BITS.index(usual_bits(recipe.quant))), sum(layer.has_act_bits for layer in layers)
+    if len(recipe.weights) != own or any(len(row) != own for row in recipe.steps):
+        return recipe
+
+    def filled(text: str, missing: str) -> str:
+        rest = iter(text)
+        return "".join(next(rest) if layer.has_act_bits else missing for layer in layers)
+
+    return recipe.model_copy(update={"weights": filled(recipe.weights, usual),
+                                     "steps": tuple(filled(row, NO_BITS) for row in recipe.steps)})

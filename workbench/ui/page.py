@@ -72,7 +72,8 @@ def show_example(session, found) -> None:
     """Fill every screen with a run that was made elsewhere, and say so."""
     smap, chosen, pairs = found.sensitivity, found.result.chosen, found.comparison.pairs
     kept = Budget(max_weight_bytes=chosen.plan.weight_bytes, max_mean_act_bits=chosen.plan.act_bits_mean)
-    session.set(profile=found, example=found.made, fisher_TL=tuple(smap.fisher_TL.tolist()), stderr_TL=smap.stderr_TL.tolist(),
+    stderr_TL = None if smap.stderr_TL is None else smap.stderr_TL.tolist()
+    session.set(profile=found, example=found.made, fisher_TL=tuple(smap.fisher_TL.tolist()), stderr_TL=stderr_TL,
                 cell=smap.most_fragile, look=found.look, budget=budgets.start(found, kept), result=found.result,
                 events=found.result.events, chosen=chosen, comparison=found.comparison,
                 comparisons={chosen.plan.plan_id: found.comparison},

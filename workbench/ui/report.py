@@ -104,9 +104,9 @@ def _plan(session) -> str:
     chart = drawings.colour_map(
         [list(column) for column in zip(*plan.act_bits_TL)],
         layer_labels(layers),
-        BIT_COLOURS.__getitem__,
+        lambda bits: BIT_COLOURS.get(bits, "none"),
         "activation bits, layer by step",
-        words=lambda bits: f"{bits} bits",
+        words=lambda bits: "float" if bits is None else f"{bits} bits",
         marks=True,
         first_Y=plan.weight_bits_L,
     )
@@ -123,9 +123,8 @@ def _made_with(session) -> str:
     quant = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in plan.quant.model_dump(mode="json").items())
     says = f"Weights are solved with: {quant}."
     if found is not None:
-        schedule = found.sensitivity.schedule
         seeds = f", seeds from {found.trace.seeds[0]}" if found.trace is not None else ""
-        says = f"Profile: {found.sensitivity.samples} calibration prompts{seeds}, {schedule.steps} steps. {says}"
+        says = f"Profile: {found.sensitivity.samples} calibration prompts{seeds}, {found.sensitivity.steps} steps. {says}"
     return f"<p>{escape(says)}</p>"
 
 

@@ -44,7 +44,7 @@ def stop(session: Session) -> None:
 def noise_levels(session: Session) -> tuple[float, ...]:
     """Sigma of the steps that the selected step counts among: the profile's, before there is one the chosen plan's."""
     if session.profile is not None:
-        return tuple(session.profile.sensitivity.schedule.sigma_T1[:-1].tolist())
+        return tuple(session.profile.sensitivity.sigma_T1[:-1].tolist())
     if session.fisher_TL and session.bundle is not None:
         return schedule_of(session, len(session.fisher_TL))
     return session.chosen.plan.sigma_T if session.chosen is not None else ()
@@ -61,7 +61,7 @@ def compared_levels(session: Session) -> tuple[float, ...]:
 
 
 def schedule_of(session: Session, steps: int) -> tuple[float, ...]:
-    return tuple(session.bundle.schedule(steps).sigma_T1[:-1].tolist())
+    return tuple(session.bundle.integrator(steps).sigma_T1[:-1].tolist())
 
 
 def same_noise(step: int | None, from_T, to_T) -> int | None:

@@ -164,11 +164,12 @@ def paint(session: Session, payload) -> None:
         if bits not in found.table.weight_bits_C:
             raise BadInput(f"weights were not solved at {bits} bits; the widths are {', '.join(map(str, found.table.weight_bits_C))}")
         for layer in rows:
-            weight_choice_L[layer] = BitChoice(weight_bits=bits, group_size=plan.quant.group_size)
+            weight_choice_L[layer] = BitChoice.of(bits, plan.quant, bundle.layers[layer])
     else:
         for step in columns:
             for layer in rows:
-                act_bits_TL[step][layer] = bits
+                if act_bits_TL[step][layer] is not None:
+                    act_bits_TL[step][layer] = bits
     painted = draft(bundle, found, plan, weight_choice_L, act_bits_TL)
     if painted.plan.plan_id != plan.plan_id:
         choose(session, painted, (*session.edits, scored)[-KEPT_EDITS:])
@@ -209,7 +210,10 @@ def predicted_error(table, weight_bits_L, act_bits_TL, sigma_T) -> float | None:
     if len(table.error_TLC) != len(sigma_T):
         return None
     acts = sum(
-        float(table.error_TLC[t, i, table.act_bits_C.index(bits)]) for t, row in enumerate(act_bits_TL) for i, bits in enumerate(row)
+        float(table.error_TLC[t, i, table.act_bits_C.index(bits)])
+        for t, row in enumerate(act_bits_TL)
+        for i, bits in enumerate(row)
+        if bits is not None
     )
     return acts + sum(float(table.weight_error_LC[i, table.weight_bits_C.index(bits)]) for i, bits in enumerate(weight_bits_L))
 

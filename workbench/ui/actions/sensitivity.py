@@ -27,7 +27,8 @@ def profile(session: Session, steps, seed, prompts_given, *settings) -> None:
     def work(on_progress):
         result = stages().profile(bundle, trace_config, config, quant, target=target, run=run_of(session), on_progress=on_progress)
         smap, start = result.sensitivity, budgets.start(result, stages().default_budget(bundle, result))
-        session.set(profile=result, fisher_TL=tuple(smap.fisher_TL.tolist()), stderr_TL=smap.stderr_TL.tolist(), budget=start)
+        stderr_TL = None if smap.stderr_TL is None else smap.stderr_TL.tolist()
+        session.set(profile=result, fisher_TL=tuple(smap.fisher_TL.tolist()), stderr_TL=stderr_TL, budget=start)
         if session.cell[0] is None:
             select_cell(session, *smap.most_fragile)
 

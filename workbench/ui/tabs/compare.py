@@ -49,7 +49,7 @@ def _numbers(session) -> str:
 
 def _plan_steps(session) -> int:
     """As many as the plans of the profile have; before there is one, as many as it will have."""
-    return session.profile.sensitivity.schedule.steps if session.profile else session.steps
+    return session.profile.sensitivity.steps if session.profile else session.steps
 
 
 def _pictures(page: Page) -> None:

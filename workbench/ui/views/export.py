@@ -72,12 +72,12 @@ def sensitivity_csv(found, layers) -> str:
     rows = [
         [
             t,
-            float(smap.schedule.sigma_T1[t]),
+            float(smap.sigma_T1[t]),
             layer.name,
-            *(float(x[t, i]) for x in (smap.fisher_TL, smap.stderr_TL, smap.alpha_TL, smap.act_absmax_TL)),
+            *(None if x is None else float(x[t, i]) for x in (smap.fisher_TL, smap.stderr_TL, smap.alpha_TL, smap.act_absmax_TL)),
             *(float(table_.error_TLC[t, i, c]) for c, _ in widths),
         ]
-        for t in range(smap.schedule.steps)
+        for t in range(smap.steps)
         for i, layer in enumerate(layers)
     ]
     return csvtable.write(head, rows)
@@ -139,7 +139,8 @@ def tables(session) -> dict[str, str]:
 
 def bit_sentence(plan, layers) -> str:
     """Which layers the plan spares least and most, in words."""
-    mean_L = [sum(column) / len(column) for column in zip(*plan.act_bits_TL)]
+    columns = {i: [bits for bits in column if bits is not None] for i, column in enumerate(zip(*plan.act_bits_TL))}
+    mean_L = {i: sum(column) / len(column) for i, column in columns.items() if column}
     labels = layer_labels(layers)
-    most, least = max(range(len(mean_L)), key=mean_L.__getitem__), min(range(len(mean_L)), key=mean_L.__getitem__)
+    most, least = max(mean_L, key=mean_L.__getitem__), min(mean_L, key=mean_L.__getitem__)
     return f"Most activation bits: {labels[most]} ({mean_L[most]:.2f} on average); fewest: {labels[least]} ({mean_L[least]:.2f})."

@@ -55,14 +55,15 @@ def outline_numbers(found) -> str:
 
 def model_summary(bundle) -> str:
     blocks = {layer.block for layer in bundle.layers}
-    quantizable = sum(layer.n_out * layer.k_in for layer in bundle.layers)
+    quantizable = sum(layer.n_out * layer.k_in for layer in bundle.layers if layer.has_act_bits)
+    modulation = [layer for layer in bundle.layers if not layer.has_act_bits]
     macs = sum(layer.macs_per_step for layer in bundle.layers)
     rows = [
         ("parameters of the transformer", f"{bundle.parameters:,}", "", "exact"),
         ("of these in quantizable layers", f"{quantizable:,}", "", "exact"),
         ("float size", megabytes(bundle.float_bytes), "MB, 2 bytes a parameter", "exact"),
-        ("quantizable linear layers", len(bundle.layers), f"in {len(blocks)} blocks", "exact"),
-        ("modulation layers (weight only)", len(bundle.modulation), "layers", "exact"),
+        ("quantizable linear layers", len(bundle.layers) - len(modulation), f"in {len(blocks)} blocks", "exact"),
+        ("modulation layers (weight only)", len(modulation), "layers", "exact"),
         ("multiply-accumulates of one step", f"{macs / 1e6:,.1f}", "million MACs", "exact"),
         ("float reference", bundle.float_type, "", ""),
     ]

@@ -25,6 +25,7 @@ ORIGINS = {
     "ends": "first and last steps protected",
     "online": "online switch, 4 or 8 bits",
 }
+FLOAT = "float"  # activations that have no bits
 FEW = 5  # measurements on fewer prompts say little of their spread
 ROW_PX, MAP_EDGE_PX, MAP_MOST_PX = 14, 110, 1500
 
@@ -58,7 +59,7 @@ def difference_map(first, second, layers) -> dict:
     if first is None or second is None:
         return figures.empty("Pin a plan as A, then choose another: what differs appears here")
     change_LT = [
-        [b - a for a, b in zip(row_a, row_b)]
+        [None if None in (a, b) else b - a for a, b in zip(row_a, row_b)]
         for row_a, row_b in zip(zip(*(first.act_bits_at(sigma) for sigma in second.sigma_T)), zip(*second.act_bits_TL))
     ]
     weights_L = [b - a for a, b in zip(first.weight_bits_L, second.weight_bits_L)]
@@ -70,7 +71,8 @@ def difference_line(first, second) -> str:
     """The recipe diff in a sentence."""
     if first is None or second is None:
         return ""
-    pairs = [(t, a, b) for t, sigma in enumerate(second.sigma_T) for a, b in zip(first.act_bits_at(sigma), second.act_bits_TL[t])]
+    pairs = [(t, a, b) for t, sigma in enumerate(second.sigma_T) for a, b in zip(first.act_bits_at(sigma), second.act_bits_TL[t])
+             if None not in (a, b)]
     changed = [(t, b - a) for t, a, b in pairs if a != b]
     weights = [b - a for a, b in zip(first.weight_bits_L, second.weight_bits_L) if a != b]
     if not changed and not weights:
@@ -158,9 +160,10 @@ def bits_table(plan, layers) -> str:
         runs, step = [], 0
         for bits, run in itertools.groupby(column):
             last = step + len(list(run)) - 1
-            runs.append(f"{bits} (step{'s'[: last > step]} {spans(range(step, last + 1))})")
+            runs.append(f"{FLOAT if bits is None else bits} (step{'s'[: last > step]} {spans(range(step, last + 1))})")
             step = last + 1
-        rows.append((label, weight_bits, f"{column[0]} at all steps" if len(runs) == 1 else ", ".join(runs)))
+        everywhere = f"{FLOAT if column[0] is None else column[0]} at all steps"
+        rows.append((label, weight_bits, everywhere if len(runs) == 1 else ", ".join(runs)))
     shown = table(("layer", "weight bits", "activation bits"), rows)
     return f'<details class="more"><summary>All bits as a table</summary>{shown}</details>'
 

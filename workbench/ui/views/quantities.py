@@ -34,7 +34,10 @@ class Quantity:
 
 
 def _finished(name: str) -> Callable[[Sources], Any]:
-    return lambda s: s.found and getattr(s.found.sensitivity, name).tolist()
+    def read(sources: Sources):
+        value = sources.found and getattr(sources.found.sensitivity, name)
+        return None if value is None else value.tolist()
+    return read
 
 
 def _error(s: Sources):

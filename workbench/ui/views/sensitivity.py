@@ -166,11 +166,12 @@ def cell_numbers(smap, layers, cell) -> str:
     if layer is None or smap is None:
         return ""
     info = layers[layer]
-    fisher, stderr = float(smap.fisher_TL[step, layer]), float(smap.stderr_TL[step, layer])
+    fisher, known = float(smap.fisher_TL[step, layer]), smap.stderr_TL is not None
+    spread = (f"{fisher:.3e} ± {float(smap.stderr_TL[step, layer]):.1e}", "(standard error)") if known else (f"{fisher:.3e}", "")
     total = float(smap.fisher_TL.sum())
     rows = [
-        ("noise level σ", f"{float(smap.schedule.sigma_T1[step]):.4f}", "", "exact"),
-        ("Fisher", f"{fisher:.3e} ± {stderr:.1e}", "(standard error)", f"measured, {smap.samples} prompts"),
+        ("noise level σ", f"{float(smap.sigma_T1[step]):.4f}", "", "exact"),
+        ("Fisher", *spread, f"measured, {smap.samples} prompt{'s'[: smap.samples > 1]}"),
         ("share of all Fisher", f"{100 * fisher / total:.3g}" if total else "0", "%", "measured"),
         ("calibration weight α", f"{float(smap.alpha_TL[step, layer]):.3f}", "mean 1 over steps", "measured"),
         ("largest |activation|", f"{float(smap.act_absmax_TL[step, layer]):.3f}", "", "measured"),

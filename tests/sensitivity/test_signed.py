@@ -1,15 +1,21 @@
 """Signed errors: the same replay as the sensitivity map, and factors that follow from how errors add up."""
 
 import contextlib
+import functools
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from tests.quant.toy import solve
 from tests.search.toys import make_layers, make_table
-from workbench import projection, sensitivity, trace
+from workbench import sensitivity
+from workbench.models.denoiser import denoise
+from workbench.models.tree import with_modules
 from workbench.options import QuantConfig, SensitivityConfig, TraceConfig
-from workbench.projection import LEAST_FACTOR, Projection, project, with_signs
-from workbench.quant.quantize import solve_bank
+from workbench.replay import backward
+from workbench.replay.trace import record
+from workbench.sensitivity.signed import LEAST_FACTOR, SignedErrors, project, with_signs
 
 QUANT = QuantConfig(solver="nearest", modulation_bits=16)
 STEPS = 2
@@ -17,12 +23,12 @@ STEPS = 2
 
 @pytest.fixture(scope="module")
 def recorded(bundle):
-    return trace.record(bundle, TraceConfig(prompts=("fluent red heart", "noto pizza"), steps=STEPS))
+    return record(bundle, TraceConfig(prompts=("fluent red heart", "noto pizza"), steps=STEPS))
 
 
 @pytest.fixture(scope="module")
 def bank(bundle, recorded):
-    return solve_bank(bundle, recorded, None, QUANT, (3, 6, 16))
+    return solve(bundle, recorded, None, QUANT, (3, 6, 16))
 
 
 def test_squares_of_the_signed_errors_are_the_directional_table(bundle, recorded, bank):
@@ -32,37 +38,35 @@ def test_squares_of_the_signed_errors_are_the_directional_table(bundle, recorded
     widths = signed.act_TRSLC.shape[-1]
     squares_TLC = signed.act_TRSLC.double().square().mean((1, 2))
     torch.testing.assert_close(squares_TLC.float(), smap.directional_TLC[..., :widths], rtol=1e-3, atol=1e-9)
-    torch.testing.assert_close(signed.adjoint_RSTMD, smap.adjoint_RSTMD)
+    assert len(signed.costates_T) == STEPS and all(len(parts) == 1 for parts in signed.costates_T)  # Euler's state is its latent
+    probe = torch.randn((2, *recorded.output_ST[:, 0].shape), generator=torch.Generator().manual_seed(5))
+    assert torch.equal(signed.costates_T[-1][0], probe), "nothing follows the last step"
 
 
 def moved(bundle, recorded, bank, bits, share):
-    """Final latent of the model whose weights are moved by a share of their quantization error; the model is put back."""
-    linears = {layer.name: bundle.linear(layer.name) for layer in bundle.layers}
-    before = {name: linear.weight.clone() for name, linear in linears.items()}
-    latent_SMD = recorded.latent_STMD[:, 0]
-    try:
-        for name, linear in linears.items():
-            linear.weight.copy_(before[name] + share * (bank.effective_weight(name, bits) - before[name]))
-        for step in range(STEPS):
-            velocity_SMD = trace.forward(bundle, latent_SMD, recorded.schedule, step, recorded.conditioning)
-            latent_SMD = bundle.advance(latent_SMD, velocity_SMD, recorded.schedule, step)
-    finally:
-        for name, linear in linears.items():
-            linear.weight.copy_(before[name])
-    return latent_SMD
+    """Final latent of a model whose weights are moved by a share of their quantization error."""
+    layers = {}
+    for layer in bundle.layers:
+        before = bundle.linear(layer)
+        layers[layer.name] = torch.nn.Linear(layer.k_in, layer.n_out).requires_grad_(False)
+        layers[layer.name].weight.copy_(before.weight + share * (bank.effective_weight(layer.name, bits) - before.weight))
+        layers[layer.name].bias.copy_(before.bias)
+    modules = {"transformer": with_modules(bundle.transformer, layers)}
+    model = SimpleNamespace(predictor=functools.partial(bundle.predictor, modules=modules))
+    return denoise(model, recorded.integrator, recorded.latent_ST[:, 0], recorded.conditioning)
 
 
 def test_weight_errors_projected_and_summed_are_the_change_of_the_final_latent(bundle, recorded, bank, monkeypatch):
     """To first order: what the prediction leaves over is of second order, so an eighth of the error leaves about an eighth as large a
     share of the change; a fifth allows for the third order."""
-    monkeypatch.setattr(projection, "fast_arithmetic", lambda bundle: contextlib.nullcontext())
+    monkeypatch.setattr(backward, "fast_arithmetic", lambda bundle: contextlib.nullcontext())
     signed = project(bundle, recorded, bank, probes=8)
     predicted_RS = signed.weight_RSLC[..., signed.weight_bits_C.index(6)].sum(2)
-    probe_RSMD = torch.randn((8, *recorded.target_STMD[:, 0].shape), generator=torch.Generator().manual_seed(1))
+    probe_R = torch.randn((8, *recorded.output_ST[:, 0].shape), generator=torch.Generator().manual_seed(1))
 
     def residual(share: float) -> float:
-        change_SMD = (moved(bundle, recorded, bank, 6, share) - recorded.latent_STMD[:, -1]) / share
-        measured_RS = (probe_RSMD * change_SMD).sum((2, 3))
+        change = (moved(bundle, recorded, bank, 6, share) - recorded.latent_ST[:, -1]) / share
+        measured_RS = (probe_R * change).sum((2, 3))
         return float((predicted_RS - measured_RS).norm() / measured_RS.norm())
 
     whole, eighth = residual(1.0), residual(0.125)
@@ -70,7 +74,7 @@ def test_weight_errors_projected_and_summed_are_the_change_of_the_final_latent(b
 
 
 def make_projection(act_TRSLC, weight_RSLC, weight_bits_C=(4, 8)):
-    return Projection(adjoint_RSTMD=torch.zeros(1), act_TRSLC=act_TRSLC, weight_RSLC=weight_RSLC, weight_bits_C=weight_bits_C,
+    return SignedErrors(costates_T=(), act_TRSLC=act_TRSLC, weight_RSLC=weight_RSLC, weight_bits_C=weight_bits_C,
                       model_hash="a toy model")
 
 
