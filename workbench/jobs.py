@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from workbench.options import BadInput, Cancelled, OnProgress, Progress, one_line
+from workbench.options import BadInput, Cancelled, OnProgress, Progress, first_line
 
 log = logging.getLogger("workbench.jobs")
 FINISHED = ("done", "cancelled", "failed")
@@ -105,7 +105,7 @@ class Job:
         except Cancelled:
             self._end("cancelled")
         except BadInput as error:
-            self._end("failed", one_line(error))
+            self._end("failed", first_line(error))
         except BaseException as error:
             self._end("failed", self._fault(error, "failed"))
         else:
@@ -113,7 +113,7 @@ class Job:
 
     def _fault(self, error: BaseException, when: str) -> str:
         log.error("job %s %s", self.kind, when, exc_info=error)
-        return f"{self.kind} {when}: {type(error).__name__}: {one_line(error)}"
+        return f"{self.kind} {when}: {type(error).__name__}: {first_line(error)}"
 
     def _end(self, state: str, error: str = "") -> None:
         self._ended_s = time.monotonic()

@@ -26,7 +26,7 @@ class BadInput(ValueError):
     """Something from outside is wrong. The message is one line: what is wrong, and what would be right."""
 
 
-def one_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of what an exception says, also of one that says nothing or whose text cannot be made."""
     try:
         said = str(error).strip()

@@ -23,7 +23,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from workbench.options import BadInput, Cancelled, OnProgress, Progress
+from workbench.options import BadInput, Cancelled, OnProgress, Progress, first_line
 
 try:
     import spaces
@@ -126,8 +126,8 @@ def answer(message: bytes) -> Iterator[bytes]:
             send("result", run(bundle, *args, **kwargs, **({"on_progress": report} if reports_progress else {})))
         except BadInput as error:
             send("refused", str(error))
-        except Exception as error:
-            send("failed", f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}")
+        except BaseException as error:  # without an answer the app would wait for ever
+            send("failed", f"{type(error).__name__}: {first_line(error)}")
 
     thread = threading.Thread(target=work, name=f"gpu-{stage}", daemon=True)
     thread.start()

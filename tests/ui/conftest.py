@@ -42,3 +42,20 @@ def finish():
         session.sync()
         return session
     return wait
+
+
+@pytest.fixture
+def profiled(session, finish):
+    from tests.ui.test_actions import profile
+
+    profile(session)
+    return finish(session)
+
+
+@pytest.fixture
+def searched(profiled, finish):
+    from tests.ui.test_actions import SEARCH_SETTINGS
+    from workbench.ui.actions import search
+
+    search.search(profiled, 1.2, None, 5.0, *SEARCH_SETTINGS)
+    return finish(profiled)

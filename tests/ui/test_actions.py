@@ -36,18 +36,6 @@ def wait_for(true, seconds=10.0):
 
 
 @pytest.fixture
-def profiled(session, finish):
-    profile(session)
-    return finish(session)
-
-
-@pytest.fixture
-def searched(profiled, finish):
-    search.search(profiled, 1.2, None, 5.0, *SEARCH_SETTINGS)
-    return finish(profiled)
-
-
-@pytest.fixture
 def gate(pipeline, monkeypatch):
     """Stops the fake pipeline at every report until it is set."""
     event = threading.Event()

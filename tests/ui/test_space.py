@@ -168,6 +168,7 @@ def test_bad_input_arrives_as_the_line_that_was_said(zero_gpu, pipeline, monkeyp
 
 
 @pytest.mark.parametrize("made, line", [(lambda: 1 / 0, "ZeroDivisionError: division by zero"), (lambda: threading.Lock(), "cannot pickle"),
+                                        (lambda: sys.exit(3), "SystemExit: 3"),
                                         (lambda: os._exit(3), "GPU task aborted|did not stop")])
 def test_a_fault_or_a_lost_worker_is_an_error_of_one_line(zero_gpu, pipeline, monkeypatch, made, line):
     monkeypatch.setattr(pipeline, "compare", lambda *args, on_progress: made())

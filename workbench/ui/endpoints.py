@@ -27,6 +27,7 @@ from workbench.options import (
     SearchConfig,
     SensitivityConfig,
     TraceConfig,
+    first_line,
 )
 from workbench.prompts import check
 from workbench.space import stages
@@ -59,8 +60,7 @@ def one_line(endpoint: Callable) -> Callable:
             raise gr.Error(str(error), print_exception=False) from None
         except Exception as error:
             log.exception("%s failed", endpoint.__name__)
-            first = (str(error).strip() or "no message").splitlines()[0]
-            raise gr.Error(f"{endpoint.__name__} failed: {type(error).__name__}: {first}", print_exception=False) from None
+            raise gr.Error(f"{endpoint.__name__} failed: {type(error).__name__}: {first_line(error)}", print_exception=False) from None
 
     return call
 

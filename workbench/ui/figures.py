@@ -16,14 +16,15 @@ EMPTY_PX = 84  # height of a plot that has nothing to show yet
 FRAME = "#ff4d4d"  # around what is selected
 
 
-LEGEND = {"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0}
-SMALL_LEGEND = {**LEGEND, "font": {"size": 10}}  # of many entries: a phone shows them all
+def legend(**more) -> dict:
+    """Above the plot, from the left; of its own for each figure, since whoever shows one may change it."""
+    return {"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0} | more
 
 
 def figure(data: list[dict], revision: str, **layout) -> dict:
     """`revision` names what is shown: while it stays the same, zoom and pan survive an update."""
     base = {"uirevision": revision, "margin": {"l": 58, "r": 14, "t": 30, "b": 44}, "hovermode": "closest",
-            "showlegend": False, "legend": LEGEND}
+            "showlegend": False, "legend": legend()}
     return {"data": data, "layout": base | layout}
 
 
@@ -117,8 +118,8 @@ def frame(cell) -> list[dict]:
 
 
 CLEAR = "rgba(0, 0, 0, 0)"
-CHANGE = [[0, "rgb(5, 10, 172)"], [0.35, "rgb(106, 137, 247)"], [0.499, "rgb(170, 180, 215)"], [0.499, CLEAR], [0.501, CLEAR],
-          [0.501, "rgb(214, 180, 160)"], [0.7, "rgb(230, 145, 90)"], [1, "rgb(178, 10, 28)"]]
+CHANGE = ((0, "rgb(5, 10, 172)"), (0.35, "rgb(106, 137, 247)"), (0.499, "rgb(170, 180, 215)"), (0.499, CLEAR), (0.501, CLEAR),
+          (0.501, "rgb(214, 180, 160)"), (0.7, "rgb(230, 145, 90)"), (1, "rgb(178, 10, 28)"))
 
 
 def _two_parts(left_L, right_LT, *, rows, x, revision: str, shared: dict, bar: dict, words: tuple[str, str]) -> dict:

@@ -15,7 +15,7 @@ from typing import Any
 import gradio as gr
 
 from workbench import tuning
-from workbench.options import BadInput
+from workbench.options import BadInput, first_line
 from workbench.ui.session import TICK_S, Session, Store
 
 log = logging.getLogger("workbench.ui")
@@ -115,7 +115,7 @@ class Page:
                 session.say(listener.tab, str(error))
             except Exception as error:
                 log.exception("%s failed", listener.action.__name__)
-                session.say(listener.tab, f"{type(error).__name__}: {(str(error) or 'no message').splitlines()[0]}")
+                session.say(listener.tab, f"{type(error).__name__}: {first_line(error)}")
             return self.refresh(session, seen)
 
         def act_on_payload(event: gr.EventData, session_id, seen, *values):

@@ -16,20 +16,23 @@ import tempfile
 import threading
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from workbench import tuning
 from workbench.jobs import SHARED, Board, Job
-from workbench.options import BadInput, ModelSpec, Progress, TraceConfig
+from workbench.options import BadInput, ModelSpec, Progress, TraceConfig, first_line
 from workbench.space import stages
 from workbench.ui import limits
 
 log = logging.getLogger("workbench.ui")
 KEPT_SESSIONS, KEPT_PROFILES = 256, 8  # a profile holds its trace and every solved weight; a session without one is small
+KEPT_COMPARISONS = 8  # of one session: each holds images and latents
 SHOWN_PROMPTS = 16  # of the model's calibration prompts; the box can be edited
 EMBEDDED = ModelSpec().source
 RESUMED = ("profile", "search", "contest")  # jobs that go on from the run folder where they were stopped
@@ -48,13 +51,16 @@ class Drafted:
     origin: str = "imported"
 
 
+NONE_YET: Mapping = MappingProxyType({})
+# Where every session starts, so none of these values can be changed in place.
 # What depends on the shown comparison is forgotten with another one, what depends on the profile with a new profile, and what depends on
 # the model when another one is loaded.
-OF_COMPARISON = {"pair": 0, "at_step": None, "preview": None, "previews": {}, "blind": None}
-OF_PROFILE = {"events": (), "replay": None, "so_far": None, "result": None, "chosen": None, "pinned": None, "edits": (), "comparison": None,
-              "comparisons": {}, "drafts": None, "exported": None, "exports": {}, **OF_COMPARISON,
-              "look": None, "floor_db": None, "sliders_moved": None, "written": None}
-OF_MODEL = {"profile": None, "example": None, "fisher_TL": (), "stderr_TL": None, "cell": (None, None), **OF_PROFILE}
+OF_COMPARISON = MappingProxyType({"pair": 0, "at_step": None, "preview": None, "previews": NONE_YET, "blind": None})
+OF_PROFILE = MappingProxyType({
+    "events": (), "replay": None, "so_far": None, "result": None, "chosen": None, "pinned": None, "edits": (), "comparison": None,
+    "comparisons": NONE_YET, "drafts": None, "exported": None, "exports": NONE_YET, **OF_COMPARISON, "look": None, "floor_db": None,
+    "sliders_moved": None, "written": None})
+OF_MODEL = MappingProxyType({"profile": None, "example": None, "fisher_TL": (), "stderr_TL": None, "cell": (None, None), **OF_PROFILE})
 LIGHT_THREADS = 2
 
 
@@ -104,9 +110,9 @@ class Session:
             try:
                 with tuning.alone():
                     work()
-            except Exception as error:
+            except BaseException as error:  # what is not caught here is never heard of
                 log.exception("%s failed", what)
-                self.say(what, f"{type(error).__name__}: {(str(error) or 'no message').splitlines()[0]}")
+                self.say(what, f"{type(error).__name__}: {first_line(error)}")
             finally:
                 with self.lock:
                     self.pending -= 1
@@ -121,11 +127,19 @@ class Session:
                 setattr(self, name, value)
                 self.rev[name] += 1
 
+    def put(self, name: str, key, value, most: int | None = None) -> None:
+        """Add to a named mapping, as the newest of it; beyond `most` the oldest go."""
+        with self.lock:
+            entries = {each: kept for each, kept in getattr(self, name).items() if each != key} | {key: value}
+            surplus = 0 if most is None else max(0, len(entries) - most)
+            self.set(**{name: dict(islice(entries.items(), surplus, None))})
+
     def say(self, tab: str, text: str = "", kind: str = "error") -> None:
         """The one line under a screen's buttons; empty takes it away."""
-        if self.notices.get(tab, ("", "")) != (text, kind if text else ""):
-            self.notices[tab] = (text, kind if text else "")
-            self.rev[f"notice-{tab}"] += 1
+        with self.lock:
+            if self.notices.get(tab, ("", "")) != (text, kind if text else ""):
+                self.notices[tab] = (text, kind if text else "")
+                self.rev[f"notice-{tab}"] += 1
 
     @property
     def found(self):
@@ -178,11 +192,13 @@ class Session:
                 self.say(tab, error or f"{kind} was stopped{kept}", "error" if error else "info")
             try:
                 self.store.on_ended(self)
-            except Exception:  # a job that has ended must count as ended
-                log.exception("after %s", kind)
+            except BaseException as fault:
+                self.say(tab, error or f"after {kind}: {type(fault).__name__}: {first_line(fault)}")
+                raise  # the job records it as its failure
 
-        self._events_read = 0
-        self.set(job=self.board.submit(kind, self.id, work, finish))
+        with self.lock:
+            self._events_read = 0
+            self.set(job=self.board.submit(kind, self.id, work, finish))
 
     def cancel(self) -> None:
         if self.busy and self.job.owner != SHARED:
@@ -193,13 +209,21 @@ class Session:
         typed = self.prompts if self.bundle is None else ()
         self.set(source=bundle.source, quantized=None, prompts=typed or bundle.prompts("calibration")[:SHOWN_PROMPTS],
                  compare_form=(bundle.prompts("showcase")[:4], self.seed, self.steps), bundle=bundle, **OF_MODEL)
-        self.store.on_adopt(self)
+        try:
+            self.store.on_adopt(self)
+        except Exception as fault:  # the model is there, whatever cannot be shown of it
+            log.exception("adopting %s", bundle.source)
+            self.say("model", f"{bundle.source} is loaded, but its example cannot be shown: {type(fault).__name__}: {first_line(fault)}")
 
     def snapshot(self):
         return self.board.snapshot(self.job) if self.job is not None else None
 
     def sync(self) -> None:
         """Take over what the job has reported since the last look."""
+        with self.lock:
+            self._sync()
+
+    def _sync(self) -> None:
         pace = self.pace_s
         if pace != self._pace:
             self._pace = pace

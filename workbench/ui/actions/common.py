@@ -110,9 +110,10 @@ def look_closer(session: Session) -> None:
         except BadInput as error:
             session.say("look", str(error), "info")
             return
-        if session.cell == (layer, step) and session.profile is found:
-            session.say("look")
-            session.set(look=look)
+        with session.lock:
+            if session.cell == (layer, step) and session.profile is found:
+                session.say("look")
+                session.set(look=look)
 
     session.soon("look", work)
 
@@ -133,11 +134,12 @@ def show_step(session: Session) -> None:
     def work():
         images = stages().preview(bundle, comparison, pair, step)
         addresses = [pictures.address(session, image) for image in images]
-        if session.comparison is None or session.comparison.pairs is not comparison.pairs:
-            return
-        session.set(previews={**session.previews, (pair, step): addresses})
-        if (session.pair, session.at_step) == (pair, step):
-            session.set(preview=(pair, step))
+        with session.lock:
+            if session.comparison is None or session.comparison.pairs is not comparison.pairs:
+                return
+            session.put("previews", (pair, step), addresses)
+            if (session.pair, session.at_step) == (pair, step):
+                session.set(preview=(pair, step))
 
     session.soon("compare", work)
 
@@ -145,14 +147,15 @@ def show_step(session: Session) -> None:
 def choose(session: Session, scored, edits=()) -> None:
     """Make a plan the chosen one; the search's own choice keeps its judgement on held-out prompts. `edits`: the plans that undoing leads
     back to, none unless it was painted."""
-    best = session.result.chosen if session.result is not None else None
-    if best is not None and best.plan.plan_id == scored.plan.plan_id:
-        scored = best
-    if session.chosen is None or scored.plan.plan_id != session.chosen.plan.plan_id:
-        session.set(
-            chosen=scored,
-            edits=edits,
-            exported=session.exports.get(scored.plan.plan_id),
-            comparison=session.comparisons.get(scored.plan.plan_id),
-            **OF_COMPARISON,
-        )
+    with session.lock:
+        best = session.result.chosen if session.result is not None else None
+        if best is not None and best.plan.plan_id == scored.plan.plan_id:
+            scored = best
+        if session.chosen is None or scored.plan.plan_id != session.chosen.plan.plan_id:
+            session.set(
+                chosen=scored,
+                edits=edits,
+                exported=session.exports.get(scored.plan.plan_id),
+                comparison=session.comparisons.get(scored.plan.plan_id),
+                **OF_COMPARISON,
+            )

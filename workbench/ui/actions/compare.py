@@ -18,7 +18,7 @@ from workbench.ui.actions.common import (
     same_noise,
     show_step,
 )
-from workbench.ui.session import OF_COMPARISON, Session
+from workbench.ui.session import KEPT_COMPARISONS, OF_COMPARISON, Session
 from workbench.ui.views import compare as views
 
 GAINS = (1, 64)
@@ -59,11 +59,13 @@ def compare(session: Session, prompts_text, seed, steps) -> None:
         result = stages().compare(bundle, model, config.prompts, config.seed, config.steps, on_progress=on_progress)
         for pair in result.pairs:  # written now, so that no click has to wait for it
             pictures.address(session, pair.image_float), pictures.address(session, pair.image_quantized)
-        session.set(comparisons={**session.comparisons, plan_id: result}, drafts=None)
-        if session.chosen is None or session.chosen.plan.plan_id != plan_id:
-            session.say("compare", f"plan {plan_id} was drawn; choose it again to see its images", "info")
-            return
-        session.set(comparison=result, **OF_COMPARISON, mode="slider" if session.mode == "blind" else session.mode)
+        with session.lock:
+            session.put("comparisons", plan_id, result, KEPT_COMPARISONS)
+            session.set(drafts=None)
+            if session.chosen is None or session.chosen.plan.plan_id != plan_id:
+                session.say("compare", f"plan {plan_id} was drawn; choose it again to see its images", "info")
+                return
+            session.set(comparison=result, **OF_COMPARISON, mode="slider" if session.mode == "blind" else session.mode)
         _time(session, model, plan_id, result, on_progress)
 
     session.require_idle()
@@ -76,12 +78,13 @@ def _time(session: Session, model, plan_id: str, result, on_progress) -> None:
     """The images are there; the two rows that say what one of them takes by itself follow."""
     alone = stages().time_alone(bundle_of(session), model, len(result.pairs[0].latent_nmse_T), result.float_seconds_per_image,
                                 on_progress=on_progress)
-    if alone is None or session.comparisons.get(plan_id) is not result:
-        return
-    timed = replace(result, alone=alone)
-    session.set(comparisons={**session.comparisons, plan_id: timed})
-    if session.comparison is result:
-        session.set(comparison=timed)
+    with session.lock:
+        if alone is None or session.comparisons.get(plan_id) is not result:
+            return
+        timed = replace(result, alone=alone)
+        session.put("comparisons", plan_id, timed, KEPT_COMPARISONS)
+        if session.comparison is result:
+            session.set(comparison=timed)
 
 
 def pick_pair(session: Session, payload) -> None:

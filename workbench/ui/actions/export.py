@@ -31,10 +31,11 @@ def export(session: Session) -> None:
         stages().export(bundle, model, folder)
         archive = shutil.make_archive(str(session.downloads / folder.name), "zip", folder)
         plan_id, made = scored.plan.plan_id, (folder, Path(archive))
-        session.set(exports={**session.exports, plan_id: made})
-        if session.chosen is not None and session.chosen.plan.plan_id == plan_id:
-            session.set(exported=made)
-        else:
+        with session.lock:
+            session.put("exports", plan_id, made)
+            if session.chosen is not None and session.chosen.plan.plan_id == plan_id:
+                session.set(exported=made)
+                return
             session.say("export", f"plan {plan_id} was written; choose it again to see its files", "info")
 
     session.submit("export", "export", work)
@@ -53,7 +54,8 @@ def plan_file(session: Session) -> str | None:
 
 def _state(session: Session) -> tuple:
     """What the files are made of."""
-    return tuple(session.rev[name] for name in MADE_OF)
+    with session.lock:
+        return tuple(session.rev[name] for name in MADE_OF)
 
 
 def current(session: Session, kind: str) -> str | None:

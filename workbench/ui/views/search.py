@@ -134,7 +134,7 @@ def front(shown: list[Point], chosen: Point | None, pinned: Point | None, limits
         if floor is not None:
             shapes.append({"type": "line", "name": "floor", "line": {"color": GREEN, "dash": "dot", "width": 1.5}, "xref": f"{x} domain",
                            "x0": 0, "x1": 1, "yref": y, "y0": floor, "y1": floor})
-    layout |= {"legend": figures.SMALL_LEGEND, "margin": {"l": 64, "r": 14, "t": 44, "b": 48},
+    layout |= {"legend": figures.legend(font={"size": 10}), "margin": {"l": 64, "r": 14, "t": 44, "b": 48},  # a phone shows all entries
                "meta": {"narrow": narrow, "narrow_height": PANEL_PX * len(panels) + LEGEND_PX}}
     return figures.figure(traces, f"front-{len(panels)}", showlegend=True, shapes=shapes, annotations=labels, **layout)
 
