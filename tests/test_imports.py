@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Lowest first. A module may import strictly lower ranks and its own package.
 RANKS = (
     ("resources", "csvtable"),
-    ("options",),
+    ("options", "memory"),
     ("folders",),
     ("plans",),
     ("types",),

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from workbench import folders
+from workbench.memory import free_bytes, reclaim
 from workbench.options import WEIGHT_BITS, BadInput
 from workbench.resources import resource_folder
 
@@ -117,27 +118,17 @@ def _outline(source: str, kind: str, family: str, shapes: dict[str, dict], disk_
 
 def require_room(outline: Outline) -> None:
     """Raises BadInput when the loaded model would not fit in what memory is free."""
+    if outline.load_bytes is None:
+        return
     free = free_bytes()
-    if outline.load_bytes is not None and free is not None and outline.load_bytes > free:
+    if free is not None and outline.load_bytes > free:
+        reclaim()  # of models that have been put down
+        free = free_bytes()
+    if free is not None and outline.load_bytes > free:
         raise BadInput(
             f"{outline.source} needs about {outline.load_bytes / 1e9:.1f} GB to load and {free / 1e9:.1f} GB are free; a model of "
             f"less than {free / FLOAT_BYTES / 1e9:.1f} billion parameters would fit"
         )
-
-
-def free_bytes() -> int | None:
-    """Memory that can be had now, also inside a container; None where the system does not say."""
-    try:
-        free = next(
-            1024 * int(line.split()[1]) for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable")
-        )
-    except (OSError, StopIteration, ValueError):
-        return None
-    try:
-        group = Path("/sys/fs/cgroup")
-        return min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    except (OSError, ValueError):  # no limit is set
-        return free
 
 
 def _folder(source: str) -> tuple[Path | None, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from workbench import costs as cost_tables
 from workbench import generate, inspection, latency, metrics, peers, sensitivity
 from workbench.checkpoints import Checkpoints
 from workbench.models import Bundle, sources
+from workbench.models.resident import Resident
 from workbench.options import (
     WEIGHT_BITS,
     BadInput,
@@ -47,8 +47,7 @@ from workbench.types import Comparison, DistortionTable, SearchResult, Sensitivi
 
 JUDGE_PROMPTS, JUDGE_SEED = 16, 10_000  # held-out prompts that choose among the finalists, and their seeds
 SEARCH_PROMPTS, SEARCH_SEED = 8, 5_000  # prompts that a search measures on (at least), and their seeds
-_LOADED: dict[tuple[str, str], Bundle] = {}
-_LOADING = threading.Lock()
+_LOADED: Resident[Bundle] = Resident()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,13 +64,10 @@ class Profile:
 
 
 def load(source: str = "emoji-flux", device: str = "auto", *, on_progress: OnProgress = ignore_progress) -> Bundle:
-    """The model of a source; one copy per process, however often it is asked for."""
+    """The model of a source; one copy per process, however often it is asked for. One that nobody uses any more may be let go when
+    others are loaded (`models/resident.py`)."""
     spec = ModelSpec.parse({"source": source, "device": device}, "model")
-    key = source, str(sources.find_device(device))
-    with _LOADING:
-        if key not in _LOADED:
-            _LOADED[key] = sources.load(spec)
-        return _LOADED[key]
+    return _LOADED.get((source, str(sources.find_device(device))), lambda: sources.load(spec))
 
 
 def is_loaded(source: str, device: str = "auto") -> bool:
