@@ -208,9 +208,10 @@ def evaluate_plan(bundle: Bundle, profiled: Profile, plan: BitPlan, *, prompts: 
     plan = validate_plan(bundle, plan)
     if plan.quant != profiled.quant:
         raise BadInput("the plan's weights are solved with other settings than this profile's; profile with the plan's settings first")
-    held_out = _held_out(bundle, profiled, prompts, on_progress)
     if plan.sigma_T != sigma_of(profiled.trace):
-        raise BadInput(f"the plan has {len(plan.sigma_T)} steps and its own noise levels; the profile has {held_out.steps} others")
+        raise BadInput(f"the plan has {len(plan.sigma_T)} steps and its own noise levels; the profile has "
+                       f"{profiled.trace.steps} others")
+    held_out = _held_out(bundle, profiled, prompts, on_progress)
     rollout = Rollout(bundle, held_out, weights_of(bundle, profiled), samples=held_out.samples, scoring="raw", on_step=on_progress)
     return _judged(rollout, ScoredPlan(plan=plan, error=0.0, samples=1, origin="painted"))
 

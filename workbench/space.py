@@ -41,7 +41,7 @@ def gpu(duration: int) -> Callable[[Callable], Callable]:
 
 @gpu(PLAN_S)
 def plan_on_gpu(message: bytes) -> Iterator[bytes]:
-    """Profiling, searching and quantizing."""
+    """Profiling, searching, quantizing, and measuring a plan."""
     yield from answer(message)
 
 
@@ -54,6 +54,7 @@ def draw_on_gpu(message: bytes) -> Iterator[bytes]:
 PIPELINE, CONTEST = "workbench.pipeline", "workbench.contest.compare"
 # Every stage: who runs it, and the module whose function stage(bundle, ...) it is.
 STAGES = {"profile": (plan_on_gpu, PIPELINE), "search": (plan_on_gpu, PIPELINE), "quantize": (plan_on_gpu, PIPELINE),
+          "evaluate_plan": (plan_on_gpu, PIPELINE),
           "compare": (draw_on_gpu, PIPELINE), "time_alone": (draw_on_gpu, PIPELINE), "draw": (draw_on_gpu, PIPELINE),
           "preview": (draw_on_gpu, PIPELINE),
           "inspect": (draw_on_gpu, PIPELINE), "enter": (plan_on_gpu, CONTEST), "float_run": (draw_on_gpu, CONTEST)}

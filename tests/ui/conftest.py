@@ -1,6 +1,7 @@
 """Fixtures of the interface's tests: a fake pipeline, and sessions that use it."""
 
 import sys
+import threading
 
 import pytest
 
@@ -59,3 +60,17 @@ def searched(profiled, finish):
 
     search.search(profiled, 1.2, None, 5.0, *SEARCH_SETTINGS)
     return finish(profiled)
+
+
+@pytest.fixture
+def gate(pipeline, monkeypatch):
+    """Stops the fake pipeline at every report until it is set."""
+    event = threading.Event()
+    report = type(pipeline)._report
+
+    def wait_and_report(self, *args):
+        assert event.wait(20)
+        report(self, *args)
+
+    monkeypatch.setattr(type(pipeline), "_report", wait_and_report)
+    return event

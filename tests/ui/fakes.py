@@ -155,6 +155,17 @@ class FakePipeline:
             self._report(on_progress, "search", t + 1, steps, replace(events[-1], plans=plans))
         return SearchResult(front=front, references=references, chosen=front[2], evaluations=100, seconds=2.0, events=tuple(events))
 
+    def evaluate_plan(self, bundle, found, plan, *, prompts=16, on_progress=ignore_progress):
+        """The error of `make_scored`'s kind, spread over the prompts."""
+        if plan.quant != found.quant:
+            raise BadInput("the plan's weights are solved with other settings than this profile's; profile with the plan's settings first")
+        for stage in ("trace", "rollout"):
+            for step in range(len(plan.sigma_T)):
+                self._report(on_progress, stage, step, len(plan.sigma_T))
+        weight_bits = sum(plan.weight_bits_L) / len(plan.weight_bits_L)
+        error = 0.5 * (4.0 ** -weight_bits + 4.0 ** -plan.act_bits_mean)
+        return ScoredPlan(plan=plan, error=error, samples=prompts, held_out=True, origin="painted", low=0.8 * error, high=1.2 * error)
+
     def default_budget(self, bundle, found):
         return Budget(max_weight_bytes=1_200_000, max_mean_act_bits=5.0)
 

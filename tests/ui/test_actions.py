@@ -35,20 +35,6 @@ def wait_for(true, seconds=10.0):
         time.sleep(0.01)
 
 
-@pytest.fixture
-def gate(pipeline, monkeypatch):
-    """Stops the fake pipeline at every report until it is set."""
-    event = threading.Event()
-    report = type(pipeline)._report
-
-    def wait_and_report(self, *args):
-        assert event.wait(20)
-        report(self, *args)
-
-    monkeypatch.setattr(type(pipeline), "_report", wait_and_report)
-    return event
-
-
 def test_the_embedded_model_is_there_without_a_click(session):
     assert session.bundle.name == "emoji-flux"
     assert session.prompts == session.bundle.prompts("calibration")

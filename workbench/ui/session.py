@@ -32,7 +32,7 @@ from workbench.ui import limits
 
 log = logging.getLogger("workbench.ui")
 KEPT_SESSIONS, KEPT_PROFILES = 256, 8  # a profile holds its trace and every solved weight; a session without one is small
-KEPT_COMPARISONS = 8  # of one session: each holds images and latents
+KEPT_COMPARISONS, KEPT_MEASURED = 8, 256  # of one session: a comparison holds images and latents, a measured plan a few numbers
 SHOWN_PROMPTS = 16  # of the model's calibration prompts; the box can be edited
 EMBEDDED = ModelSpec().source
 RESUMED = ("profile", "search", "contest")  # jobs that go on from the run folder where they were stopped
@@ -58,8 +58,8 @@ NONE_YET: Mapping = MappingProxyType({})
 OF_COMPARISON = MappingProxyType({"pair": 0, "at_step": None, "preview": None, "previews": NONE_YET, "blind": None})
 OF_PROFILE = MappingProxyType({
     "events": (), "replay": None, "so_far": None, "result": None, "chosen": None, "pinned": None, "edits": (), "comparison": None,
-    "comparisons": NONE_YET, "drafts": None, "exported": None, "exports": NONE_YET, **OF_COMPARISON, "look": None, "floor_db": None,
-    "sliders_moved": None, "written": None})
+    "comparisons": NONE_YET, "measured": NONE_YET, "drafts": None, "exported": None, "exports": NONE_YET, **OF_COMPARISON, "look": None,
+    "floor_db": None, "sliders_moved": None, "written": None})
 OF_MODEL = MappingProxyType({"profile": None, "example": None, "fisher_TL": (), "stderr_TL": None, "cell": (None, None), **OF_PROFILE})
 LIGHT_THREADS = 2
 
@@ -70,7 +70,8 @@ class Session:
     fisher_TL holds a row per step, None while a step is unknown; cell is the selected (layer index, step), budget the limits by field of
     `Budget`, in the units of the sliders. so_far: what a search that has not ended has found. drafts: small pictures of what a running
     comparison has finished, by stage, None when none runs. previews: addresses of both images of every decoded (pair, step); preview: the
-    one that was shown last. example names where a shown example run was made, None for one's own."""
+    one that was shown last. measured: plans made by hand or brought in that were really run, by id. example names where a shown example
+    run was made, None for one's own."""
 
     def __init__(self, board: Board, store: Store):
         self.id = secrets.token_urlsafe(24)
@@ -90,6 +91,7 @@ class Session:
         self.restoring = None  # what a link asks for and the model is still loaded for
         self.pending, self.seen_s = 0, time.monotonic()
         self.quantized: tuple[str, Any] | None = None
+        self.measuring = ""  # id of the plan that a measurement was last started for
         self._drawn: tuple[str, int, bool] = ("", -1, False)
         self._events_read, self._place, self._pace = 0, 0, None
         for name, value in OF_MODEL.items():

@@ -145,12 +145,15 @@ def show_step(session: Session) -> None:
 
 
 def choose(session: Session, scored, edits=()) -> None:
-    """Make a plan the chosen one; the search's own choice keeps its judgement on held-out prompts. `edits`: the plans that undoing leads
+    """Make a plan the chosen one; the search's own choice keeps its judgement on held-out prompts, and so does any that was measured on
+    them by hand. `edits`: the plans that undoing leads
     back to, none unless it was painted."""
     with session.lock:
         best = session.result.chosen if session.result is not None else None
         if best is not None and best.plan.plan_id == scored.plan.plan_id:
             scored = best
+        if scored.error is None:
+            scored = session.measured.get(scored.plan.plan_id, scored)
         if session.chosen is None or scored.plan.plan_id != session.chosen.plan.plan_id:
             session.set(
                 chosen=scored,

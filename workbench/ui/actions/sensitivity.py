@@ -6,7 +6,7 @@ from workbench.options import LatencyConfig, QuantConfig, SensitivityConfig, Tra
 from workbench.space import stages
 from workbench.ui import budgets, forms, limits, widget
 from workbench.ui.actions.common import bundle_of, run_of, select_cell
-from workbench.ui.session import OF_PROFILE, Session
+from workbench.ui.session import OF_PROFILE, Drafted, Session
 from workbench.ui.views import quantities
 from workbench.ui.views.layers import blocks_of
 
@@ -37,6 +37,8 @@ def profile(session: Session, steps, seed, prompts_given, *settings) -> None:
     session.prompts = trace_config.prompts or session.prompts
     undo = session.kept("profile", "fisher_TL", "stderr_TL", "cell", "example", *OF_PROFILE) if session.profile is not None else {}
     brought = session.chosen if getattr(session.chosen, "origin", "") in BROUGHT else None
+    if brought is not None and brought.error is not None:  # measured with the weights of the profile that goes
+        brought = Drafted(brought.plan, origin=brought.origin)
     session.set(profile=None, example=None, fisher_TL=(None,) * trace_config.steps, stderr_TL=None, cell=(None, None),
                 **OF_PROFILE | {"chosen": brought})
     session.submit("profile", "sensitivity", work, undo)

@@ -6,6 +6,7 @@ import gradio as gr
 
 from workbench.ui import tables, widget
 from workbench.ui.actions import compare as compare_actions
+from workbench.ui.actions import measure as measuring
 from workbench.ui.actions import search as actions
 from workbench.ui.live import Page
 from workbench.ui.tabs import notice_line
@@ -45,11 +46,15 @@ def _bits(page: Page) -> None:
 
 def _facts(page: Page) -> None:
     numbers = gr.HTML(elem_id="plan-numbers")
+    measure = widget.picker("plan-measure")
     images, table = widget.picker("plan-images"), widget.picker("plan-table")
     page.show(numbers, ["chosen", "edits"], _numbers)
+    page.show(measure, ["chosen", "busy", "profile", "example", "measuring"], lambda s: plans.measuring(
+        s.chosen, measuring.running(s) and s.measuring == s.chosen.plan.plan_id, measuring.missing(s)))
     page.show(images, ["comparison", "pair", "chosen", "mode", "busy", "profile", "drafts"], _images)
     page.show(table, ["so_far", "result", "chosen"], _tables)
     page.on(table.pick, actions.click_point, tab="plan", with_payload=True)
+    page.on(measure.pick, measuring.pick, tab="plan", with_payload=True)
     page.on(images.pick, compare_actions.pick_or_draw, tab="plan", with_payload=True)
 
 

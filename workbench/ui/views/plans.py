@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 from workbench.ui import figures
-from workbench.ui.tables import MB, megabytes, notice, numbers, table
+from workbench.ui.tables import MB, empty, megabytes, notice, numbers, pick, table
 from workbench.ui.views.layers import layer_labels, spans
 
 ERROR = "error: NMSE of the final latent"
@@ -104,7 +104,7 @@ def _quantized_bits(plan, layers, costs) -> list[tuple]:
     ]
 
 
-def _facts(scored, bundle, costs) -> list[tuple]:
+def _facts(scored, bundle, costs, edits=()) -> list[tuple]:
     plan = scored.plan
     error, predicted, time = [], [], []
     if scored.error is not None:
@@ -113,9 +113,12 @@ def _facts(scored, bundle, costs) -> list[tuple]:
         interval = f"  [{low:.2e}, {high:.2e}]" if low is not None and high is not None else ""
         spread = "mean and 95 % interval over " if interval else "no interval: " if scored.samples < FEW else "mean of "
         error = [("error (NMSE of the final latent)", f"{scored.error:.3e}{interval}", "", f"measured, {spread}{prompts}")]
+    estimate = estimated_error(scored, edits)
+    if estimate is not None:
+        predicted = [("the same, as predicted", f"{estimate:.3e}", "", f"modelled, from the error of plan {edits[0].plan.plan_id}")]
     if plan.predicted_error is not None:
-        predicted = [("predicted error, summed over layers and steps", f"{plan.predicted_error:.3e}", "",
-                      "modelled, to compare plans of one profile")]
+        predicted += [("predicted error, summed over layers and steps", f"{plan.predicted_error:.3e}", "",
+                       "modelled, to compare plans of one profile")]
     if getattr(plan, "latency_ms", None) is not None:
         target = getattr(plan, "latency_target", None) or ""
         how = f"modelled{', as the sum of measured layer times' if '(measured' in target else ''}"
@@ -140,6 +143,12 @@ def predicted_ratio(painted, edits) -> float | None:
     return painted.plan.predicted_error / before if before and painted.plan.predicted_error is not None else None
 
 
+def estimated_error(painted, edits) -> float | None:
+    """What a painted plan's error may be: the measured error of the plan before painting, times the ratio of their predicted errors."""
+    ratio = predicted_ratio(painted, edits)
+    return None if ratio is None or edits[0].error is None else edits[0].error * ratio
+
+
 def painted_line(painted, edits) -> str:
     """What painting has changed so far: predicted error and costs against the plan before it."""
     if painted is None or not edits:
@@ -150,7 +159,19 @@ def painted_line(painted, edits) -> str:
     changes.append(f"{new.act_bits_mean - old.act_bits_mean:+.3f} mean activation bits")
     if None not in (new.latency_ms, old.latency_ms):
         changes.append(f"{new.latency_ms - old.latency_ms:+.2f} ms")
-    return f"Painted, against plan {old.plan_id} before: {', '.join(changes)}. To measure it, draw its images."
+    return f"Painted, against plan {old.plan_id} before: {', '.join(changes)}."
+
+
+def measuring(scored, active: bool, missing: str) -> str:
+    """What brings the error of a plan that is only predicted; nothing for one that has been measured. `active`: is it being measured,
+    `missing`: what has to come first."""
+    if scored is None or scored.error is not None:
+        return ""
+    if active:
+        button = f'<button type="button" {pick({"measure": "stop"}, tag="button")}>Stop measuring</button>'
+        return empty("Being measured", "It is run on held-out prompts, step by step; the top of the page tells how far it is.", button)
+    button = f'<button type="button" {pick({"measure": "start"}, tag="button")}{" disabled" * bool(missing)}>Measure its error</button>'
+    return empty("The error of this plan is not measured", missing or "It is run on held-out prompts, beside the float model.", button)
 
 
 def bits_table(plan, layers) -> str:
@@ -173,7 +194,7 @@ def plan_numbers(scored, bundle, costs, edits=()) -> str:
     to become this one."""
     if scored is None or bundle is None:
         return ""
-    facts = numbers(_facts(scored, bundle, costs), f"Plan {scored.plan.plan_id}: {scored.plan.method}, {origin_name(scored.origin)}")
+    facts = numbers(_facts(scored, bundle, costs, edits), f"Plan {scored.plan.plan_id}: {scored.plan.method}, {origin_name(scored.origin)}")
     return notice(painted_line(scored, edits), "info") + facts
 
 

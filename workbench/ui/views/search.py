@@ -11,9 +11,8 @@ from workbench.ui.figures import BLUE, GREEN, GREY, ORANGE, RED, VIOLET, axis, l
 from workbench.ui.tables import pick_table, seconds, table
 from workbench.ui.views.plans import ERROR, origin_name, predicted_ratio
 
-PAINTED = "painted"
-FADED = 0.4  # opacity of plans beyond the budget
-TRAIL = 8  # steps of the beam that fade behind the present one
+PAINTED, HELD_OUT = "painted", "held out"  # points whose error is modelled, or measured on other prompts than the front's
+FADED, TRAIL = 0.4, 8  # opacity of plans beyond the budget; steps of the beam that fade behind the present one
 # The parts of the search: mark, colour and short name of the plans that each brought to the front.
 PARTS = {"lagrangian": ("diamond", "#74aee6", "Lagrangian"), "beam": ("circle", BLUE, "beam"),
          "refined": ("triangle-up", "#6a5fe0", "refinement")}
@@ -38,6 +37,8 @@ RIVALS = {
     "online": ("pentagon-open", "#6b7280"),
 }
 OTHER = ("hourglass-open", "#6b7280")
+RING = ("chosen", "circle-open")  # around the chosen plan, and where its point is of a kind of its own
+RINGS = {PAINTED: ("painted, error modelled", "circle-open-dot"), HELD_OUT: ("chosen, measured on held-out prompts", "circle-x-open")}
 TABLE_ROWS = 40
 ENVELOPE = "least error"  # its line explains itself and has no entry in the legend
 GAP, TALL_GAP = 0.07, 0.13  # between the panels of the front: beside each other, and above each other on a phone
@@ -89,11 +90,12 @@ def _as_searched(scored, found):
 
 
 def place_of(scored, found) -> Point | None:
-    """Where a plan stands on the front; one judged on other prompts would stand beside its own point, so that point is taken."""
+    """Where a plan stands on the front; one judged on other prompts would stand beside its own point, so that is taken if there is one."""
     if scored is None or scored.error is None:
         return None
-    same = _as_searched(scored, found) or scored
-    return Point("", same.plan.plan_id, same.origin, budgets.values_of(same.plan), same.error)
+    searched = _as_searched(scored, found)
+    same, kind = (searched, "") if searched is not None else (scored, HELD_OUT if scored.held_out else "")
+    return Point(kind, same.plan.plan_id, same.origin, budgets.values_of(same.plan), same.error)
 
 
 def painted_place(painted, edits, found) -> Point | None:
@@ -115,7 +117,7 @@ def front(shown: list[Point], chosen: Point | None, pinned: Point | None, limits
     if whole:
         errors["range"] = list(_range([math.log10(p.error) for p in within if p.error > 0], None))
         found = set(map(_key, shown))
-        chosen, pinned = (point if point is not None and (point.kind == PAINTED or _key(point) in found) else None
+        chosen, pinned = (point if point is not None and (point.kind in (PAINTED, HELD_OUT) or _key(point) in found) else None
                           for point in (chosen, pinned))
     traces, layout, narrow, shapes, labels = [], {}, {}, [], []
     for number, panel in enumerate(panels):
@@ -164,10 +166,8 @@ def _entry(trace: dict) -> dict:
 
 def _rings(chosen: Point | None, pinned: Point | None, panel) -> list[dict]:
     """A ring around the chosen plan and a box around plan A; a ring with a dot where a painted plan may stand."""
-    rings = []
-    painted = chosen is not None and chosen.kind == PAINTED
-    ring = ("painted, error modelled", "circle-open-dot") if painted else ("chosen", "circle-open")
-    for (kind, symbol), point, colour in ((ring, chosen, GREEN), (("plan A", "square-open"), pinned, VIOLET)):
+    rings, marked = [], [] if chosen is None else [(RINGS.get(chosen.kind, RING), chosen, GREEN)]
+    for (kind, symbol), point, colour in (*marked, (("plan A", "square-open"), pinned, VIOLET)):
         if point is not None and point.values.get(panel.field) is not None:
             mark = {"symbol": symbol, "size": 18, "color": colour, "line": {"width": 3}}
             rings.append({"type": "scatter", "mode": "markers", "name": kind, "hoverinfo": "skip", "legendgroup": kind,
