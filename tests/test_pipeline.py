@@ -134,6 +134,29 @@ def test_a_painted_plan_is_costed_at_once_and_measured_on_request(bundle, profil
         pipeline.evaluate_plan(bundle, profiled, plan.model_copy(update={"sigma_T": (0.9, 0.5, 0.1)}))
 
 
+def test_measuring_a_plan_stops_at_any_step_and_refuses_before_it_runs_anything(bundle, profiled):
+    layers = len(bundle.layers)
+    plan = pipeline.paint_plan(bundle, profiled, (4,) * layers, [[4] * layers] * STEPS)
+    seen = []
+    pipeline.evaluate_plan(bundle, profiled, plan, prompts=2, on_progress=seen.append)
+    assert [(each.stage, each.done) for each in seen if each.stage == "rollout"] == [("rollout", step) for step in range(STEPS)]
+    assert sum(each.stage != "rollout" for each in seen) >= STEPS, "the float trajectories report too"
+    for count in (1, len(seen) // 2, len(seen)):
+        left = iter(range(count - 1))
+
+        def stop(_, left=left):
+            if next(left, None) is None:
+                raise Cancelled("enough")
+
+        with pytest.raises(Cancelled):
+            pipeline.evaluate_plan(bundle, profiled, plan, prompts=2, on_progress=stop)
+        assert bundle.cursor.row is None and bundle.cursor.plan is None, "the model is as it was"
+    seen.clear()
+    with pytest.raises(BadInput, match="noise levels"):
+        pipeline.evaluate_plan(bundle, profiled, plan.model_copy(update={"sigma_T": (0.9, 0.5, 0.1)}), on_progress=seen.append)
+    assert seen == []
+
+
 def test_search_cancelled_at_any_moment_resumes_to_the_same_result(bundle, profiled, budget, tmp_path):
     config = SMALL.model_copy(update={"rivals": "uniform", "refine": 1})
     whole = pipeline.search(bundle, profiled, budget, config)

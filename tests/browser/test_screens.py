@@ -254,6 +254,37 @@ def test_painting_changes_plan_and_cost_at_once_and_can_be_undone(visit):
     says(page, "#plan-numbers caption", caption)
 
 
+@pytest.mark.parametrize(("width", "dark"), [(1440, False), (1440, True), (390, False), (390, True)])
+def test_a_painted_plan_is_measured_on_request_and_says_both_errors(visit, shoot, width, dark):
+    page = visit(width=width, height=900, dark=dark)
+    tour(page, 2)
+    page.get_by_label("paint 16").check()
+    page.wait_for_function("document.querySelector('#bit-map .plot').layout.meta.brush === 16")
+    page.mouse.click(*spot(page, "#bit-map", 2, 1))
+    says(page, "#plan-numbers caption", "painted by hand")
+    says(page, "#plan-numbers", "predicted error (NMSE of the final latent)")
+    says(page, "#plan-measure", "not measured")
+    name = f"measure-{width}-{'dark' if dark else 'light'}"
+    page.locator("#plan-measure").scroll_into_view_if_needed()
+    shoot(page, f"{name}-before")
+    page.get_by_role("button", name="Measure its error").click()
+    says(page, "#plan-measure", "Being measured")
+    page.get_by_role("button", name="Stop measuring").click()
+    page.wait_for_function("document.querySelector('#status').innerText.includes('measurement: cancelled')")
+    says(page, "#notice-plan", "measurement was stopped")
+    page.get_by_role("button", name="Measure its error").click()
+    until_done(page, "measurement")
+    says(page, "#plan-numbers", "measured, mean and 95 % interval over 16 held-out prompts")
+    says(page, "#plan-numbers", "predicted error (NMSE of the final latent)")
+    assert page.inner_text("#plan-measure").strip() == ""
+    names = page.evaluate("document.querySelector('#pareto .plot').data.map(trace => trace.name)")
+    assert "chosen, measured on held-out prompts" in names and "painted, error modelled" not in names
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate("(b => b.scrollWidth - b.clientWidth)(document.querySelector('#plan-numbers .scroll'))") == 0
+    page.locator("#plan-numbers").scroll_into_view_if_needed()
+    shoot(page, f"{name}-after")
+
+
 def test_the_cells_of_a_map_are_reached_and_painted_with_the_keyboard(visit):
     page = visit()
     tour(page, 2)
@@ -273,7 +304,8 @@ def test_the_cells_of_a_map_are_reached_and_painted_with_the_keyboard(visit):
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Enter")
     says(page, "#plan-numbers caption", "painted by hand")
-    assert page.evaluate("document.querySelector('#bit-map .plot').data[1].customdata")[int(at[0])][int(at[1]) + 1] == 16
+    page.wait_for_function("([row, column]) => document.querySelector('#bit-map .plot').data[1].customdata[row][column] === 16",
+                           arg=[int(at[0]), int(at[1]) + 1])
     says(page, "#plan-numbers", "times its predicted error")
 
 

@@ -44,7 +44,7 @@ def test_the_measured_error_stands_beside_the_predicted_one(painted, pipeline, f
     before, plan = painted.edits[0], painted.chosen.plan
     assert "error (NMSE of the final latent)" not in rows(painted)
     predicted = f"{before.error * plan.predicted_error / before.plan.predicted_error:.3e}"
-    of_before = ("the same, as predicted", (f"{predicted} ", f"◐modelled, from the error of plan {before.plan.plan_id}"))
+    of_before = ("predicted error (NMSE of the final latent)", (f"{predicted} ", "◐modelled, from the error before painting"))
     assert of_before in rows(painted).items()
     assert "Measure its error" in box(painted) and "disabled" not in box(painted)
     measure.pick(painted, START)
@@ -53,7 +53,7 @@ def test_the_measured_error_stands_beside_the_predicted_one(painted, pipeline, f
     truth = pipeline.evaluate_plan(painted.bundle, painted.profile, plan)
     assert (painted.chosen.plan, painted.chosen.error, painted.chosen.origin) == (plan, truth.error, "painted")
     value, how = rows(painted)["error (NMSE of the final latent)"]
-    assert value == f"{truth.error:.3e}  [{truth.low:.2e}, {truth.high:.2e}] "
+    assert value == f"{truth.error:.3e}  [{truth.low:.2e},  {truth.high:.2e}] "
     assert how == "●measured, mean and 95 % interval over 16 held-out prompts"
     assert of_before in rows(painted).items(), "the prediction stays, to be held against it"
     assert box(painted) == "" and len(painted.edits) == 1

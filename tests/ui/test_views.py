@@ -390,7 +390,7 @@ def test_plan_numbers_say_how_each_is_known(bundle, found):
     assert row["error (NMSE of the final latent)"][1] == "●measured, no interval: 4 held-out prompts"
     judged = scored.model_copy(update={"low": 1e-4, "high": 2e-3, "samples": 16})
     row = {cells[0]: cells[1:] for cells in cells_of(plans.plan_numbers(judged, bundle, found.costs))}
-    assert row["error (NMSE of the final latent)"] == [f"{judged.error:.3e}  [1.00e-04, 2.00e-03]",
+    assert row["error (NMSE of the final latent)"] == [f"{judged.error:.3e}  [1.00e-04,  2.00e-03]",
                                                        "●measured, mean and 95 % interval over 16 held-out prompts"]
     both = {cells[0]: cells[1:] for cells in cells_of(plans.two_plans(scored, judged, bundle, found.costs))}
     assert both["error (NMSE of the final latent)"][1] == (

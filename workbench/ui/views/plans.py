@@ -110,12 +110,12 @@ def _facts(scored, bundle, costs, edits=()) -> list[tuple]:
     if scored.error is not None:
         prompts = f"{scored.samples} {'held-out' if scored.held_out else 'calibration'} prompt{'s'[: scored.samples > 1]}"
         low, high = getattr(scored, "low", None), getattr(scored, "high", None)
-        interval = f"  [{low:.2e}, {high:.2e}]" if low is not None and high is not None else ""
+        interval = f"  [{low:.2e},  {high:.2e}]" if low is not None and high is not None else ""
         spread = "mean and 95 % interval over " if interval else "no interval: " if scored.samples < FEW else "mean of "
         error = [("error (NMSE of the final latent)", f"{scored.error:.3e}{interval}", "", f"measured, {spread}{prompts}")]
     estimate = estimated_error(scored, edits)
     if estimate is not None:
-        predicted = [("the same, as predicted", f"{estimate:.3e}", "", f"modelled, from the error of plan {edits[0].plan.plan_id}")]
+        predicted = [("predicted error (NMSE of the final latent)", f"{estimate:.3e}", "", "modelled, from the error before painting")]
     if plan.predicted_error is not None:
         predicted += [("predicted error, summed over layers and steps", f"{plan.predicted_error:.3e}", "",
                        "modelled, to compare plans of one profile")]
