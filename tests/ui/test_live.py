@@ -4,6 +4,7 @@ import asyncio
 import inspect
 import json
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import gradio as gr
 import pytest
@@ -66,6 +67,20 @@ def test_an_unexpected_error_is_one_line_too(wired, session):
 
     handler(wired, fail)(session.id, {})
     assert session.notices["search"] == ("RuntimeError: first", "error")
+
+
+def test_a_page_whose_link_cannot_be_followed_has_a_session_all_the_same(store, session):
+    def broken(_, link):
+        raise RuntimeError(f"no way to {link}\nat all")
+
+    with Screens() as demo:
+        wired = Page(store)
+        wired.on_open = broken
+        wired.bind(demo, gr.BrowserState(""))
+    opened = next(block.fn for block in demo.fns.values() if block.name == "open_page")
+    kept, shown, *_ = opened(session.id, SimpleNamespace(query_params={"plan": "abc"}))
+    assert kept == shown == session.id
+    assert session.notices["model"] == ("RuntimeError: no way to abc", "error")
 
 
 def test_only_jobs_compute_in_parallel(wired, session):

@@ -90,7 +90,7 @@ class Page:
 
         def open_page(session_id, request: gr.Request):
             session = self.store.open(session_id if isinstance(session_id, str) else "")
-            self.on_open(session, str(request.query_params.get("plan", "")))
+            self._told(session, "model", self.on_open, str(request.query_params.get("plan", "")))
             return [session.id, *self.refresh(session, {})]
 
         def tick(session_id, seen):
@@ -108,20 +108,25 @@ class Page:
         def act(session_id, seen, *values):
             session = self.store.open(session_id)
             session.say(listener.tab)
-            try:
-                with tuning.alone():
-                    listener.action(session, *values)
-            except BadInput as error:
-                session.say(listener.tab, str(error))
-            except Exception as error:
-                log.exception("%s failed", listener.action.__name__)
-                session.say(listener.tab, f"{type(error).__name__}: {first_line(error)}")
+            with tuning.alone():
+                self._told(session, listener.tab, listener.action, *values)
             return self.refresh(session, seen)
 
         def act_on_payload(event: gr.EventData, session_id, seen, *values):
             return act(session_id, seen, event._data, *values)
 
         return act_on_payload if listener.with_payload else act
+
+    @staticmethod
+    def _told(session: Session, tab: str, action: Callable, *values) -> None:
+        """Call action(session, *values); what goes wrong becomes `tab`'s line, and the page is drawn all the same."""
+        try:
+            action(session, *values)
+        except BadInput as error:
+            session.say(tab, str(error))
+        except Exception as error:
+            log.exception("%s failed", getattr(action, "__name__", "an action"))
+            session.say(tab, f"{type(error).__name__}: {first_line(error)}")
 
     def refresh(self, session: Session, seen: dict) -> list:
         """The session's id, the new `seen`, then one value per component: its picture if it changed, else nothing."""
