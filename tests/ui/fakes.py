@@ -62,6 +62,9 @@ class FakeBundle:
     def integrator(self, steps):
         return SimpleNamespace(sigma_T1=make_levels(steps), steps=steps)
 
+    def renew_locks(self):
+        pass  # it has none
+
 
 def make_levels(steps):
     return torch.linspace(1, 0, steps + 1)
