@@ -1,6 +1,7 @@
 """A checkpoint folder: what is reopened draws the same images, bit for bit; what is damaged or foreign is refused."""
 
 import contextlib
+import hashlib
 import json
 import re
 import shutil
@@ -11,9 +12,11 @@ import pytest
 import torch
 import yaml
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import workbench
 from workbench import cli, costs, export, generate
+from workbench import exported as exported_module
 from workbench.options import WEIGHT_BITS, BadInput, Cancelled, QuantConfig, TraceConfig
 from workbench.plans import BitChoice, make_plan
 from workbench.quant import quantize
@@ -99,7 +102,7 @@ def test_an_export_is_opened_on_the_device_that_is_asked_for(exported, tmp_path,
     found = []
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # where auto is another device than the one asked for
-    monkeypatch.setattr(export, "_open_bundle", stop)
+    monkeypatch.setattr(exported_module, "_open_bundle", stop)
     with contextlib.suppress(Opened):
         open_it(exported[0], "cpu")
     assert found == ["cpu"]
@@ -206,41 +209,97 @@ def test_a_manifest_may_not_point_outside(copy):
         export.load_quantized(copy)
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"model": "../../other"}, "which is a path"),
-    ({"model": "/no-such-folder/x"}, "which is a path"),
-    ({"files": None}, "is incomplete"),
-    ({"files": {"plan.json": 3}}, "is incomplete"),
-    ({"weight_bytes": "many"}, "is incomplete"),
-])
-def test_a_manifest_of_another_form_is_refused_with_one_line(copy, change, message):
-    manifest = json.loads((copy / "manifest.json").read_text())
-    (copy / "manifest.json").write_text(json.dumps(manifest | change))
-    with pytest.raises(BadInput, match=message) as error:
-        export.load_quantized(copy)
-    assert "\n" not in str(error.value)
-
-
-def _rewrite(folder, name, change):
-    """Change a JSON file and the manifest with it."""
-    content = json.loads((folder / name).read_text())
-    change(content)
-    (folder / name).write_text(json.dumps(content))
+def _reseal(folder):
+    """Make the manifest agree with the files, as a careful hand would."""
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["files"][name] = {"bytes": (folder / name).stat().st_size, "sha256": export._sha256(folder / name)}
+    for name in manifest["files"]:
+        raw = (folder / name).read_bytes()
+        manifest["files"][name] = {"bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
-@pytest.mark.parametrize("name, change, message", [
-    ("transformer/layers.json", lambda c: c.update({"no.such.layer": next(iter(c.values()))}), "no linear layer"),
-    ("transformer/layers.json", lambda c: c.update({"": next(iter(c.values()))}), "no linear layer"),
-    ("model_index.json", lambda c: c.update({"../vae": ["diffusers", "AutoencoderKL"]}), "no plain file or folder name"),
-    ("model_index.json", lambda c: c.update({"transformer": ["diffusers", "FluxPipeline"]}), "no transformer of diffusers"),
-    ("model_index.json", lambda c: c.update({"transformer": ["diffusers"]}), "no transformer of diffusers"),
-    ("model_index.json", lambda c: c.pop("transformer"), "no transformer of diffusers"),
+def _edit_json(path, change):
+    found = json.loads(path.read_text())
+    path.write_text(json.dumps(change(found)))
+
+
+def _edit_tensors(folder, name, change):
+    """Write the shard that holds a tensor again, with `change` applied to its tensors."""
+    for path in sorted((folder / "transformer").glob("*.safetensors")):
+        tensors = load_file(path)
+        if name in tensors:
+            change(tensors)
+            save_file(tensors, path)
+            return
+    raise KeyError(name)
+
+
+def _first(found):
+    return next(iter(found))
+
+
+def _with(found, name, **values):
+    return {**found, name: {**found[name], **values}}
+
+
+@pytest.mark.parametrize(("file", "change", "words"), [
+    ("manifest.json", lambda m: [m], "not an exported checkpoint"),
+    ("manifest.json", lambda m: {**m, "files": list(m["files"])}, "files"),
+    ("manifest.json", lambda m: {**m, "files": {name: None for name in m["files"]}}, "files"),
+    ("manifest.json", lambda m: {**m, "files": {name: {**entry, "bytes": "x"} for name, entry in m["files"].items()}}, "bytes"),
+    ("manifest.json", lambda m: {key: value for key, value in m.items() if key != "weight_bytes"}, "weight_bytes"),
+    ("manifest.json", lambda m: {**m, "weight_bytes": None}, "weight_bytes"),
+    ("manifest.json", lambda m: {**m, "model_hash": "0" * 16}, "of another model"),
+    ("plan.json", lambda p: [p], "plan.json"),
+    ("plan.json", lambda p: {**p, "layer_names": [f"x{n}" for n in range(len(p["layer_names"]))]}, "names other layers"),
+    ("plan.json", lambda p: {**p, "weight_choice_L": [{**c, "weight_bits": 16} for c in p["weight_choice_L"]]}, "disagree"),
+    ("transformer/layers.json", lambda f: [f], "layers.json is a list"),
+    ("transformer/layers.json", lambda f: {**f, _first(f): 5}, "layers.json: "),
+    ("transformer/layers.json", lambda f: {**f, "no.such": f[_first(f)]}, "no.such is no"),
+    ("transformer/layers.json", lambda f: {**f, "x_embedder": {**f[_first(f)], "k_in": 64}}, "x_embedder"),
+    ("transformer/layers.json", lambda f: _with(f, _first(f), n_out=64), "linear of the transformer"),
+    ("transformer/layers.json", lambda f: {**f, "": f[_first(f)]}, "linear of the transformer"),
+    ("transformer/layers.json", lambda f: _with(f, _first(f), input_group="elsewhere", transform="smooth"), "stored layer has"),
+    ("transformer/config.json", lambda c: {**c, "num_layers": "2"}, "num_layers"),
+    ("transformer/config.json", lambda c: {**c, "num_layers": 10**9}, "describes more than"),
+    ("manifest.json", lambda m: {**m, "model": "../../other"}, "which is a path"),
+    ("manifest.json", lambda m: {**m, "model": "/no-such-folder/x"}, "which is a path"),
+    ("model_index.json", lambda i: {**i, "../vae": ["diffusers", "AutoencoderKL"]}, "no plain file or folder name"),
+    ("model_index.json", lambda i: {**i, "transformer": ["diffusers"]}, "[library, class] is needed"),
+    ("model_index.json", lambda i: {key: value for key, value in i.items() if key != "transformer"}, "names no transformer"),
+    ("model_index.json", lambda i: {**i, "transformer": ["antigravity", "fly"]}, "comes from antigravity"),
+    ("model_index.json", lambda i: {**i, "transformer": ["diffusers", "AutoencoderKL"]}, "FluxTransformer2DModel"),
+    ("vae/config.json", lambda c: {**c, "latent_channels": [16]}, "latent_channels"),
 ])
-def test_names_in_an_export_are_those_of_its_model(copy, name, change, message):
-    _rewrite(copy, name, change)
-    with pytest.raises(BadInput, match=message) as error:
+def test_a_malformed_file_of_a_checkpoint_is_named_even_under_a_matching_manifest(copy, file, change, words):
+    _edit_json(copy / file, change)
+    if file != "manifest.json":
+        _reseal(copy)
+    with pytest.raises(BadInput) as error:
         export.load_quantized(copy)
-    assert "\n" not in str(error.value)
+    assert words in str(error.value) and str(error.value).isprintable()
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    (lambda t: t.pop("x_embedder.bias"), "x_embedder.bias is missing"),
+    (lambda t: t.update({"x_embedder.bias": torch.zeros(3)}), "x_embedder.bias is torch.float32 (3,), not (256,)"),
+    (lambda t: t["x_embedder.bias"][0].fill_(torch.nan), "x_embedder.bias is not finite"),
+    (lambda t: t.update({"x_embedder.bias": t["x_embedder.bias"].to(torch.int32)}), "x_embedder.bias is torch.int32"),
+    (lambda t: t.update({"foreign.weight": torch.zeros(3)}), "foreign.weight is not of the model"),
+])
+def test_tensors_of_a_checkpoint_are_exactly_those_of_the_model(copy, change, words):
+    _edit_tensors(copy, "x_embedder.bias", change)
+    _reseal(copy)
+    with pytest.raises(BadInput) as error:
+        export.load_quantized(copy)
+    assert words in str(error.value)
+
+
+def test_a_checkpoint_of_links_reopens_as_a_snapshot_from_the_hub(exported, tmp_path):
+    for path in exported[0].rglob("*"):
+        to = tmp_path / "snapshot" / path.relative_to(exported[0])
+        to.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_file():
+            to.symlink_to(path)
+    reopened, again = export.load_quantized(tmp_path / "snapshot")
+    assert reopened.name == "emoji-flux" and again.weight_bytes == exported[1].weight_bytes

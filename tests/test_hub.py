@@ -26,6 +26,7 @@ from workbench import outline
 found, cached = outline.on_hub({source!r}), outline.of({source!r})
 print(json.dumps(vars(found) | {{"cached": vars(cached)}}))
 """
+STEM = "diffusion_pytorch_model"
 PARTS = {"scheduler": ["diffusers", "S"], "text_encoder": ["transformers", "T"], "tokenizer": ["transformers", "K"],
          "transformer": ["diffusers", "F"], "vae": ["diffusers", "V"], "image_encoder": [None, None]}
 
@@ -47,18 +48,20 @@ def repository(tmp_path):
     """As large repositories are: single files at the root, copies in half precision, shards, pictures, a pickle."""
     folder = tmp_path / "repository"
     weights(folder / "flux1-dev.safetensors", everything=[1000, 100])
-    weights(folder / "transformer" / "t-00001-of-00002.safetensors", **{"blocks.0.q.weight": [8, 4]})
-    weights(folder / "transformer" / "t-00002-of-00002.safetensors", **{"blocks.1.q.weight": [8, 4]})
-    weights(folder / "transformer" / "t.fp16-00001-of-00001.safetensors", **{"blocks.0.q.weight": [8, 4]})
-    weights(folder / "vae" / "v.safetensors", conv=[3, 6])
-    weights(folder / "vae" / "v.fp16.safetensors", conv=[3, 6])
-    weights(folder / "text_encoder" / "e.bf16.safetensors", embedding=[5, 2])
+    weights(folder / "transformer" / f"{STEM}-00001-of-00002.safetensors", **{"blocks.0.q.weight": [8, 4]})
+    weights(folder / "transformer" / f"{STEM}-00002-of-00002.safetensors", **{"blocks.1.q.weight": [8, 4]})
+    weights(folder / "transformer" / f"{STEM}.fp16-00001-of-00001.safetensors", **{"blocks.0.q.weight": [8, 4]})
+    weights(folder / "vae" / f"{STEM}.safetensors", conv=[3, 6])
+    weights(folder / "vae" / f"{STEM}.fp16.safetensors", conv=[3, 6])
+    weights(folder / "text_encoder" / "model.bf16.safetensors", embedding=[5, 2])
     weights(folder / "controlnet" / "c.safetensors", conv=[3, 6])
-    shards = {"weight_map": {"blocks.0.q.weight": "t-00001-of-00002.safetensors", "blocks.1.q.weight": "t-00002-of-00002.safetensors"}}
+    shards = {"weight_map": {f"blocks.{shard}.q.weight": f"{STEM}-0000{shard + 1}-of-00002.safetensors" for shard in range(2)}}
     texts = {"model_index.json": json.dumps({"_class_name": "FluxPipeline", **PARTS}),
-             "transformer/t.safetensors.index.json": json.dumps(shards), "transformer/t.safetensors.index.fp16.json": json.dumps(shards),
+             f"transformer/{STEM}.safetensors.index.json": json.dumps(shards),
+             f"transformer/{STEM}.safetensors.index.fp16.json": json.dumps(shards),
              "vae/v.bin": "a pickle", "vae/diffusion.msgpack": "flax",
-             **{f"{name}/config.json": json.dumps({"of": name}) for name in ("transformer", "vae", "text_encoder", "scheduler")},
+             **{f"{name}/config.json": json.dumps({"of": name}) for name in ("transformer", "vae", "text_encoder")},
+             "scheduler/scheduler_config.json": "{}",
              "tokenizer/spiece.model": "m", "tokenizer/merges.txt": "a b", "LICENSE.md": "ours", "NOTICE": "theirs", "README.md": "card",
              "grid.jpg": "picture"}
     for name, text in texts.items():
@@ -67,10 +70,10 @@ def repository(tmp_path):
     return folder
 
 
-WANTED = {"model_index.json", "LICENSE.md", "NOTICE", "README.md", "transformer/config.json", "transformer/t-00001-of-00002.safetensors",
-          "transformer/t-00002-of-00002.safetensors", "transformer/t.safetensors.index.json", "vae/config.json", "vae/v.safetensors",
-          "text_encoder/config.json", "text_encoder/e.bf16.safetensors", "scheduler/config.json", "tokenizer/spiece.model",
-          "tokenizer/merges.txt"}
+WANTED = {"model_index.json", "LICENSE.md", "NOTICE", "README.md", "transformer/config.json",
+          *(f"transformer/{STEM}-0000{shard}-of-00002.safetensors" for shard in (1, 2)), f"transformer/{STEM}.safetensors.index.json",
+          "vae/config.json", f"vae/{STEM}.safetensors", "text_encoder/config.json", "text_encoder/model.bf16.safetensors",
+          "scheduler/scheduler_config.json", "tokenizer/spiece.model", "tokenizer/merges.txt"}
 
 
 def client(hub, home, code, source=REPOSITORY):
@@ -134,11 +137,12 @@ def test_a_model_in_half_precision_alone_is_downloaded_loaded_and_exported(tmp_p
     for path in folder.glob("vae/*.safetensors"):
         path.rename(path.with_name(path.name.replace(".safetensors", ".fp16.safetensors")))
     (folder / "LICENSE").write_text("ours")
-    code = ("from types import SimpleNamespace; from pathlib import Path; from workbench import export, folders\n"
+    code = ("from types import SimpleNamespace; from pathlib import Path; from workbench import export, modelfiles\n"
             "from workbench.models import sources; from workbench.options import ModelSpec\n"
             "bundle = sources.load(ModelSpec(source={source!r}, device='cpu'))\n"
             "out = Path(" + repr(str(tmp_path / "out")) + "); out.mkdir(); export._copy_pipeline(bundle, out)\n"
-            "print(bundle.name, (out / 'LICENSE').read_text(), folders.variant_on_disk(out), bundle.prompts('showcase')[0])")
+            "print(bundle.name, (out / 'LICENSE').read_text(), modelfiles.variant_on_disk(out, {{'vae': ['diffusers', 'AutoencoderKL']}}),"
+            " bundle.prompts('showcase')[0])")
     with serving(folder) as hub:
         assert client(hub, tmp_path / "home", code).startswith("model ours fp16 ")
-        assert "vae/diffusion_pytorch_model.fp16.safetensors" in hub.fetched
+        assert f"vae/{STEM}.fp16.safetensors" in hub.fetched

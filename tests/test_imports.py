@@ -11,7 +11,8 @@ ROOT = Path(__file__).resolve().parents[1]
 RANKS = (
     ("resources", "csvtable"),
     ("options", "memory"),
-    ("folders",),
+    ("folders", "weightformats"),
+    ("modelfiles",),
     ("plans",),
     ("types",),
     ("lowbit", "runs", "metrics", "prompts", "flags", "tuning", "modelcard", "judge", "lpips", "outline"),
@@ -20,6 +21,7 @@ RANKS = (
     ("quant", "terminal"),
     ("methods", "roofline"),
     ("sensitivity", "costs", "latency", "generate", "rollout", "search", "inspection"),
+    ("exported",),
     ("export", "bench", "examples"),
     ("peers",),
     ("stored",),

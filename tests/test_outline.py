@@ -11,7 +11,7 @@ from workbench.options import BadInput
 
 
 def _header(shapes):
-    return SimpleNamespace(tensors={name: SimpleNamespace(shape=shape) for name, shape in shapes.items()})
+    return SimpleNamespace(tensors={name: SimpleNamespace(shape=shape, dtype="BF16") for name, shape in shapes.items()})
 
 
 FILES = {

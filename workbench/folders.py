@@ -1,11 +1,11 @@
 """Names in the folder of a diffusers pipeline: which of its files make the pipeline, on the disk and on the hub, and which names may
-become paths. Names come from files that others wrote, so only plain ones do: no separator, no leading dot."""
+become paths. Names come from files that others wrote, so only plain ones do: no separator, no leading dot. What the files say is read in
+`modelfiles.py`."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -25,24 +25,6 @@ def plain_name(name: object, place: str) -> str:
     if not isinstance(name, str) or not _PLAIN.fullmatch(name):
         raise BadInput(f"{place} names {str(name)[:80]!r}, which is no plain file or folder name; save the pipeline again")
     return name
-
-
-def read_index(path: Path, label: str) -> dict:
-    """model_index.json, its class a text; raises BadInput. `label` names the model."""
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(index["_class_name"], str):
-            raise ValueError("its class is no text")
-    except (OSError, ValueError, KeyError, TypeError):
-        raise BadInput(f"{label}: {INDEX} cannot be read; save the pipeline again") from None
-    return index
-
-
-def parts_of(index: Mapping, label: str) -> tuple[str, ...]:
-    """The pipeline's parts, each a folder: {"vae": ["diffusers", "AutoencoderKL"]}; [null, null] is one that it does without. Raises
-    BadInput for a name that is no plain one."""
-    parts = {name: entry for name, entry in index.items() if isinstance(entry, list)}
-    return tuple(plain_name(name, f"{label}: {INDEX}") for name in parts if any(entry is not None for entry in parts[name]))
 
 
 def wanted(names: Iterable[str], parts: Iterable[str]) -> list[str]:
@@ -79,42 +61,9 @@ def _variant_of(name: str) -> str | None:
     return (match["variant"] or "") if match else None
 
 
-def variant_on_disk(folder: Path) -> str | None:
-    """What diffusers calls the `variant` of a folder: None where every part has its weights under their plain names."""
-    parts = parts_of(read_index(folder / INDEX, folder.name), folder.name)
-    return next(filter(None, (variant(path.name for path in (folder / part).glob("*.safetensors")) for part in parts)), None)
-
-
-def check_names(folder: Path, parts: Iterable[str], label: str) -> None:
-    """Raises BadInput where a list of shards or of a tokenizer's files names one that is not beside it."""
-    for part in parts:
-        for path, listed in _lists(folder / part, label):
-            for name in listed:
-                plain_name(name, f"{label}: {path.relative_to(folder).as_posix()}")
-
-
-def is_whole(folder: Path) -> bool:
-    """Are all parts there, with every shard that their lists name? Downloads stop half-way."""
-    try:
-        parts = parts_of(read_index(folder / INDEX, folder.name), folder.name)
-        listed = [path.parent / str(name) for part in parts for path, names in _lists(folder / part, folder.name) for name in names]
-    except BadInput:
-        return False
-    weights = list((folder / "transformer").glob("*.safetensors"))
-    return bool(weights) and all((folder / part).is_dir() for part in parts) and all(path.is_file() for path in listed)
-
-
-def _lists(folder: Path, label: str) -> Iterator[tuple[Path, list]]:
-    """Every file of a part that lists others, and what it lists."""
-    for path in sorted(folder.glob("*.json")):
-        shards = _SHARD_INDEX.fullmatch(path.name)
-        if not shards and path.name != "tokenizer_config.json":
-            continue
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            yield path, list(dict.fromkeys(content["weight_map"].values())) if shards else list(content.get("fast_tokenizer_files", ()))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            raise BadInput(f"{label}: {path.parent.name}/{path.name} cannot be read; save the pipeline again") from None
+def lists_shards(name: str) -> bool:
+    """Is a file of this name one that says which tensor lies in which shard?"""
+    return _SHARD_INDEX.fullmatch(name) is not None
 
 
 def own_file(path: Path, folder: Path) -> Path:

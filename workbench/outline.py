@@ -3,21 +3,18 @@ safetensors files, on disk or, before anything is downloaded, on the hub. No ten
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from workbench import folders
+from workbench import folders, modelfiles, weightformats
 from workbench.memory import free_bytes, reclaim
 from workbench.options import WEIGHT_BITS, BadInput
 from workbench.resources import resource_folder
 
 MODELS = resource_folder("assets") / "models"
-HEADER_LIMIT_BYTES = 100_000_000  # the format's own limit
 FLOAT_BYTES = 4  # a parameter in the float32 that a CPU computes in
 # Solved weights at every width below float stay in memory while a plan is searched, and one float copy of what runs.
 SEARCH_BYTES = sum(bits for bits in WEIGHT_BITS if bits != 16) / 8 + FLOAT_BYTES
@@ -39,6 +36,7 @@ class Outline:
     blocks: int | None = None
     disk_bytes: int | None = None
     note: str = ""
+    refused: bool = False  # it cannot be loaded, and `note` says why
 
     @property
     def load_bytes(self) -> int | None:
@@ -64,16 +62,16 @@ def of(source: str) -> Outline:
         note = "not downloaded yet; the hub is asked for its size" if kind == "hub id" else unknown
         return Outline(source=source, kind=kind, note=note)
     try:
-        index = folders.read_index(folder / folders.INDEX, folder.name)
-        names = sorted(path.relative_to(folder).as_posix() for path in folder.glob("*/*.safetensors"))
-        paths = [folder / name for name in folders.wanted(names, folders.parts_of(index, folder.name))]
-        shapes: dict[str, dict] = {}
-        for path in paths:
-            shapes.setdefault(path.parent.name, {}).update(_shapes(path))
-        disk_bytes = sum(path.stat().st_size for path in paths)
-    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
-        return Outline(source=source, kind=kind, note=f"it cannot be read as a diffusers pipeline ({type(error).__name__})")
-    return _outline(source, kind, index["_class_name"], shapes, disk_bytes)
+        index = modelfiles.check_index(folder, source)
+        with modelfiles.named(source):
+            variant = modelfiles.variant_on_disk(folder, index)
+            checkpoints = [modelfiles.checkpoint(folder / part, library, variant) for part, (library, _) in modelfiles.parts(index).items()
+                           if (folder / part / "config.json").exists() or not (folder / part).is_dir()]
+    except BadInput as error:  # a download may be unfinished, and is then completed by a load
+        return Outline(source=source, kind=kind, note=str(error), refused=kind != "hub id")
+    shapes = {found.folder.name: {name: tensor.shape for name, tensor in found.tensors.items()} for found in checkpoints}
+    disk_bytes = sum(path.stat().st_size for found in checkpoints for path in found.files)
+    return _outline(source, kind, modelfiles.shown(index.get("_class_name")), shapes, disk_bytes)
 
 
 def on_hub(hub_id: str) -> Outline:
@@ -88,12 +86,15 @@ def on_hub(hub_id: str) -> Outline:
         if folders.INDEX not in sizes:
             return Outline(source=hub_id, kind="hub id", note="the hub does not list it as a diffusers pipeline")
         path = Path(hf_hub_download(hub_id, folders.INDEX, revision=info.sha, etag_timeout=HUB_SECONDS))
-        index = folders.read_index(path, hub_id)
-        weights = [name for name in folders.wanted(sizes, folders.parts_of(index, hub_id)) if name.endswith(".safetensors")]
+        index = modelfiles.read_index(path.parent, hub_id)
+        weights = [name for name in folders.wanted(sizes, modelfiles.parts(index)) if name.endswith(".safetensors")]
         shapes: dict[str, dict] = {}
         for name in weights:
             header = api.parse_safetensors_file_metadata(hub_id, name, revision=info.sha, timeout=HUB_SECONDS)
+            weightformats.refuse(header.tensors, lambda _name, file=name: file)
             shapes.setdefault(name.split("/")[0], {}).update({key: tensor.shape for key, tensor in header.tensors.items()})
+    except BadInput as error:
+        return Outline(source=hub_id, kind="hub id", note=f"{hub_id}: {error}", refused=True)
     except Exception as error:  # no network, no such model, or one that asks for an account
         return Outline(source=hub_id, kind="hub id", note=f"the hub did not tell its size ({type(error).__name__})")
     return _outline(hub_id, "hub id", index["_class_name"], shapes, sum(sizes[name] for name in weights))
@@ -117,7 +118,9 @@ def _outline(source: str, kind: str, family: str, shapes: dict[str, dict], disk_
 
 
 def require_room(outline: Outline) -> None:
-    """Raises BadInput when the loaded model would not fit in what memory is free."""
+    """Raises BadInput when the model is refused, or would not fit in what memory is free once loaded."""
+    if outline.refused:
+        raise BadInput(outline.note)
     if outline.load_bytes is None:
         return
     free = free_bytes()
@@ -147,14 +150,4 @@ def _cached(hub_id: str) -> Path | None:
     home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
     snapshots = home / "hub" / f"models--{hub_id.replace('/', '--')}" / "snapshots"
     found = sorted(snapshots.glob(f"*/{folders.INDEX}"), key=lambda path: path.stat().st_mtime) if snapshots.is_dir() else []
-    return next((path.parent for path in reversed(found) if folders.is_whole(path.parent)), None)
-
-
-def _shapes(path: Path) -> dict[str, list[int]]:
-    """Tensor names and shapes of a safetensors file."""
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        if length > HEADER_LIMIT_BYTES:
-            raise ValueError("the header is too long")
-        header = json.loads(file.read(length))
-    return {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
+    return next((path.parent for path in reversed(found) if modelfiles.is_whole(path.parent)), None)

@@ -15,7 +15,7 @@ from workbench.options import BadInput, ModelSpec
     (lambda d: str(_write(d / "model_index.json", json.dumps({"_class_name": "WanPipeline"})).parent), "supported are FluxPipeline"),
     (lambda d: str(_write(d / "model_index.json", "{").parent), "cannot be read"),
     (lambda d: str(_write(d / "transformer" / "diffusion_pytorch_model.bin", "x").parents[1]), "pickle"),
-    (lambda d: str(_write(d / "model_index.json", json.dumps({"_class_name": "FluxPipeline"})).parent), "cannot be loaded"),
+    (lambda d: str(_write(d / "model_index.json", json.dumps({"_class_name": "FluxPipeline"})).parent), "names no scheduler"),
 ])
 def test_bad_models_are_refused_in_one_line(tmp_path, make, words):
     with pytest.raises(BadInput, match=words) as error:

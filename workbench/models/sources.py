@@ -8,14 +8,14 @@ from pathlib import Path
 
 import torch
 
-from workbench import folders
+from workbench import folders, modelfiles
+from workbench.models import checks
 from workbench.models.bundle import ASSETS, Bundle
 from workbench.models.flux import FluxBundle
 from workbench.options import BadInput, ModelSpec
 
 FAMILIES = {"FluxPipeline": FluxBundle}
 EMBEDDED = {path.parent.name: path.parent for path in sorted((ASSETS / "models").glob("*/model_index.json"))}
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -37,13 +37,7 @@ def load(spec: ModelSpec) -> Bundle:
 
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    try:
-        pipeline = getattr(diffusers, family).from_pretrained(str(folder), dtype=dtype, use_safetensors=True, local_files_only=True,
-                                                             variant=folders.variant_on_disk(folder))
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
-        raise BadInput(f"{spec.source}: the pipeline cannot be loaded ({_first_line(error)}); "
-                       "a complete folder saved by save_pretrained is needed") from error
+    pipeline = checks.open_pipeline(folder, name, torch.bfloat16 if device.type == "cuda" else torch.float32)
     pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)
     return FAMILIES[family](name=name, source=spec.source, pipeline=pipeline, device=device,
@@ -54,21 +48,16 @@ def check_folder(folder: Path, name: str = "") -> str:
     """The pipeline class of a folder; BadInput when it is no pipeline, of an unknown family, made of pickles, or names files that are not
     its own. `name` stands for it."""
     name = name or folder.name
-    index = folder / folders.INDEX
-    pickles = sorted(p for p in folder.rglob("*") if p.suffix in PICKLES)
-    if pickles and not list((folder / "transformer").glob("*.safetensors")):
-        raise BadInput(f"{name}: {pickles[0].name} is a pickle, which is never opened; convert it to safetensors")
-    if not index.exists():
-        raise BadInput(f"{name} is no diffusers pipeline (model_index.json is missing); use a folder saved by save_pretrained")
-    content = folders.read_index(index, name)
-    family = _known_family(content, name)
-    folders.check_names(folder, folders.parts_of(content, name), name)
+    index = modelfiles.check_index(folder, name)
+    family = _known_family(index, name)
+    with modelfiles.named(name):
+        modelfiles.check_lists(folder, index)
     return family
 
 
 def _known_family(index: dict, name: str) -> str:
     if index["_class_name"] not in FAMILIES:
-        raise BadInput(f"{name} is a {index['_class_name'][:80]}; supported are {', '.join(FAMILIES)}")
+        raise BadInput(f"{name} is a {modelfiles.shown(index['_class_name'])}; supported are {', '.join(FAMILIES)}")
     return index["_class_name"]
 
 
@@ -80,7 +69,7 @@ def _find(source: str) -> tuple[Path, str]:
     if folder.is_dir():
         return folder, folder.name
     if folder.is_file():
-        if folder.suffix in PICKLES:
+        if folder.suffix in modelfiles.PICKLES:
             raise BadInput(f"{folder.name} is a pickle, which is never opened; convert it to a safetensors pipeline folder")
         raise BadInput(f"{folder.name} is a file; give the folder of a diffusers pipeline")
     if _HUB_ID.fullmatch(source):
@@ -97,17 +86,17 @@ def _download(source: str) -> Path:
     folder = None
     try:
         folder = Path(hf_hub_download(source, folders.INDEX)).parent
-        index = folders.read_index(folder / folders.INDEX, source)
+        index = modelfiles.read_index(folder, source)
         _known_family(index, source)
         listed = HfApi().model_info(source, revision=folder.name).siblings or ()
-        names = folders.wanted((file.rfilename for file in listed), folders.parts_of(index, source))
+        names = folders.wanted((file.rfilename for file in listed), modelfiles.parts(index))
         if not any(name.startswith("transformer/") and name.endswith(".safetensors") for name in names):
             raise BadInput(f"{source} has no safetensors weights of its transformer; a pickle is never opened")
         return Path(snapshot_download(source, revision=folder.name, allow_patterns=names))
     except BadInput:
         raise
     except Exception as error:  # the hub library raises many kinds, offline as well as for a wrong name
-        if folder is not None and folders.is_whole(folder):  # downloaded earlier
+        if folder is not None and modelfiles.is_whole(folder):  # downloaded earlier
             return folder
         raise BadInput(f"{source} is neither a folder here nor a diffusers pipeline that can be fetched from the hub "
                        f"({_first_line(error)}); embedded models work offline: {', '.join(EMBEDDED)}") from error
