@@ -134,11 +134,18 @@ def test_a_painted_plan_is_costed_at_once_and_measured_on_request(bundle, profil
         pipeline.evaluate_plan(bundle, profiled, plan.model_copy(update={"sigma_T": (0.9, 0.5, 0.1)}))
 
 
+def test_no_error_is_called_held_out_where_the_profile_has_seen_every_prompt(bundle, profiled, monkeypatch):
+    monkeypatch.setattr(bundle, "prompts", lambda kind: PROMPTS)
+    plan = pipeline.paint_plan(bundle, profiled, (4,) * len(bundle.layers), [[4] * len(bundle.layers)] * STEPS)
+    with pytest.raises(BadInput, match="every held-out prompt"):
+        pipeline.evaluate_plan(bundle, profiled, plan, prompts=2)
+
+
 def test_measuring_a_plan_stops_at_any_step_and_refuses_before_it_runs_anything(bundle, profiled):
     layers = len(bundle.layers)
     plan = pipeline.paint_plan(bundle, profiled, (4,) * layers, [[4] * layers] * STEPS)
     seen = []
-    pipeline.evaluate_plan(bundle, profiled, plan, prompts=2, on_progress=seen.append)
+    before = pipeline.evaluate_plan(bundle, profiled, plan, prompts=2, on_progress=seen.append)
     assert [(each.stage, each.done) for each in seen if each.stage == "rollout"] == [("rollout", step) for step in range(STEPS)]
     assert sum(each.stage != "rollout" for each in seen) >= STEPS, "the float trajectories report too"
     for count in (1, len(seen) // 2, len(seen)):
@@ -150,7 +157,7 @@ def test_measuring_a_plan_stops_at_any_step_and_refuses_before_it_runs_anything(
 
         with pytest.raises(Cancelled):
             pipeline.evaluate_plan(bundle, profiled, plan, prompts=2, on_progress=stop)
-        assert bundle.cursor.row is None and bundle.cursor.plan is None, "the model is as it was"
+    assert pipeline.evaluate_plan(bundle, profiled, plan, prompts=2) == before, "the model is as it was"
     seen.clear()
     with pytest.raises(BadInput, match="noise levels"):
         pipeline.evaluate_plan(bundle, profiled, plan.model_copy(update={"sigma_T": (0.9, 0.5, 0.1)}), on_progress=seen.append)

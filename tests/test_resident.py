@@ -1,6 +1,8 @@
 """Loaded models: none is there twice, what is in use stays, and what nobody uses takes a bounded number of bytes."""
 
 import gc
+import multiprocessing
+import os
 import threading
 import weakref
 
@@ -108,3 +110,27 @@ def test_the_bytes_of_a_bundle_are_those_of_all_its_parts(bundle):
     parts = [part for part in (bundle.pipeline.transformer, bundle.pipeline.vae, bundle.pipeline.text_encoder) if part is not None]
     least = sum(parameter.numel() * parameter.element_size() for part in parts for parameter in part.parameters())
     assert least <= loaded_bytes(bundle) < resident.KEPT_BYTES
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
+def test_a_process_forked_while_a_model_loads_can_load_its_own(models):
+    registry, get, _ = models
+    loading, done = threading.Event(), threading.Event()
+
+    def slow():
+        loading.set()
+        done.wait(60)
+        return Model("slow", 1)
+
+    other = threading.Thread(target=registry.get, args=("slow", slow))
+    other.start()
+    assert loading.wait(20)
+    context = multiprocessing.get_context("fork")
+    child = context.Process(target=lambda: get("own"))
+    child.start()
+    child.join(20)
+    ended = child.exitcode
+    child.kill()
+    done.set()
+    other.join()
+    assert ended == 0

@@ -187,9 +187,11 @@ def _judged(rollout: Rollout, scored: ScoredPlan) -> ScoredPlan:
 
 
 def _held_out(bundle: Bundle, profiled: Profile, count: int, on_progress: OnProgress, prompts: Sequence[str] = ()) -> Trace:
-    """Float trajectories of held-out prompts, the model's own unless others are given."""
+    """Float trajectories of held-out prompts, the model's own unless others are given. BadInput where the profile has seen them all."""
     seen = set(profiled.trace.prompts)
     prompts = tuple(prompt for prompt in prompts or bundle.prompts("held_out") if prompt not in seen)[:count]
+    if not prompts:
+        raise BadInput("the profile was made with every held-out prompt, so none is left to measure on; profile with others")
     return trace.record(bundle, TraceConfig(prompts=prompts, steps=profiled.trace.steps, seed=JUDGE_SEED), on_progress=on_progress)
 
 

@@ -6,6 +6,7 @@ nobody refers to is kept for whoever comes next, least recently used first to go
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections import OrderedDict
@@ -34,6 +35,12 @@ class Resident(Generic[Model]):
         self._size_bytes, self._most_bytes = size_bytes, most_bytes
         self._kept: OrderedDict[Hashable, tuple[Model, int]] = OrderedDict()  # least recently used first
         self._alive: weakref.WeakValueDictionary[Hashable, Model] = weakref.WeakValueDictionary()
+        self._renew_lock()
+        if hasattr(os, "register_at_fork"):  # another thread may hold it then, and is not in the child
+            here = weakref.ref(self)
+            os.register_at_fork(after_in_child=lambda: here() and here()._renew_lock())
+
+    def _renew_lock(self) -> None:
         self._lock = threading.Lock()
 
     def __contains__(self, key: Hashable) -> bool:
