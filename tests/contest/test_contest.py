@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import t as student
 
 from tests.contest.conftest import PROMPTS
-from workbench import contest, costs, latency, space
+from workbench import contest, costs, space
 from workbench.contest import compare, make
 from workbench.methods import METHODS
 from workbench.metrics import PSNR_CEILING_DB
@@ -226,10 +226,9 @@ def test_a_mix_of_widths_must_win_on_unseen_prompts_too(bundle, monkeypatch):
     assert len(measured) == 4, "nothing to choose, nothing measured"
 
 
-def test_another_process_gives_the_same_rows(bundle, held, tmp_path, monkeypatch):
+def test_another_process_gives_the_same_rows(bundle, held, tmp_path):
     _, float_run, entrants, _ = held
     asked = []
-    monkeypatch.setattr(latency, "_was_busy", lambda *_: False)  # else a machine that was busy before measures its milliseconds anew
 
     class Crossing:
         """A worker: whatever goes in and comes out is pickled, and no maker is shared."""
