@@ -63,7 +63,7 @@ def measure(shape: Shape, device: torch.device) -> Iterator[dict]:
         return {**vars(shape), "way": way, "us": us, "tflops": 2e-6 * shape.m * shape.n * shape.k / us, "speedup": float_us / us, **more}
 
     yield row("torch bf16", float_us)
-    for way, make in (ours(x_MK, w_NK) | peers(x_MK, w_NK, shape)).items():
+    for way, make in (ours(x_MK, w_NK) | baselines(x_MK, w_NK, shape)).items():
         try:
             call, check = make()
             yield row(way, median_us(call, device), **check)
@@ -98,7 +98,7 @@ def distance(y: Tensor, expected: Tensor) -> float:
     return float((y.float() - expected.float()).norm() / expected.float().norm())
 
 
-def peers(x_MK: Tensor, w_NK: Tensor, shape: Shape) -> dict[str, Callable]:
+def baselines(x_MK: Tensor, w_NK: Tensor, shape: Shape) -> dict[str, Callable]:
     """Other ways: products alone of torch, and torchao's whole layer."""
     def int8_product():
         a, b = torch.randint(-127, 128, x_MK.shape, dtype=torch.int8, device=x_MK.device), w_NK.mul(100).to(torch.int8)

@@ -54,22 +54,22 @@ def measure(name: str, rounds: int) -> dict:
 
 
 def whole_table(name: str, found: dict) -> list[str]:
-    """Milliseconds and bytes of the model and of its peers."""
+    """Milliseconds and bytes of the model and of other libraries."""
     model, mb = found["model"], 1e6
     floats = [(f"float, {kind}", ms, model["float_bytes"] if kind == "bfloat16" else None)
               for kind, ms in model["float_ms_by_type"].items()]
     ours = [(f"W{PLAN_BITS[0]}A{PLAN_BITS[1]} g64, float parts in {kind}", ms, model["quantized_bytes"])
             for kind, ms in model["quantized_ms_by_type"].items()]
     predicted = (f"the same, predicted by the cost table in {model['predicted_type']}", model["predicted_ms"], model["quantized_bytes"])
-    others = [(" ".join(filter(None, (peer["name"], peer["version"]))), peer["model_ms"], peer["bytes"]) for peer in found["peers"]]
-    missing = [f"Not timed: {peer['name']}: {peer['reason']}." for peer in found["peers"] if not peer["model_ms"]]
+    others = [(" ".join(filter(None, (each["name"], each["version"]))), each["model_ms"], each["bytes"]) for each in found["baselines"]]
+    missing = [f"Not timed: {each['name']}: {each['reason']}." for each in found["baselines"] if not each["model_ms"]]
     rows = [f"| {label} | {ms:.1f} | {model['float_ms'] / ms:.2f} | {'' if size is None else f'{size / mb:.2f}'} |"
             for label, ms, size in (*floats, *ours, predicted, *others) if ms]
     peak = "not known here" if model["peak_process_bytes"] is None else f"{model['peak_process_bytes'] / mb:.0f} MB"
     return [f"## {name}: {found['parameters'] / 1e6:.0f} M parameters, {found['steps']} steps", "",
             "| | ms an image | times as fast as the faster float | MB of tensors |", "|---|---:|---:|---:|", *rows, "", *missing,
             f"The quantized layers take {model['layer_bytes_share']:.3f} of their 16-bit bytes; peak memory of the process with float "
-            f"model, quantized model and all peers: {peak}.", ""]
+            f"model, quantized model and all libraries: {peak}.", ""]
 
 
 def layer_table(found: dict) -> list[str]:

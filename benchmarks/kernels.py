@@ -34,7 +34,7 @@ from lowbit.formats import pack  # noqa: E402
 from provenance import provenance  # noqa: E402
 
 from workbench import latency, pipeline  # noqa: E402
-from workbench.latency import in_turns  # noqa: E402
+from workbench.latency import interleaved_timing  # noqa: E402
 
 SINGLE = (256, 256, 256, 1024)  # q, k, v and the MLP of a single block
 EMBEDDED = [(m, k, widths) for m in (80, 640)
@@ -64,9 +64,9 @@ def runs_of(m: int, k: int, widths: tuple[int, ...]) -> dict:
     def quantized(rotation, bits, group_size):
         packed, scale, zero, _, _ = zip(*(weight(k, each, bits, group_size) for each in widths))
         stored = (packed, scale, zero, (bits,) * len(widths), group_size, none, (False,) * len(widths))
-        joint = ops.joint(x16, *rotation, 0, *stored, k)
+        fused = ops.fused_linears(x16, *rotation, 0, *stored, k)
         act_bits, rest = (8,) * len(widths), (None, None, 1.0, False)
-        return lambda: (joint and joint((x16,), act_bits, *rest)) or ops.quant_linears((x16,), *rotation, act_bits, 0, *stored, *rest)
+        return lambda: (fused and fused((x16,), act_bits, *rest)) or ops.quant_linears((x16,), *rotation, act_bits, 0, *stored, *rest)
     plain, rotated = (None, 1), (signs, 256)
     return {"int_mm": lambda: torch._int_mm(left, right.t()), "bf16": lambda: torch.nn.functional.linear(x16, w16),
             "fp32": lambda: torch.nn.functional.linear(x, w), "quantize": lambda: ops.act_quant(x16, None, 1, 8, 0),
@@ -82,7 +82,7 @@ def step_ms(samples: int) -> float:
     predict = bundle.predictor(bundle.integrator(20), bundle.encode(bundle.prompts("showcase")[:samples]))
     latent = bundle.noise(range(samples))
     with torch.no_grad():
-        return in_turns({"step": lambda: predict(latent, 10)}, 40, bundle.device)["step"] / 1000
+        return interleaved_timing({"step": lambda: predict(latent, 10)}, 40, bundle.device)["step"] / 1000
 
 
 def tunings() -> dict[str, dict[str, float]]:
@@ -113,7 +113,7 @@ def main() -> None:
     print("|---" * (1 + len(COLUMNS) + len(RATIOS)) + "|")
     rows = []
     for m, k, widths in EMBEDDED + ([] if options.small else FLUX):
-        us = in_turns(runs_of(m, k, widths), options.rounds, torch.device("cpu"), calls=20 if m < 1024 else 1)
+        us = interleaved_timing(runs_of(m, k, widths), options.rounds, torch.device("cpu"), calls=20 if m < 1024 else 1)
         ratios = [us[of] / us[layer] for of, layer in RATIOS]
         cells = [f"{us[name]:.0f}" for name in COLUMNS] + [f"{ratio:.2f}" for ratio in ratios]
         print(f"| {m} x {k} x {'+'.join(map(str, widths))} | " + " | ".join(cells)

@@ -36,29 +36,30 @@ EQUAL_BITS = 0.1  # effective weight bits within this of each other count as equ
 SANE_DB = 30.0  # at eight bits every method should be above this
 
 
-def matched(bundle, settings: Settings, entrants, options: dict) -> dict[float, object]:
+def matched(bundle, settings: Settings, results, options: dict) -> dict[float, object]:
     """AdaTSQ with as many effective bits as each group of rivals that is not within EQUAL_BITS of it, by those bits."""
-    ours = next((entrant for entrant in entrants if entrant.method == OURS), None)
+    ours = next((result for result in results if result.method == OURS), None)
     if ours is None:
         return {}
     found = {ours.weight_bits_quantized: ours}
-    for rival in sorted(entrants, key=lambda entrant: entrant.weight_bits_quantized):
+    for rival in sorted(results, key=lambda result: result.weight_bits_quantized):
         if rival.method.startswith(OURS) or min(abs(rival.weight_bits_quantized - bits) for bits in found) <= EQUAL_BITS:
             continue
-        terms = settings.terms.model_copy(update={"effective_bits": round(rival.weight_bits_quantized, 2)})
+        contest_config = settings.contest_config.model_copy(update={"effective_bits": round(rival.weight_bits_quantized, 2)})
         try:
-            _, [again], _ = contest.hold(bundle, (OURS,), settings.model_copy(update={"terms": terms}), **options)
+            matched_settings = settings.model_copy(update={"contest_config": contest_config})
+            _, [again], _ = contest.run_comparison(bundle, (OURS,), matched_settings, **options)
         except BadInput as error:
-            print(f"{OURS} at {terms.effective_bits} bits: {error}")
+            print(f"{OURS} at {contest_config.effective_bits} bits: {error}")
             continue
         found[again.weight_bits_quantized] = again
     return found
 
 
-def matched_table(entrants, found: dict) -> list[str]:
+def matched_table(results, found: dict) -> list[str]:
     """AdaTSQ minus each rival at the nearest effective bits, prompt by prompt."""
     lines = ["| rival | bits | AdaTSQ's bits | PSNR dB | latent NMSE | retrieval |", "|---|---|---|---|---|---|"]
-    for rival in entrants:
+    for rival in results:
         if rival.method.startswith(OURS) or not found:
             continue
         bits = min(found, key=lambda each: abs(each - rival.weight_bits_quantized))
@@ -112,15 +113,16 @@ def compare(options) -> None:
     page = ["# Methods side by side", "", "Written by `benchmarks/methods.py`; the columns are explained in the README.", ""]
     with terminal.listening() as listener:
         for bits in (int(width) for width in options.widths.split(",")):
-            settings = Settings(terms=ContestConfig.parse({"weight_bits": bits, "act_bits": bits, "modulation": options.modulation}),
+            contest_config = ContestConfig.parse({"weight_bits": bits, "act_bits": bits, "modulation": options.modulation})
+            settings = Settings(contest_config=contest_config,
                                 trace=TraceConfig.parse({"steps": options.steps}), search=SearchConfig.parse({"beam": options.beam}))
             held = {"prompts": bundle.prompts("held_out")[:options.prompts], "seed": options.seed, "run": Run(options.run),
                     "on_progress": listener}
-            float_run, entrants, found = contest.hold(bundle, names, settings, **held)
+            float_run, results, found = contest.run_comparison(bundle, names, settings, **held)
             grid = Path(f"{options.out}-w{bits}a{bits}.png")
-            Image.fromarray(contest.image_grid(float_run, entrants)).save(grid, optimize=True)
+            Image.fromarray(contest.image_grid(float_run, results)).save(grid, optimize=True)
             page += [f"## W{bits}A{bits}", "", contest.markdown_text(found), *remarks(bits, found), ""]
-            equal = matched_table(entrants, matched(bundle, settings, entrants, held))
+            equal = matched_table(results, matched(bundle, settings, results, held))
             page += ["AdaTSQ minus each rival, AdaTSQ's plan searched within the rival's effective bits where they differ by more than "
                      f"{EQUAL_BITS:g}:", "", *equal, ""] if equal else []
             page += [f"![rows: methods, float first; columns: prompts]({grid.name})", ""]

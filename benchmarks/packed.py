@@ -19,12 +19,12 @@ from lowbit.linear_wna16 import naive as wna16_naive
 from lowbit.linear_wna16 import triton as wna16_triton
 from lowbit.linear_wnan import naive as wnan_naive
 from lowbit.linear_wnan import triton as wnan_triton
-from lowbit.memo import LastInput
+from lowbit.tensor_cache import LastInputCache
 from torch import Tensor, nn
 
 KERNELS = SimpleNamespace(act_quant=act_triton.act_quant, linear_wnan=wnan_triton.linear_wnan, linear_wna16=wna16_triton.linear_wna16)
 REFERENCES = SimpleNamespace(act_quant=act_naive.act_quant, linear_wnan=wnan_naive.linear_wnan, linear_wna16=wna16_naive.linear_wna16)
-_last = LastInput()
+_last = LastInputCache()
 
 
 @dataclass(frozen=True)

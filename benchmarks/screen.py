@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from provenance import provenance
 from visitors import Server
 
-from workbench.ui.guide import STOPS
+from workbench.ui.tour import STOPS
 
 BROWSERS = ("chromium", "chromium-headless-shell")
 WAIT_MS, REST_MS = 300_000, 800

@@ -16,12 +16,12 @@ from workbench.options import Budget, QuantConfig, SearchConfig, TraceConfig
 from workbench.plans import BitPlan
 from workbench.rollout import Rollout
 from workbench.runs import Run
+from workbench.search.cost_model import bit_constraint, lagrangian_plans
+from workbench.search.evaluation_cache import EvaluationCache
 from workbench.search.knapsack import allocate_weights
-from workbench.search.ledger import Ledger
-from workbench.search.meters import bit_meter, steering
 from workbench.search.online import online_rollout
 from workbench.search.phases import RIVALS
-from workbench.search.rivals import Problem, uniform_rows
+from workbench.search.rivals import AllocationProblem, uniform_rows
 from workbench.search.rivals_steps import random_plan
 from workbench.sensitivity.signed import with_signs
 from workbench.stored import signed_errors
@@ -31,9 +31,9 @@ NAMES = {"greedy": "greedy by sensitivity", "milp": "MILP, additive table", "lay
          "dp": "DP over steps (VaTMP)", "bisection": "bisection over steps (TMPDiff)", "ends": "first/last steps protected"}
 ALONE = {"rivals": "uniform"}  # the search compared here does not see its rivals
 ABLATIONS = {
-    "no refinement": {"refine": 0}, "planned by the additive table": {"guide": "additive"},
+    "no refinement": {"refine": 0}, "planned by the additive table": {"planning_table": "additive"},
     "scored at the float latents": {"rollout": "float"}, "raw deviation, additive, no refinement (the paper)":
-        {"scoring": "raw", "guide": "additive", "refine": 0}}
+        {"scoring": "raw", "planning_table": "additive", "refine": 0}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,10 +112,10 @@ class Contenders:
         profiled = pipeline.profile(self.bundle, trace_config, quant=quant, run=self.run, on_progress=self.on_progress)
         return Contenders(self.bundle, profiled, self.run, self.config, self.on_progress)
 
-    def _problem(self, mean: float, table=None) -> Problem:
+    def _problem(self, mean: float, table=None) -> AllocationProblem:
         error_TLC = (table or self.profiled.table).error_TLC.double().numpy()
-        meter = bit_meter(self.profiled.table.act_bits_C, self.active_TL, mean)
-        return Problem(error_TLC=error_TLC, cost_TLC=meter.cost_TLC, limit=meter.limit)
+        constraint = bit_constraint(self.profiled.table.act_bits_C, self.active_TL, mean)
+        return AllocationProblem(error_TLC=error_TLC, cost_TLC=constraint.cost_TLC, limit=constraint.limit)
 
     def rows_of(self, act_bits: int) -> tuple:
         """One width everywhere."""
@@ -125,8 +125,8 @@ class Contenders:
         return np.where(self.active_TL, np.asarray(self.profiled.table.act_bits_C)[columns_TL], 16)
 
     def _lagrangian(self, table, weights, mean: float) -> Found:
-        meter = bit_meter(table.act_bits_C, self.active_TL, mean)
-        return self._made("lagrangian", weights, lambda: steering(table, [meter]).rows())
+        constraint = bit_constraint(table.act_bits_C, self.active_TL, mean)
+        return self._made("lagrangian", weights, lambda: lagrangian_plans(table, [constraint]).rows())
 
     def _kept(self, name: str, weights, mean: float, make: Callable) -> Found:
         key = Run.key(self.bundle.model_hash, self.profiled.table, name, weights, mean)
@@ -150,7 +150,7 @@ class Contenders:
             return Found(plan=result.chosen.plan, evaluations=result.evaluations, seconds=result.seconds)
         return self.run.resume(Found, "found", key, make)
 
-    def _random(self, problem: Problem, weights, mean: float, plans: int) -> Found:
+    def _random(self, problem: AllocationProblem, weights, mean: float, plans: int) -> Found:
         """The best of as many random plans as the search could have measured, by error on the search's prompts."""
         def make():
             random, started = np.random.default_rng(self.config.seed), time.perf_counter()
@@ -165,8 +165,8 @@ class Contenders:
     def _online(self, weights, mean: float) -> Found:
         def make():
             started = time.perf_counter()
-            ledger = Ledger(self._rollout(), summed=False, on_extend=lambda: None)
-            rows = ledger.bits_TL(online_rollout(ledger, weights, self.rows_of, self.steps, mean))
+            cache = EvaluationCache(self._rollout(), summed=False, on_extend=lambda: None)
+            rows = cache.bits_TL(online_rollout(cache, weights, self.rows_of, self.steps, mean))
             plan = pipeline.paint_plan(self.bundle, self.profiled, weights, rows, "online")
             return Found(plan=plan, evaluations=self.steps, seconds=time.perf_counter() - started)
         key = Run.key(self.bundle.model_hash, self.profiled.table, self.fresh, "online", weights, mean, self.config.samples)

@@ -19,7 +19,7 @@ from workbench.options import Progress, SearchConfig, TraceConfig
 from workbench.replay import trace
 from workbench.rollout import Rollout
 from workbench.runs import Run
-from workbench.search.picks import quality_db
+from workbench.search.selection import quality_db
 
 SHAPES = ((5, 1), (2, 2))  # steps and layers: 5^5 and 5^4 plans
 PROMPTS, SEED, WEIGHT_BITS, REFERENCE_BITS = 4, 30_000, 4, 4

@@ -271,7 +271,7 @@ def test_serve_answers_on_its_port_and_stops_on_ctrl_c(folder):
 
 
 def test_the_methods_compared_by_default_exist():
-    from workbench.verbs_judging import Contest
+    from workbench.commands_judging import Contest
 
     assert set(Contest().methods.split(",")) < set(METHODS)
 
@@ -299,7 +299,7 @@ def test_intervals_without_bounds_become_null():
 
 LOUD = """
 import ctypes, os, subprocess, sys
-from workbench import cli, verbs
+from workbench import cli, commands
 
 def models(args, listener):
     libc = ctypes.CDLL(None)

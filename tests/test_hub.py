@@ -22,8 +22,8 @@ except BadInput as error:
 """
 OUTLINE = """
 import json
-from workbench import outline
-found, cached = outline.on_hub({source!r}), outline.of({source!r})
+from workbench import model_info
+found, cached = model_info.on_hub({source!r}), model_info.of({source!r})
 print(json.dumps(vars(found) | {{"cached": vars(cached)}}))
 """
 STEM = "diffusion_pytorch_model"

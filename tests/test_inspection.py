@@ -22,18 +22,18 @@ def test_ranges_are_those_of_the_layer_s_own_input(bundle, recorded):
     tree.get_submodule(layer.module_name).register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
     with torch.no_grad():
         bundle.predictor(recorded.integrator, recorded.conditioning, modules={"transformer": tree})(recorded.latent_ST[:, step], step)
-    look = inspection.inspect(bundle, recorded, layer.index, step, QuantConfig(transform="none"))
+    layer_inspection = inspection.inspect(bundle, recorded, layer.index, step, QuantConfig(transform="none"))
     x_RK = torch.cat(seen).flatten(0, -2).float()
-    assert torch.equal(look.low_K, x_RK.amin(0)) and torch.equal(look.high_K, x_RK.amax(0))
-    assert torch.equal(look.low_K, look.transformed_low_K) and look.samples == 2
-    assert int(look.weight_counts_B.sum()) == bundle.weight(layer).numel()
+    assert torch.equal(layer_inspection.low_K, x_RK.amin(0)) and torch.equal(layer_inspection.high_K, x_RK.amax(0))
+    assert torch.equal(layer_inspection.low_K, layer_inspection.transformed_low_K) and layer_inspection.samples == 2
+    assert int(layer_inspection.weight_counts_B.sum()) == bundle.weight(layer).numel()
     with pytest.raises(BadInput, match="does not exist"):
         inspection.inspect(bundle, recorded, len(bundle.layers), 0, QuantConfig())
 
 
 def test_modulation_is_looked_at_as_it_is(bundle, recorded):
-    look = inspection.inspect(bundle, recorded, bundle.modulation[0].index, 0, QuantConfig())
-    assert look.transform == "none" and torch.equal(look.low_K, look.transformed_low_K)
+    layer_inspection = inspection.inspect(bundle, recorded, bundle.modulation[0].index, 0, QuantConfig())
+    assert layer_inspection.transform == "none" and torch.equal(layer_inspection.low_K, layer_inspection.transformed_low_K)
 
 
 def test_a_look_during_a_replay_changes_neither(bundle, recorded):

@@ -45,10 +45,10 @@ def clock(monkeypatch):
     def taken(cell, count):
         return 2e7 if cell[0] == "image" else latency._calls(cell) * (1000 + count * (1000.0 + cell[1] + sum(cell[5:7])))
 
-    def in_turns(runs, *_, **__):
+    def interleaved_timing(runs, *_, **__):
         timed.extend(runs)
         return {name: taken(*name) for name in runs}
-    monkeypatch.setattr(latency, "in_turns", in_turns)
+    monkeypatch.setattr(latency, "interleaved_timing", interleaved_timing)
     return timed
 
 
@@ -56,10 +56,10 @@ def test_a_table_of_a_busy_machine_is_measured_anew(bundle, cache, monkeypatch):
     """Half a second an image, then a tenth: whatever else ran when the table was made has gone."""
     pace, timed = [5e5], []
 
-    def in_turns(runs, *_, **__):
+    def interleaved_timing(runs, *_, **__):
         timed.append(len(runs))
         return {name: pace[0] for name in runs}
-    monkeypatch.setattr(latency, "in_turns", in_turns)
+    monkeypatch.setattr(latency, "interleaved_timing", interleaved_timing)
     busy = latency.measure(bundle, QuantConfig())
     pace[0] = 4.5e5
     assert torch.equal(latency.measure(bundle, QuantConfig()).us_LWA, busy.us_LWA) and timed[1:] == [1], "as fast as then: read"
@@ -122,11 +122,12 @@ def test_medians_are_of_each_run_in_turns(monkeypatch):
             order.append(name)
             now[0] += seconds[min(order.count(name), len(seconds)) - 1]
         return once
-    found = latency.in_turns({"a": run("a", [9, 9, 1e-6, 5e-6, 3e-6]), "b": run("b", [2e-6])}, 3, torch.device("cpu"))
+    found = latency.interleaved_timing({"a": run("a", [9, 9, 1e-6, 5e-6, 3e-6]), "b": run("b", [2e-6])}, 3, torch.device("cpu"))
     assert found == {"a": pytest.approx(3), "b": pytest.approx(2)} and order == ["a", "b"] * 5
-    assert latency.in_turns({"a": run("c", [9, 9, 1e-6, 5e-6, 3e-6])}, 3, torch.device("cpu"), quantile=0.25) == {"a": pytest.approx(2)}
+    found = latency.interleaved_timing({"a": run("c", [9, 9, 1e-6, 5e-6, 3e-6])}, 3, torch.device("cpu"), quantile=0.25)
+    assert found == {"a": pytest.approx(2)}
     order.clear()
-    latency.in_turns({"slow": run("slow", [9])}, 100, torch.device("cpu"), seconds=30)
+    latency.interleaved_timing({"slow": run("slow", [9])}, 100, torch.device("cpu"), seconds=30)
     assert len(order) == latency.WARM_UP + 3
 
 

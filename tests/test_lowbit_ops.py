@@ -17,7 +17,7 @@ from lowbit.act_quant.naive import ACT_BITS, MID_RISE_BITS
 from lowbit.formats import PACKED_BITS, pack
 from lowbit.hadamard.naive import block_hadamard, block_size, inverse, matrix
 from lowbit.linear_wnan import naive
-from lowbit.memo import LastInput
+from lowbit.tensor_cache import LastInputCache
 
 
 def signed(*shape, seed=0, spread=3.0):
@@ -196,13 +196,13 @@ def test_scratch_keeps_the_weight_until_it_is_emptied_or_the_weight_is_another()
 
 class Counter:
     def __init__(self):
-        self.memo, self.calls = LastInput(), 0
+        self.tensor_cache, self.calls = LastInputCache(), 0
 
     def double(self, x, key="key"):
         def compute():
             self.calls += 1
             return x * 2
-        return self.memo.get(x, key, compute)
+        return self.tensor_cache.get(x, key, compute)
 
 
 def test_a_result_is_shared_for_the_same_tensor_and_key():
@@ -229,7 +229,7 @@ def test_a_result_is_dropped_with_its_tensor_and_not_taken_for_a_successor():
         assert torch.equal(count.double(x), x * 2)
         del x
     gc.collect()
-    assert not count.memo._slots
+    assert not count.tensor_cache._slots
 
 
 def test_inference_tensors_are_computed_anew():

@@ -5,7 +5,7 @@ import weakref
 
 import pytest
 
-from workbench import memory, outline
+from workbench import memory, model_info
 from workbench.options import BadInput
 
 MB = 2**20
@@ -81,12 +81,12 @@ def test_what_is_held_by_itself_alone_is_given_back():
 
 def test_a_model_is_refused_only_after_what_nobody_holds_is_given_back(monkeypatch):
     free = [500]
-    known = outline.Outline(source="maker/model", kind="hub id", family="F", parameters=1000, all_parameters=1000)
-    monkeypatch.setattr(outline, "free_bytes", lambda: free[-1])
-    monkeypatch.setattr(outline, "reclaim", lambda: free.append(10**9))
-    outline.require_room(known)
+    known = model_info.ModelInfo(source="maker/model", kind="hub id", family="F", parameters=1000, all_parameters=1000)
+    monkeypatch.setattr(model_info, "free_bytes", lambda: free[-1])
+    monkeypatch.setattr(model_info, "reclaim", lambda: free.append(10**9))
+    model_info.require_room(known)
     assert len(free) == 2
-    monkeypatch.setattr(outline, "reclaim", lambda: None)
+    monkeypatch.setattr(model_info, "reclaim", lambda: None)
     free.append(500)
     with pytest.raises(BadInput, match="maker/model needs about"):
-        outline.require_room(known)
+        model_info.require_room(known)

@@ -107,7 +107,7 @@ def test_search_stays_within_budget_and_judges_on_unseen_prompts(bundle, profile
     assert built.weight_bytes == result.chosen.plan.weight_bytes
     assert result.chosen.low <= result.chosen.error <= result.chosen.high
     assert {"uniform", "greedy", "milp", "layers", "dp", "bisection", "ends"} <= {scored.origin for scored in result.references}
-    assert [each.prediction for each in result.ranking] == ["guide", "adjoint directional", "adjoint white"]
+    assert [each.prediction for each in result.ranking] == ["planning_table", "adjoint directional", "adjoint white"]
     assert len({scored.plan.plan_id for scored in result.front}) >= 12
 
 

@@ -261,6 +261,6 @@ def test_the_version_is_of_the_sources_that_compute(monkeypatch, tmp_path):
         return code_version()
 
     try:
-        assert changed("solvers.py") != before and changed("cpu.c") != before and changed("plot.js") == before == changed("verbs.py")
+        assert changed("solvers.py") != before and changed("cpu.c") != before and changed("plot.js") == before == changed("commands.py")
     finally:
         code_version.cache_clear()

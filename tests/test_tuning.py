@@ -30,8 +30,8 @@ def in_parallel():
     return torch.get_num_threads()
 
 
-def alone():
-    with tuning.alone():
+def single_threaded():
+    with tuning.single_threaded():
         return in_parallel()
 
 
@@ -45,7 +45,7 @@ def two_threads():
 
 def test_only_the_thread_that_asks_computes_alone(two_threads):
     in_parallel()
-    assert in_a_thread(alone)[0] == 1 and alone() == 1
+    assert in_a_thread(single_threaded)[0] == 1 and single_threaded() == 1
     assert torch.get_num_threads() == 2 and in_a_thread(in_parallel)[0] == 2
 
 
@@ -53,5 +53,5 @@ def test_only_the_thread_that_asks_computes_alone(two_threads):
 def test_computing_alone_starts_no_helpers(two_threads):
     in_parallel()
     _, beside = in_a_thread(in_parallel)
-    _, alone_beside = in_a_thread(alone)
+    _, alone_beside = in_a_thread(single_threaded)
     assert alone_beside == beside - 1

@@ -29,7 +29,7 @@ def main() -> None:
         splash = Splash(args.host, args.port)
     except (OSError, OverflowError) as error:
         sys.exit(f"error: cannot listen on {args.host}:{args.port} ({error}); choose another port with --port")
-    from workbench import space  # noqa: F401 - on a Space it brings `spaces`, which must come before torch
+    from workbench import zerogpu  # noqa: F401 - on a Space it brings `spaces`, which must come before torch
     from workbench.ui import page
 
     page.launch(args.host, args.port, when_built=splash.close)

@@ -1,4 +1,4 @@
-"""How fast and how large the quantized model really is on this machine, next to float, to the prediction and to its peers.
+"""How fast and how large the quantized model really is on this machine, next to float, to the prediction and to other libraries.
 
 Everything is timed in one run, in turns, and reported as medians: machines drift, ratios taken side by side do not.
 Dimension letters: L layers, T steps.
@@ -20,11 +20,11 @@ from workbench.models.denoiser import Model, denoise
 from workbench.options import BenchConfig, OnProgress, Progress, QuantConfig, ignore_progress
 from workbench.plans import BitPlan, LatencyTable
 from workbench.quant.quantize import QuantizedModel
-from workbench.types import Alone
+from workbench.types import SoloTiming
 
 FLOAT_TYPES = (torch.float32, torch.bfloat16)
 CALLS = 5  # of a layer in a row: its weight is then as warm as memory allows
-ALONE_TURNS = 9
+SOLO_TURNS = 9
 ALONE_SECONDS = 1.0  # an image that takes longer is not timed again by itself
 CHOICES = ((8, 8), (4, 8), (4, 4), (3, 3), (4, 16))  # (weight bits, activation bits) timed per layer
 
@@ -79,7 +79,7 @@ def layers(bundle: Bundle, quant: QuantConfig, config: BenchConfig, *, on_progre
         for weight_bits, act_bits in CHOICES:
             module = latency.module_of(linear, quant, weight_bits, act_bits)
             runs[_label(weight_bits, act_bits, quant)] = latency.as_in_a_model([module], x.to(bundle.dtype))
-        us = latency.in_turns(runs, config.rounds, bundle.device, calls=CALLS)
+        us = latency.interleaved_timing(runs, config.rounds, bundle.device, calls=CALLS)
         float_us = min(us[str(dtype)] for dtype in FLOAT_TYPES)
         backend = ops.backend(bundle.device.type, bundle.dtype)
         found += [LayerTime(m=tokens, n=n_out, k=k_in, choice=label, backend=backend.reason if backend.is_kernel else backend.name,
@@ -131,8 +131,8 @@ def peak_process_bytes() -> int | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def alone(bundle: Bundle, quantized: QuantizedModel, steps: int, float_seconds: float, *,
-          on_progress: OnProgress = ignore_progress) -> Alone | None:
+def solo_timing(bundle: Bundle, quantized: QuantizedModel, steps: int, float_seconds: float, *,
+                on_progress: OnProgress = ignore_progress) -> SoloTiming | None:
     """One image through float and quantized, in turns, beside the plan's prediction and the image that its cost table rests on, which
     says how fast the machine is at the moment. None where the plan predicts nothing for this machine or these steps, or where
     `float_seconds` an image would make it a wait."""
@@ -142,10 +142,11 @@ def alone(bundle: Bundle, quantized: QuantizedModel, steps: int, float_seconds: 
         return None
     now, then_us = latency.reference(bundle, plan.quant) or (None, 0.0)
     runs = {"float": generation(bundle, steps, bundle), "quantized": generation(bundle, steps, quantized)}
-    us = latency.in_turns(runs if now is None else {**runs, "now": now}, ALONE_TURNS, bundle.device, quantile=latency.QUIET,
-                          report=lambda turn: on_progress(Progress(stage="time one image", done=turn, total=ALONE_TURNS)))
-    return Alone(float_ms=us["float"] / 1000, quantized_ms=us["quantized"] / 1000, predicted_ms=plan.latency_ms,
-                 slower=1.0 if now is None else us["now"] / then_us)
+    runs = runs if now is None else {**runs, "now": now}
+    us = latency.interleaved_timing(runs, SOLO_TURNS, bundle.device, quantile=latency.IDLE_QUANTILE,
+                                    report=lambda turn: on_progress(Progress(stage="time one image", done=turn, total=SOLO_TURNS)))
+    return SoloTiming(float_ms=us["float"] / 1000, quantized_ms=us["quantized"] / 1000, predicted_ms=plan.latency_ms,
+                      slower=1.0 if now is None else us["now"] / then_us)
 
 
 def _name(dtype: torch.dtype) -> str:

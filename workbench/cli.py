@@ -1,5 +1,5 @@
-"""`python -m workbench VERB …`: the parser and the exit status. Flags are made from the option fields; `verbs.py` and
-`verbs_judging.py` hold the verbs."""
+"""`python -m workbench VERB …`: the parser and the exit status. Flags are made from the option fields; `commands.py` and
+`commands_judging.py` hold the commands."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import argparse
 import sys
 from importlib.util import find_spec
 
-from workbench import flags, terminal, tuning, verbs, verbs_judging
+from workbench import commands, commands_judging, flags, terminal, tuning
 from workbench.options import (
     BadInput,
     BenchConfig,
@@ -27,16 +27,16 @@ PROFILE = (TraceConfig, SensitivityConfig)
 
 # verb: (function, MODEL needed, options that become flags, its own flags)
 VERBS = {
-    "models": (verbs.models, "?", (), ()),
-    "profile": (verbs.profile, None, (*PROFILE, QuantConfig), ("prompts",)),
-    "search": (verbs.search, None, (verbs.Limits, LatencyConfig, *PROFILE, QuantConfig, SearchConfig), ("prompts", "plan-out")),
-    "quantize": (verbs.quantize, None, PROFILE, ("plan", "prompts")),
-    "generate": (verbs.generate, None, PROFILE, ("to", "plan", "prompts")),
-    "compare": (verbs_judging.compare, None, (verbs_judging.Contest, ContestConfig, TraceConfig, SearchConfig, EvolutionConfig),
+    "models": (commands.models, "?", (), ()),
+    "profile": (commands.profile, None, (*PROFILE, QuantConfig), ("prompts",)),
+    "search": (commands.search, None, (commands.Limits, LatencyConfig, *PROFILE, QuantConfig, SearchConfig), ("prompts", "plan-out")),
+    "quantize": (commands.quantize, None, PROFILE, ("plan", "prompts")),
+    "generate": (commands.generate, None, PROFILE, ("to", "plan", "prompts")),
+    "compare": (commands_judging.compare, None, (commands_judging.Contest, ContestConfig, TraceConfig, SearchConfig, EvolutionConfig),
                 ("prompts", "csv", "markdown", "grid")),
-    "bench": (verbs_judging.bench, None, (BenchConfig, QuantConfig), ("plan",)),
-    "export": (verbs.export, None, PROFILE, ("plan", "to", "prompts")),
-    "serve": (verbs.serve, "", (), ("port", "host")),
+    "bench": (commands_judging.bench, None, (BenchConfig, QuantConfig), ("plan",)),
+    "export": (commands.export, None, PROFILE, ("plan", "to", "prompts")),
+    "serve": (commands.serve, "", (), ("port", "host")),
 }
 EXTRAS = {"compare": ("torchmetrics", "compare"), "serve": ("gradio", "app")}  # verb: (package beyond the base, its extra)
 OWN_FLAGS = {
@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
         for name in ("plan_out", "csv", "markdown", "grid"):
             terminal.check_output(f"--{name.replace('_', '-')}", getattr(args, name, None))
         if args.verb == "serve":
-            verbs.serve(args, None)
+            commands.serve(args, None)
             return 0
         with terminal.only_json(args.json):
             tuning.tune()

@@ -1,6 +1,6 @@
 """CSV files in and out, read and written by pandas, every cell as the text it is.
 
-pandas is imported at the first table: it takes half a second, and most verbs read and write none.
+pandas is imported at the first table: it takes half a second, and most commands read and write none.
 """
 
 from __future__ import annotations

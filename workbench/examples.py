@@ -37,7 +37,7 @@ class Example:
     result: SearchResult
     comparison: Comparison
     trace: Trace
-    look: inspection.LayerStep  # at the most fragile layer and step
+    layer_inspection: inspection.LayerStep  # at the most fragile layer and step
 
 
 def save(example: Example, model: str, folder: Path = FOLDER) -> Path:

@@ -63,21 +63,22 @@ def load_quantized(folder: str | Path, device: str = "auto") -> tuple[Bundle, Qu
     manifest = check_files(folder)
     plan = BitPlan.parse(_read_text(folder / PLAN), PLAN)
     stored = modelfiles.read_json(folder / "transformer" / LAYERS, LAYERS)
-    forms = {name: LayerFormat.parse(form, f"{LAYERS}: {modelfiles.shown(name)}") for name, form in stored.items()}
+    layer_formats = {name: LayerFormat.parse(layer_format, f"{LAYERS}: {modelfiles.shown(name)}") for name, layer_format in stored.items()}
     device = sources.find_device(ModelSpec.parse({"source": str(folder), "device": device}, "load").device)
     tensors = read_tensors(folder / "transformer")
-    packed = {name: {key: tensors.pop(f"{name}.{key}") for key in form.shapes() if f"{name}.{key}" in tensors}
-              for name, form in forms.items()}
+    packed = {name: {key: tensors.pop(f"{name}.{key}") for key in layer_format.shapes() if f"{name}.{key}" in tensors}
+              for name, layer_format in layer_formats.items()}
     shared = {name: tensors.pop(name).to(device) for name in list(tensors) if name.endswith(BESIDE)}
-    bundle = _open_bundle(folder, manifest, forms, tensors, device)
-    plan = _check_plan(folder, bundle, plan, forms, manifest)
+    bundle = _open_bundle(folder, manifest, layer_formats, tensors, device)
+    plan = _check_plan(folder, bundle, plan, layer_formats, manifest)
     state, layers = StepState(plan), {}
     place = {layer.name: layer.index if layer.has_act_bits else None for layer in bundle.layers}
-    for name, form in forms.items():
-        form = form.model_copy(update={"layer_index": place[name]})  # earlier versions counted without the modulation
-        of_input = {key: shared[f"{form.input_group}.{key}"] for key in form.shared_shapes() if f"{form.input_group}.{key}" in shared}
+    for name, layer_format in layer_formats.items():
+        layer_format = layer_format.model_copy(update={"layer_index": place[name]})  # earlier versions counted without the modulation
+        of_input = {key: shared[f"{layer_format.input_group}.{key}"] for key in layer_format.shared_shapes()
+                    if f"{layer_format.input_group}.{key}" in shared}
         with modelfiles.named(f"{folder.name}: {name}"):
-            layers[name] = QuantLinear.from_tensors(packed[name], form, cursor=state, shared=of_input).to(device)
+            layers[name] = QuantLinear.from_tensors(packed[name], layer_format, step_state=state, shared=of_input).to(device)
     for layer, choice in zip(bundle.layers, plan.weight_choice_L):
         if _in_float(plan, layer, choice):
             with modelfiles.named(f"{folder.name}: {layer.name}"):
@@ -88,7 +89,7 @@ def load_quantized(folder: str | Path, device: str = "auto") -> tuple[Bundle, Qu
     return bundle, QuantizedModel(plan=plan, bundle=bundle, layers=layers, state=state, weight_bytes=weight_bytes)
 
 
-def _check_plan(folder: Path, bundle: Bundle, plan: BitPlan, forms: Mapping[str, LayerFormat], manifest: Manifest) -> BitPlan:
+def _check_plan(folder: Path, bundle: Bundle, plan: BitPlan, layer_formats: Mapping[str, LayerFormat], manifest: Manifest) -> BitPlan:
     """The plan in the newest format; BadInput unless plan, stored layers and model are of one export."""
     if plan.model_hash != manifest.model_hash:
         raise BadInput(f"{folder}: {PLAN} is of another model than {MANIFEST}; export again")
@@ -96,10 +97,10 @@ def _check_plan(folder: Path, bundle: Bundle, plan: BitPlan, forms: Mapping[str,
     names = tuple(layer.name for layer in bundle.layers)
     if plan.layer_names != names:
         raise BadInput(f"{folder}: {PLAN} names other layers than the model has; export again")
-    if other := next((name for name in forms if name not in names), None):
+    if other := next((name for name in layer_formats if name not in names), None):
         raise BadInput(f"{folder}: {LAYERS} names {modelfiles.shown(other)}, which is no layer of {bundle.name}; export again")
     for layer, choice in zip(bundle.layers, plan.weight_choice_L):
-        if _in_float(plan, layer, choice) != (layer.name not in forms):
+        if _in_float(plan, layer, choice) != (layer.name not in layer_formats):
             raise BadInput(f"{folder}: the plan and the stored weight of {layer.name} disagree; export again")
     return plan
 
@@ -119,18 +120,18 @@ def _float_layer(bundle: Bundle, layer: LayerInfo, plan: BitPlan, choice: BitCho
     for tensor, size in ((shared.get(f"{first}.smooth_K"), layer.k_in), (extras.range_2, 2)):
         if tensor is not None and tuple(tensor.shape) != (size,):
             raise BadInput(f"a tensor stored beside it is {tuple(tensor.shape)}; {(size,)} is needed")
-    return FloatLinear(bundle.float_layer(layer), transform, cursor=state, layer_index=layer.index, extras=extras)
+    return FloatLinear(bundle.float_layer(layer), transform, step_state=state, layer_index=layer.index, extras=extras)
 
 
 class NoFloatWeight(nn.Linear):
     """Holds the place and the size of a layer whose float weight was not exported."""
 
-    def __init__(self, name: str, form: LayerFormat, device):
+    def __init__(self, name: str, layer_format: LayerFormat, device):
         nn.Module.__init__(self)
-        self.name, self.in_features, self.out_features = name, form.k_in, form.n_out
+        self.name, self.in_features, self.out_features = name, layer_format.k_in, layer_format.n_out
         one = torch.zeros((), device=device)
-        self.weight = nn.Parameter(one.expand(form.n_out, form.k_in), requires_grad=False)
-        self.bias = nn.Parameter(one.expand(form.n_out), requires_grad=False) if form.has_bias else None
+        self.weight = nn.Parameter(one.expand(layer_format.n_out, layer_format.k_in), requires_grad=False)
+        self.bias = nn.Parameter(one.expand(layer_format.n_out), requires_grad=False) if layer_format.has_bias else None
 
     def forward(self, x):
         if x.is_meta:  # shapes alone are asked for
@@ -138,18 +139,18 @@ class NoFloatWeight(nn.Linear):
         raise BadInput("an exported checkpoint has no float weights; load the original model to run or profile it in float")
 
 
-def _open_bundle(folder: Path, manifest: Manifest, forms: Mapping[str, LayerFormat], tensors: dict[str, Tensor], device) -> Bundle:
+def _open_bundle(folder: Path, manifest: Manifest, layer_formats: Mapping[str, LayerFormat], tensors: dict[str, Tensor], device) -> Bundle:
     family = sources.check_folder(folder)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     with modelfiles.named(folder.name):
-        transformer = checks.empty_transformer(folder, len(tensors) + len(forms))
-        for name, form in forms.items():
+        transformer = checks.empty_transformer(folder, len(tensors) + len(layer_formats))
+        for name, layer_format in layer_formats.items():
             parent, _, leaf = name.rpartition(".")
             linear = dict(transformer.named_modules()).get(name)
-            sizes = f"{form.n_out} x {form.k_in}"
+            sizes = f"{layer_format.n_out} x {layer_format.k_in}"
             if not isinstance(linear, nn.Linear) or f"{linear.out_features} x {linear.in_features}" != sizes:
                 raise BadInput(f"{LAYERS}: {modelfiles.shown(name)} is no {sizes} linear of the transformer; export again")
-            transformer.get_submodule(parent)._modules[leaf] = NoFloatWeight(name, form, device)
+            transformer.get_submodule(parent)._modules[leaf] = NoFloatWeight(name, layer_format, device)
         _fill(transformer, {name: t.to(device, dtype if t.is_floating_point() else None) for name, t in tensors.items()})
     pipeline = checks.open_pipeline(folder, folder.name, dtype, transformer)
     pipeline.to(device)

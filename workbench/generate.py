@@ -21,7 +21,7 @@ from workbench.models.integrator import Integrator
 from workbench.models.media import Media
 from workbench.options import BadInput, OnProgress, Progress, TraceConfig, ignore_progress
 from workbench.quant.quantize import QuantizedModel
-from workbench.replay.trace import slices
+from workbench.replay.trace import memory_batches
 from workbench.types import Comparison, Pair, Trajectories
 
 # Both models see the same batches: a matrix product may round differently at another batch size.
@@ -65,7 +65,7 @@ def run(bundle: Bundle, prompts: Sequence[str], seeds: Sequence[int], integrator
     if len(prompts) != len(seeds) or not prompts:
         raise BadInput(f"{len(prompts)} prompts and {len(seeds)} seeds; give at least one prompt and one seed for each")
     stage = "generate float" if quantized is None else "generate quantized"
-    chunks = slices(len(prompts), bundle.tokens, limit=min(TOKENS, BATCH * bundle.tokens))
+    chunks = memory_batches(len(prompts), bundle.tokens, limit=min(TOKENS, BATCH * bundle.tokens))
     total, model, made = len(chunks) * integrator.steps, _Timed(quantized or bundle, bundle.device), []
     for number, rows in enumerate(chunks):
         def report(step: int, number=number, detail=None):

@@ -54,10 +54,10 @@ from workbench.types import LayerInfo
 THIS_MACHINE = LatencyConfig().target
 STEPS_OF_SCHEDULE, FEW_STEPS, LARGE_MODEL = 20, 4, 1e9  # steps of the image that is timed; few where a model is large, in parameters
 ROUNDS, WARM_UP, SECONDS = 9, 2, 60.0  # turns that medians are taken over, turns before them, and when to stop early
-CELLS = "one layer, two of one input"  # what a cell holds: measurements of another kind are not read
-QUIET = 0.25  # quantile of the turns that says what the machine does where other programs, such as a browser, leave it alone
-HELD = {act_bits: 16 if act_bits == 16 else 8 for act_bits in ACT_BITS}  # bits that activations are held in
-BUSY, RECHECKED_US, RECHECKS = 0.75, 1e6, 3  # a table is made anew if its image, not longer than that, takes less than this share now
+CACHE_LAYOUT = "one layer, two of one input"  # what a cell holds: measurements of another kind are not read
+IDLE_QUANTILE = 0.25  # quantile of the turns that says what the machine does where other programs, such as a browser, leave it alone
+STORAGE_BITS = {act_bits: 16 if act_bits == 16 else 8 for act_bits in ACT_BITS}  # bits that activations are held in
+REMEASURE_RATIO, RECHECKED_US, RECHECKS = 0.75, 1e6, 3  # a table is made anew if its image, not longer, takes less than this share
 SMALL_MACS, SMALL_CALLS = 1 << 28, 5  # a layer below that is called so often in a turn: as warm as in a model, whose steps repeat it
 
 
@@ -83,7 +83,7 @@ def shipped(bundle: Bundle, quant: QuantConfig, target: str) -> LatencyTable:
 def measure(bundle: Bundle, quant: QuantConfig, *, on_progress: OnProgress = ignore_progress) -> LatencyTable:
     """Times of the real modules on the bundle's device, for one image at a time; read where they were measured before, unless the machine
     turns out to have been busy then."""
-    return measure_beside({}, bundle, quant, anew=_was_busy(bundle, quant), on_progress=on_progress)[0]
+    return measure_beside({}, bundle, quant, refresh=_was_busy(bundle, quant), on_progress=on_progress)[0]
 
 
 def _was_busy(bundle: Bundle, quant: QuantConfig) -> bool:
@@ -91,17 +91,17 @@ def _was_busy(bundle: Bundle, quant: QuantConfig) -> bool:
     kept = reference(bundle, quant)
     if kept is None or kept[1] > RECHECKED_US:
         return False
-    now_us = in_turns({"image": kept[0]}, RECHECKS, bundle.device, quantile=QUIET)["image"]
-    return now_us < BUSY * kept[1]
+    now_us = interleaved_timing({"image": kept[0]}, RECHECKS, bundle.device, quantile=IDLE_QUANTILE)["image"]
+    return now_us < REMEASURE_RATIO * kept[1]
 
 
-def measure_beside(runs: Mapping[str, Callable[[], object]], bundle: Bundle, quant: QuantConfig, *, anew: bool = True,
+def measure_beside(runs: Mapping[str, Callable[[], object]], bundle: Bundle, quant: QuantConfig, *, refresh: bool = True,
                    rounds: int = ROUNDS, on_progress: OnProgress = ignore_progress) -> tuple[LatencyTable, dict[str, float]]:
     """(the table, median microseconds of `runs`), all timed in the same turns: what slows the machine down slows both.
-    `anew` forgets earlier measurements.
+    `refresh` forgets earlier measurements.
 
     Activations of 3 to 8 bits are held in the same 8 bits and run the same instructions: they share one measurement."""
-    cache, layer_cells, image_cell = _Cache(bundle, anew), _layer_cells(bundle, quant), _image_cell(bundle, quant)
+    cache, layer_cells, image_cell = _Cache(bundle, refresh), _layer_cells(bundle, quant), _image_cell(bundle, quant)
     timed = {}
     for asked, cell in layer_cells.items():
         if cell not in cache:
@@ -113,8 +113,8 @@ def measure_beside(runs: Mapping[str, Callable[[], object]], bundle: Bundle, qua
         on_progress(Progress(stage="latency", done=done, total=rounds, message=f"{len(timed)} timings, in turns"))
     us = {}
     if timed or runs:  # a table alone is of the machine, not of what else it is doing
-        us = in_turns({**timed, **runs}, rounds, bundle.device, seconds=None if runs else SECONDS, quantile=0.5 if runs else QUIET,
-                      report=report)
+        us = interleaved_timing({**timed, **runs}, rounds, bundle.device, seconds=None if runs else SECONDS,
+                                quantile=0.5 if runs else IDLE_QUANTILE, report=report)
     report(rounds)
     for cell in dict.fromkeys(cell for cell, _ in timed):
         cache.cells[cache.key_of(cell)] = [us.get((cell, count), 0.0) / _calls(cell) for count in (1, 2)]
@@ -126,7 +126,7 @@ def measure_beside(runs: Mapping[str, Callable[[], object]], bundle: Bundle, qua
 def measured_cells(bundle: Bundle, quant: QuantConfig) -> dict[str, list[float]]:
     """Measured anew: microseconds of one layer and of each further of one input, by cell."""
     measure_beside({}, bundle, quant)
-    return _Cache(bundle, anew=False).cells
+    return _Cache(bundle, refresh=False).cells
 
 
 def _table(bundle: Bundle, quant: QuantConfig, cells: Mapping[str, Sequence[float]], target: str, provenance: str) -> LatencyTable:
@@ -134,7 +134,7 @@ def _table(bundle: Bundle, quant: QuantConfig, cells: Mapping[str, Sequence[floa
     found = {asked: cells[_Cache.key_of(cell)] for asked, cell in _layer_cells(bundle, quant).items()}
     shapes = _shapes(bundle, quant)
     # modulation is computed once for all steps: its time is in what a step takes beyond its layers
-    us_LWA = torch.tensor([[[_charged(layer, found[shapes[layer.index], weight_bits, HELD[act_bits]]) if layer.has_act_bits else 0.0
+    us_LWA = torch.tensor([[[_charged(layer, found[shapes[layer.index], weight_bits, STORAGE_BITS[act_bits]]) if layer.has_act_bits else 0.0
                              for act_bits in ACT_BITS] for weight_bits in WEIGHT_BITS] for layer in bundle.layers], dtype=torch.float64)
     step_us = cells[_Cache.key_of(_image_cell(bundle, quant))][0] / _steps_of_image(bundle)
     four, eight = WEIGHT_BITS.index(4), ACT_BITS.index(8)
@@ -152,13 +152,13 @@ def _layer_cells(bundle: Bundle, quant: QuantConfig) -> dict[tuple, tuple]:
     """Cell by (shape, weight bits, bits that activations are held in)."""
     return {(shape, weight_bits, bits): (*shape, weight_bits, bits, *_form(quant))
             for shape in dict.fromkeys(_shapes(bundle, quant).values())
-            for weight_bits in WEIGHT_BITS for bits in dict.fromkeys(HELD.values())}
+            for weight_bits in WEIGHT_BITS for bits in dict.fromkeys(STORAGE_BITS.values())}
 
 
 def reference(bundle: Bundle, quant: QuantConfig) -> tuple[Callable[[], None], float] | None:
     """(the image that this machine's table rests on, the microseconds it took then): timed again, it says how fast the machine is now.
     None where no table has been measured."""
-    cache, cell = _Cache(bundle, anew=False), _image_cell(bundle, quant)
+    cache, cell = _Cache(bundle, refresh=False), _image_cell(bundle, quant)
     return (_image_run(bundle, quant), cache.cells[cache.key_of(cell)][0]) if cell in cache else None
 
 
@@ -170,8 +170,9 @@ def _image_cell(bundle: Bundle, quant: QuantConfig) -> tuple:
     return "image", bundle.model_hash, *_form(quant), quant.branch_bits, quant.modulation, quant.modulation_bits
 
 
-def in_turns(runs: Mapping[Hashable, Callable[[], object]], rounds: int, device: torch.device, *, calls: int = 1,
-             seconds: float | None = None, quantile: float = 0.5, report: Callable[[int], None] = lambda _: None) -> dict[Hashable, float]:
+def interleaved_timing(runs: Mapping[Hashable, Callable[[], object]], rounds: int, device: torch.device, *, calls: int = 1,
+                       seconds: float | None = None, quantile: float = 0.5,
+                       report: Callable[[int], None] = lambda _: None) -> dict[Hashable, float]:
     """Median (or another quantile's) microseconds of each, taken one after another in every round, as the mean of `calls` in a row. After
     `seconds` three rounds are enough."""
     taken: dict[Hashable, list[float]] = {name: [] for name in runs}
@@ -248,12 +249,12 @@ def _layer_run(bundle: Bundle, quant: QuantConfig, shape: tuple, weight_bits: in
 
 def as_in_a_model(modules: Sequence[nn.Module], x: Tensor) -> Callable[[], None]:
     """Runs layers that read one tensor, in one pass where they allow it; a new tensor each time, so that nothing is remembered."""
-    joint, others = getattr(modules[0], "together", None), tuple(modules[1:])
+    fused_linears, others = getattr(modules[0], "run_fused", None), tuple(modules[1:])
 
     @torch.no_grad()
     def run() -> None:
         seen = x.view(x.shape)
-        if joint is None or joint(others, (seen,)) is None:
+        if fused_linears is None or fused_linears(others, (seen,)) is None:
             for module in modules:
                 module(seen)
     return run
@@ -266,11 +267,11 @@ def module_of(linear: nn.Linear, quant: QuantConfig, weight_bits: int, act_bits:
     noise = [torch.randn(shape, device=device).half() for shape in ((linear.out_features, rank), (rank, k_in))]
     extras = Extras(act=format_of(quant, quant.group_size), range_2=torch.tensor([-4.0, 4.0], dtype=torch.float16, device=device),
                     branch=Branch(up_NR=noise[0], down=Down(noise[1])) if rank else None)
-    place = {"cursor": _Row(act_bits), "layer_index": 0, "extras": extras}
+    kwargs = {"step_state": _Row(act_bits), "layer_index": 0, "extras": extras}
     if weight_bits == 16:
-        return FloatLinear(linear, transform, **place)
+        return FloatLinear(linear, transform, **kwargs)
     choice = BitChoice.of(weight_bits, quant)
-    return QuantLinear(grids.quantize_nearest(linear.weight, choice), linear.bias, transform, **place)
+    return QuantLinear(grids.quantize_nearest(linear.weight, choice), linear.bias, transform, **kwargs)
 
 
 def _image_run(bundle: Bundle, quant: QuantConfig) -> Callable[[], None]:
@@ -297,15 +298,15 @@ def _steps_of_image(bundle: Bundle) -> int:
 class _Cache:
     """Measured cells of this machine, kernel and versions, in one JSON file of the user's cache."""
 
-    def __init__(self, bundle: Bundle, anew: bool):
+    def __init__(self, bundle: Bundle, refresh: bool):
         backend = ops.backend(bundle.device.type, bundle.dtype)
         built = build.result().library if backend.is_kernel else None
         self.key = {"device": device_name(bundle), "cores": os.cpu_count(), "torch": torch.__version__, "dtype": str(bundle.dtype),
                     "backend": backend.name, "reason": backend.reason, "kernels": Path(built._name).name if built else ""}
         self.provenance = ", ".join(str(value) for value in self.key.values() if value)
-        digest = hashlib.sha256(json.dumps([self.key, CELLS]).encode()).hexdigest()[:16]
+        digest = hashlib.sha256(json.dumps([self.key, CACHE_LAYOUT]).encode()).hexdigest()[:16]
         self.path = build.cache_folder() / f"latency-{digest}.json"
-        self.cells: dict[str, list[float]] = {} if anew else self._read()
+        self.cells: dict[str, list[float]] = {} if refresh else self._read()
 
     def _read(self) -> dict[str, list[float]]:
         try:

@@ -1,6 +1,6 @@
 """What the files of a model folder say, read within bounds: JSON, the headers of safetensors and which files a checkpoint is made of.
 
-Nothing here imports torch or runs a library of models, and no weight is read: an outline is made of the same answers as a load. Every
+Nothing here imports torch or runs a library of models, and no weight is read: model_info is made of the same answers as a load. Every
 fault is a BadInput of one line that names the file, relative to the folder, the first tensor at fault and what would be right.
 """
 

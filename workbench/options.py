@@ -183,8 +183,8 @@ class SearchConfig(Frozen):
                            pattern="^(adjoint|raw)$")
     rollout: str = setting("quantized", "score along the quantized rollout, or additively at the float latents",
                            pattern="^(quantized|float)$")
-    guide: str = setting("signed", "plan by signed: errors added up with their signs on fresh prompts; additive: the distortion table",
-                         pattern="^(signed|additive)$")
+    planning_table: str = setting("signed", "plan by signed: errors added up with their signs on fresh prompts; additive: the distortion "
+                                  "table", pattern="^(signed|additive)$")
     refine: int = setting(12, "swaps of bits proposed and judged by measured error after the beam; 0: none", ge=0, le=200, step=1)
     rivals: str = setting("all", "allocations of other methods measured beside the search", pattern="^(all|uniform)$")
     modulation_widths: str = setting("searched", "weight bits of the adaLN linears: chosen like others, or fixed at their usual width",
@@ -197,7 +197,7 @@ class BenchConfig(Frozen):
     """What is timed: one image through all steps, and its layers."""
 
     rounds: int = setting(9, "turns over which medians are taken", ge=3, le=200, step=1)
-    peers: bool = setting(True, "time other libraries that are installed too")
+    baselines: bool = setting(True, "time other libraries that are installed too")
 
 
 class LatencyConfig(Frozen):

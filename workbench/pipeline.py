@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from workbench import baselines, generate, inspection, latency, metrics, sensitivity
 from workbench import bench as benches
 from workbench import costs as cost_tables
-from workbench import generate, inspection, latency, metrics, peers, sensitivity
 from workbench.checkpoints import Checkpoints
 from workbench.models import Bundle, sources
 from workbench.models.resident import Resident
@@ -40,7 +40,7 @@ from workbench.rollout import Rollout
 from workbench.runs import Run
 from workbench.search.ranking import predict
 from workbench.search.search import search as run_search
-from workbench.search.task import pin_weights
+from workbench.search.search_problem import pin_weights
 from workbench.sensitivity.signed import with_signs
 from workbench.stored import mapped, record, signed_errors
 from workbench.types import Comparison, DistortionTable, SearchResult, SensitivityMap
@@ -106,22 +106,22 @@ def search(bundle: Bundle, profiled: Profile, budget: Budget, config: SearchConf
     config, sigma_T = config or SearchConfig(), sigma_of(profiled.trace)
     fresh = fresh_trace(bundle, profiled, config, run, on_progress)
     signed = None
-    if config.scoring == "adjoint" or config.guide == "signed":
+    if config.scoring == "adjoint" or config.planning_table == "signed":
         signed = signed_errors(bundle, fresh, profiled.bank, (profiled.trace, profiled.sensitivity.config), run, on_progress)
     # neither the budget nor the beam: what one search has measured serves another
     checkpoints = None if run is None else Checkpoints(
         run, Run.key(bundle.model_hash, profiled.trace, fresh, profiled.sensitivity.config, profiled.quant, profiled.bank.weight_bits_C,
                      config.scoring, config.samples, config.seed))
-    guide = with_signs(profiled.table, signed, bundle.layers) if signed and config.guide == "signed" else profiled.table
+    planning_table = with_signs(profiled.table, signed, bundle.layers) if signed and config.planning_table == "signed" else profiled.table
     table, costs, weights = profiled.table, profiled.costs, weights_of(bundle, profiled)
     if pinned_L is None and (config.modulation_widths == "fixed" or profiled.quant.modulation == "cached"):
         pinned_L = costs.usual_bits_L
     if pinned_L is not None:
-        (table, _), (guide, costs) = pin_weights(pinned_L, table, costs), pin_weights(pinned_L, guide, costs)
+        (table, _), (planning_table, costs) = pin_weights(pinned_L, table, costs), pin_weights(pinned_L, planning_table, costs)
     rollout = Rollout(bundle, fresh, weights, samples=config.samples, scoring=config.scoring,
                       costates_T=None if signed is None else signed.costates_T)
     result = run_search(
-        layers=bundle.layers, sigma_T=sigma_T, table=table, guide=guide, costs=costs, quant=profiled.quant,
+        layers=bundle.layers, sigma_T=sigma_T, table=table, planning_table=planning_table, costs=costs, quant=profiled.quant,
         model_hash=bundle.model_hash, budget=budget, config=config, evaluator=rollout, pinned_L=pinned_L,
         ranked=_forms(profiled.sensitivity, profiled), prompts=Run.key(fresh.prompts, fresh.seeds),
         on_progress=on_progress, checkpoint=checkpoints and checkpoints.save, resume=checkpoints and checkpoints.load())
@@ -266,10 +266,10 @@ def compare(bundle: Bundle, quantized: QuantizedModel, prompts: Sequence[str], s
     return generate.compare(bundle, quantized, prompts, seed, steps, on_progress=on_progress, float_run=float_run, drafts=True)
 
 
-def time_alone(bundle: Bundle, quantized: QuantizedModel, steps: int, float_seconds: float, *,
-               on_progress: OnProgress = ignore_progress) -> benches.Alone | None:
+def solo_timing(bundle: Bundle, quantized: QuantizedModel, steps: int, float_seconds: float, *,
+                on_progress: OnProgress = ignore_progress) -> benches.SoloTiming | None:
     """One image through both models beside its prediction, where the plan has one; `float_seconds` an image is what it takes about."""
-    return benches.alone(bundle, quantized, steps, float_seconds, on_progress=on_progress)
+    return benches.solo_timing(bundle, quantized, steps, float_seconds, on_progress=on_progress)
 
 
 def draw(bundle: Bundle, prompts: Sequence[str], seed: int, steps: int, *, on_progress: OnProgress = ignore_progress) -> generate.Generated:
@@ -317,19 +317,19 @@ def validate_plan(bundle: Bundle, plan: BitPlan | dict | str) -> BitPlan:
 
 
 def bench(bundle: Bundle, plan: BitPlan, config: BenchConfig | None = None, *, on_progress: OnProgress = ignore_progress) -> dict:
-    """Layers, whole model and installed peers, timed here and now, as the JSON object of `bench`.
+    """Layers, whole model and installed libraries, timed here and now, as the JSON object of `bench`.
 
     Weights are rounded to nearest: that costs what solved weights cost, and needs no calibration."""
     config, quant, steps = config or BenchConfig(), plan.quant, len(plan.sigma_T)
     quantized = build(bundle, round_bank(bundle, quant, plan.weight_bits_L), plan)
-    others, runs = peers.prepare(bundle, steps, on_progress=on_progress) if config.peers else ([], {})
+    others, runs = baselines.prepare(bundle, steps, on_progress=on_progress) if config.baselines else ([], {})
     own = benches.whole_runs(bundle, quantized, steps)
     table, us = latency.measure_beside(own | runs, bundle, quant, rounds=config.rounds, on_progress=on_progress)
     whole = benches.whole_model(bundle, quantized, table, {name: us[name] for name in own}, steps)
     each = benches.layers(bundle, quant, config, on_progress=on_progress)
     return {"device": latency.device_name(bundle), "threads": torch.get_num_threads(), "kernels": table.provenance,
             "layers": [{**vars(layer), "speedup": layer.speedup} for layer in each], "model": vars(whole),
-            "peers": peers.with_times(others, {name: us[name] for name in runs})}
+            "baselines": baselines.with_times(others, {name: us[name] for name in runs})}
 
 
 def default_budget(bundle: Bundle, profiled: Profile) -> Budget:

@@ -1,6 +1,6 @@
 """What a search asks of a model: extend a quantized rollout by one step, and say how bad it has become.
 
-Implements `search.ledger.Evaluator`. Letters: S samples, R probes, T steps. Latents have any rank: (S, *shape).
+Implements `search.evaluation_cache.Evaluator`. Letters: S samples, R probes, T steps. Latents have any rank: (S, *shape).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from workbench.models.integrator import State, deviation
 from workbench.options import BadInput, OnProgress, Progress, ignore_progress
 from workbench.plans import BitPlan
 from workbench.quant.quantize import QuantizedModel
-from workbench.replay.trace import Trace, slices
+from workbench.replay.trace import Trace, memory_batches
 
 TOKENS = 2048  # per forward
 
@@ -41,7 +41,8 @@ class Rollout:
         self.energy_S = self._final.flatten(1).square().sum(1)
         self._costates_T = None if costates_T is None else [tuple(part[:, self.rows] for part in parts) for parts in costates_T]
         self._on_step = on_step
-        conditioning, self._parts = trace.conditioning.rows(self.rows).to(bundle.device), slices(self.samples, trace.tokens, limit=TOKENS)
+        conditioning = trace.conditioning.rows(self.rows).to(bundle.device)
+        self._parts = memory_batches(self.samples, trace.tokens, limit=TOKENS)
         self._conditioning = [conditioning.rows(part) for part in self._parts]
         self._model: QuantizedModel | None = None
         self._predict = []

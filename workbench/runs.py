@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 
 from workbench.options import BadInput
 
-NOT_COMPUTING = ("ui", "shipped", "cli.py", "verbs.py", "verbs_judging.py", "terminal.py", "flags.py", "jobs.py", "__main__.py")
+NOT_COMPUTING = ("ui", "shipped", "cli.py", "commands.py", "commands_judging.py", "terminal.py", "flags.py", "jobs.py", "__main__.py")
 RUN_MARKER = "run.json"
 RUN_FORMAT = "adatsq-run-1"
 METADATA_KEY = "adatsq"

@@ -40,7 +40,7 @@ def keep_large_blocks() -> bool:
     return bool(mallopt(M_MMAP_THRESHOLD, KEEP_BYTES) and mallopt(M_TRIM_THRESHOLD, KEEP_BYTES))
 
 
-def alone() -> AbstractContextManager:
+def single_threaded() -> AbstractContextManager:
     """In it the calling thread does its tensor operations by itself; other threads do theirs as before."""
     number = getattr(sys.modules.get("torch"), "get_num_threads", None)  # an import would wait for one that is under way
     if number is None:  # nothing can be computed yet

@@ -305,7 +305,7 @@ class Trajectories:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Alone:
+class SoloTiming:
     """Milliseconds of one image's transformer calls, run alone and in turns, beside what the plan's cost table predicted. slower: how
     many times as long the machine takes as when that table was measured."""
 
@@ -329,4 +329,4 @@ class Comparison:
     reason: str
     plan: BitPlan
     trajectories: Trajectories | None = field(default=None, repr=False)
-    alone: Alone | None = None  # only for a plan of this machine's own cost table
+    solo_timing: SoloTiming | None = None  # only for a plan of this machine's own cost table

@@ -21,7 +21,7 @@ from lowbit import abi, build
 from lowbit.act_quant.naive import grid_of, held_as
 from lowbit.attention.naive import attention as torch_attention
 from lowbit.formats import PACKED_BITS, packed_bytes
-from lowbit.memo import Kept
+from lowbit.tensor_cache import TensorCache
 
 FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 MOST_STREAMS, MOST_CHANNELS = 4, 512  # of one call, and of a head, as attention/cpu.c has it
@@ -56,7 +56,7 @@ def _wide(tensor: Tensor) -> Tensor:
         return dense(tensor.float())
     asked, kept = (tensor.data_ptr(), tensor._version), getattr(tensor, "_lowbit_wide", None)
     if kept is None or kept.asked != asked:  # the memory is kept too, or `.data = other` twice could bring the address back
-        kept = tensor._lowbit_wide = Kept(asked, (dense(tensor.float()), tensor.untyped_storage()))
+        kept = tensor._lowbit_wide = TensorCache(asked, (dense(tensor.float()), tensor.untyped_storage()))
     return kept.made[0]
 
 
@@ -177,7 +177,7 @@ def weight_struct(packed_NP: Tensor, scale_NG: Tensor, zero_NG: Tensor | None, b
         if tensor.dtype != dtype or tuple(tensor.shape) != shape or not tensor.is_contiguous():
             raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}; expected a dense {dtype} {shape}")
     struct = abi.Weight(packed_NP.data_ptr(), scale_NG.data_ptr(), address(zero_NG), n_out, k_in, group_size or k_in, bits)
-    packed_NP._lowbit_weight = Kept(asked, struct)
+    packed_NP._lowbit_weight = TensorCache(asked, struct)
     return struct
 
 

@@ -34,8 +34,8 @@ from lowbit.hadamard import emulated as hadamard_emulated
 from lowbit.linear_wna16 import naive as wna16_naive
 from lowbit.linear_wnan import emulated
 from lowbit.linear_wnan import naive as wnan_naive
-from lowbit.quant_linears.cpu import Joint
-from lowbit.quant_linears.cpu import quant_linears as joint_linears
+from lowbit.quant_linears.cpu import FusedLinears
+from lowbit.quant_linears.cpu import quant_linears as fused_quant_linears
 
 __all__ = ["Backend", "act_quant", "attention", "backend", "block_hadamard", "emulated_linear", "fake_quantize", "linear_wna16",
            "linear_wnan", "modulate", "quant_linears"]
@@ -96,7 +96,7 @@ _DEFAULT = {"block_hadamard": hadamard_emulated.block_hadamard, "act_quant": act
             "linear_wnan": wnan_naive.linear_wnan, "quant_linears": quant_linears_folder.quant_linears,
             "linear_wna16": wna16_naive.linear_wna16, "modulate": modulate_folder.modulate,
             "attention": attention_folder.attention}
-_CPU = {name: joint_linears if name == "quant_linears" else getattr(cpu, name) for name in SCHEMAS}
+_CPU = {name: fused_quant_linears if name == "quant_linears" else getattr(cpu, name) for name in SCHEMAS}
 _TRITON = {"block_hadamard": "hadamard", "act_quant": "act_quant", "linear_wnan": "linear_wnan", "linear_wna16": "linear_wna16"}
 
 
@@ -165,12 +165,12 @@ def _shortcut(name: str):
     return call
 
 
-def joint(x: Tensor, *weights) -> Joint | None:
-    """`quant_linears` prepared for calls with inputs like x (see `Joint` for `weights`); None where no kernel of the CPU takes them, or
+def fused_linears(x: Tensor, *weights) -> FusedLinears | None:
+    """`quant_linears` prepared for calls with inputs like x (see `FusedLinears` for `weights`); None where no CPU kernel takes them, or
     where it would read copies of the weights, which follow no change."""
     if type(x) is not Tensor or x.device.type != "cpu" or x.dtype not in cpu.FORMATS or cpu.why_not():
         return None
-    prepared = Joint(*weights)
+    prepared = FusedLinears(*weights)
     return None if prepared.copied else prepared
 
 

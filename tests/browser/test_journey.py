@@ -366,9 +366,9 @@ def test_the_guided_visit_on_the_model_that_draws(chrome, app):
     opened.goto(app.url)
     says(opened, "#status", "emoji-flux ready")
     for stop, kind in enumerate(("profile", "search", "compare", "export")):
-        opened.locator(".guide li.next").nth(0).get_by_role("button").click()
+        opened.locator(".tour li.next").nth(0).get_by_role("button").click()
         until_done(opened, kind)
-        opened.wait_for_selector(f".guide li.done >> nth={stop}")
-    assert opened.locator(".guide li.done").count() == 4 and opened.locator(".guide [role=alert]").count() == 0
+        opened.wait_for_selector(f".tour li.done >> nth={stop}")
+    assert opened.locator(".tour li.done").count() == 4 and opened.locator(".tour [role=alert]").count() == 0
     assert (opened.errors, opened.outside) == ([], [])
     context.close()

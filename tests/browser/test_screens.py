@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.ui.fakes import FakePipeline, make_layers
 from workbench.ui import limits
-from workbench.ui.guide import TOUR_STEPS
+from workbench.ui.tour import TOUR_STEPS
 
 pytestmark = pytest.mark.browser
 STOPS = ("profile", "search", "compare", "export")
@@ -21,7 +21,7 @@ STOPS = ("profile", "search", "compare", "export")
 
 def go(page, stop):
     """Press one button of the guided visit."""
-    page.locator(".guide li").nth(stop).get_by_role("button").click()
+    page.locator(".tour li").nth(stop).get_by_role("button").click()
 
 
 def until_done(page, kind):
@@ -84,9 +84,9 @@ def wait_shown(page, not_this=""):
 
 def test_the_guided_visit_from_first_paint_to_download(visit, tmp_path, shoot):
     page = visit()
-    assert "next" in page.locator(".guide li").first.get_attribute("class")
+    assert "next" in page.locator(".tour li").first.get_attribute("class")
     tour(page)
-    assert page.locator(".guide li.done").count() == 4
+    assert page.locator(".tour li.done").count() == 4
     assert page.locator("#export-files").inner_text().count("safetensors")
     for name, ending in (("checkpoint", ".zip"), ("plan", ".json"), ("report", ".html"), ("images", ".zip"), ("tables", ".zip")):
         page.wait_for_selector(f"a#{name}-download")
@@ -386,7 +386,7 @@ def test_two_visitors_stay_apart_and_wait_in_line(visit):
     until_done(first, "search")
     tab(second, "Search")
     assert "No plan is chosen" in second.inner_text("#plan-numbers")
-    assert second.locator(".guide li.done").count() == 1 and first.locator(".guide li.done").count() == 2
+    assert second.locator(".tour li.done").count() == 1 and first.locator(".tour li.done").count() == 2
 
 
 def test_a_visit_without_a_mouse(visit):
@@ -397,7 +397,7 @@ def test_a_visit_without_a_mouse(visit):
         page.keyboard.press(key)
 
     for stop, kind in enumerate(STOPS[:2]):
-        focus_and_press(page.locator(".guide li").nth(stop).get_by_role("button"))
+        focus_and_press(page.locator(".tour li").nth(stop).get_by_role("button"))
         until_done(page, kind)
     focus_and_press(page.get_by_role("tab", name="Sensitivity", exact=True))
     page.locator("#cells tbody tr").first.focus()
@@ -413,7 +413,7 @@ def test_a_visit_without_a_mouse(visit):
     page.locator("#plan-table tbody tr").last.focus()
     page.keyboard.press("Enter")
     page.wait_for_function("before => document.querySelector('#plan-numbers caption').innerText !== before", arg=before)
-    focus_and_press(page.locator(".guide li").nth(2).get_by_role("button"))
+    focus_and_press(page.locator(".tour li").nth(2).get_by_role("button"))
     until_done(page, "compare")
     focus_and_press(page.locator("#viewer canvas"), "3")
     page.wait_for_selector("#viewer .modes button[data-mode=beside][aria-pressed=true]")

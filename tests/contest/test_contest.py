@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import t as student
 
 from tests.contest.conftest import PROMPTS
-from workbench import contest, costs, space
+from workbench import contest, costs, zerogpu
 from workbench.contest import compare, make
 from workbench.methods import METHODS
 from workbench.metrics import PSNR_CEILING_DB
@@ -23,8 +23,8 @@ SMALL = make.Settings(trace=TraceConfig(steps=STEPS, prompts=("fluent rocket", "
                       evolution=EvolutionConfig(population=2, generations=1, samples=1))
 
 
-def terms(**fields):
-    return SMALL.model_copy(update={"terms": ContestConfig(**fields)})
+def contest_config(**fields):
+    return SMALL.model_copy(update={"contest_config": ContestConfig(**fields)})
 
 
 @pytest.fixture(scope="module")
@@ -32,33 +32,33 @@ def held(bundle, tmp_path_factory):
     """rtn, svdquant, qdit and adatsq at W4A4, with the run folder that keeps them."""
     run = Run(tmp_path_factory.mktemp("contest") / "run")
     names = ("rtn", "qdit", "svdquant", "adatsq")
-    return (run, *contest.hold(bundle, names, SMALL, prompts=PROMPTS, seed=5, run=run))
+    return (run, *contest.run_comparison(bundle, names, SMALL, prompts=PROMPTS, seed=5, run=run))
 
 
 def test_every_row_has_every_number_of_the_table(held):
-    _, float_run, entrants, found = held
+    _, float_run, results, found = held
     assert [row["method"] for row in found["results"]] == ["rtn", "qdit", "svdquant", "adatsq"]
-    for row, entrant in zip(found["results"], entrants):
+    for row, result in zip(found["results"], results):
         assert row["compute"] in ("emulated", "kernel") and row["reason"]
         assert row["act_bits_mean"] == 4 if row["method"] != "adatsq" else row["act_bits_mean"] <= 4
         assert row["quantize_seconds"] > 0 and row["seconds_per_image"] > 0
         for name in ("psnr_db", "ssim", "vif", "latent_nmse", "retrieval"):
             assert row[name]["n"] == 3 and row[name]["low"] <= row[name]["mean"] <= row[name]["high"]
-        assert entrant.images.shape == float_run.made.images.shape
-    assert found["float"]["retrieval"]["n"] == 3 and found["terms"]["weight_bits"] == 4
+        assert result.images.shape == float_run.made.images.shape
+    assert found["float"]["retrieval"]["n"] == 3 and found["settings"]["weight_bits"] == 4
     spent = {row["method"]: (row["search_evaluations"] > 0, row["search_seconds"] > 0) for row in found["results"]}
     assert spent == {"rtn": (False, False), "svdquant": (False, False), "qdit": (True, True), "adatsq": (True, True)}
 
 
 def test_effective_bits_are_computed_from_what_is_stored(bundle, held):
-    _, _, entrants, _ = held
+    _, _, results, _ = held
     parameters, scales = costs.layer_parameters(bundle), {}
-    for entrant in entrants:
-        quant = entrant.plan.quant
+    for result in results:
+        quant = result.plan.quant
         outside = costs.outside_bytes(bundle, quant, STEPS)
-        assert entrant.weight_bits_quantized == pytest.approx(8 * (entrant.weight_bytes - outside) / parameters)
-        assert entrant.weight_bits_total == pytest.approx(8 * entrant.weight_bytes / bundle.parameters)
-        scales[entrant.method] = entrant.weight_bits_quantized
+        assert result.weight_bits_quantized == pytest.approx(8 * (result.weight_bytes - outside) / parameters)
+        assert result.weight_bits_total == pytest.approx(8 * result.weight_bytes / bundle.parameters)
+        scales[result.method] = result.weight_bits_quantized
     layers = [layer for layer in bundle.layers if layer.has_act_bits]
     biases = sum(12 * layer.n_out for layer in layers if layer.has_bias) / parameters  # 16 bits where the width is 4
     rows = sum(16 * layer.n_out for layer in layers) / parameters
@@ -77,8 +77,8 @@ def test_effective_bits_are_computed_from_what_is_stored(bundle, held):
 def test_only_a_new_method_is_run(bundle, held):
     run, _, _, first = held
     stages = []
-    _, _, found = contest.hold(bundle, ("rtn", "smoothquant", "adatsq"), SMALL, prompts=PROMPTS, seed=5, run=run,
-                               on_progress=lambda p: stages.append((p.stage, p.message)))
+    _, _, found = contest.run_comparison(bundle, ("rtn", "smoothquant", "adatsq"), SMALL, prompts=PROMPTS, seed=5, run=run,
+                                         on_progress=lambda p: stages.append((p.stage, p.message)))
     assert stages and all("SmoothQuant (2 of 3)" in message for _, message in stages)
     kept = {row["method"]: row for row in first["results"]}
     for row in found["results"]:
@@ -86,28 +86,29 @@ def test_only_a_new_method_is_run(bundle, held):
             assert row["psnr_db"] == kept[row["method"]]["psnr_db"] and row["quantize_seconds"] == kept[row["method"]]["quantize_seconds"]
 
 
-@pytest.mark.parametrize("change", [{"seed": 6}, {"prompts": PROMPTS[:2]}, {"settings": terms(weight_bits=8)},
-                                    {"settings": terms(modulation="cached")}])
+@pytest.mark.parametrize("change", [{"seed": 6}, {"prompts": PROMPTS[:2]}, {"settings": contest_config(weight_bits=8)},
+                                    {"settings": contest_config(modulation="cached")}])
 def test_what_was_made_from_something_else_is_not_reused(bundle, held, change):
     run = held[0]
     options = {"settings": SMALL, "prompts": PROMPTS, "seed": 5, **change}
     stages = []
-    contest.hold(bundle, ("rtn",), options.pop("settings"), run=run, on_progress=lambda p: stages.append(p.stage), **options)
+    contest.run_comparison(bundle, ("rtn",), options.pop("settings"), run=run, on_progress=lambda p: stages.append(p.stage), **options)
     assert "generate quantized" in stages
     stages.clear()
-    contest.hold(bundle, ("rtn",), SMALL, prompts=PROMPTS, seed=5, run=run, on_progress=lambda p: stages.append(p.stage))
+    contest.run_comparison(bundle, ("rtn",), SMALL, prompts=PROMPTS, seed=5, run=run, on_progress=lambda p: stages.append(p.stage))
     assert not stages, "and what was kept before is still there"
 
 
-def test_terms_that_a_method_does_not_have_do_not_invalidate_it(bundle):
-    rtn, wide = METHODS["rtn"], SMALL.model_copy(update={"search": SearchConfig(beam=8), "terms": ContestConfig(effective_bits=4.5)})
+def test_settings_that_a_method_does_not_have_do_not_invalidate_it(bundle):
+    rtn = METHODS["rtn"]
+    wide = SMALL.model_copy(update={"search": SearchConfig(beam=8), "contest_config": ContestConfig(effective_bits=4.5)})
     assert compare.decided_by(rtn, SMALL, bundle) == compare.decided_by(rtn, wide, bundle)
     assert compare.decided_by(METHODS["adatsq"], SMALL, bundle) != compare.decided_by(METHODS["adatsq"], wide, bundle)
 
 
 def test_paired_differences_are_the_references_lead_prompt_by_prompt(held):
-    _, _, entrants, found = held
-    by_name = {entrant.method: entrant for entrant in entrants}
+    _, _, results, found = held
+    by_name = {result.method: result for result in results}
     assert found["reference"] == "adatsq"
     for row in found["results"][:-1]:
         lead = np.array(by_name["adatsq"].values["psnr_db"]) - np.array(by_name[row["method"]].values["psnr_db"])
@@ -143,21 +144,21 @@ def test_csv_and_markdown_say_what_the_json_says(held):
 
 
 def test_the_grid_shows_float_first_and_every_method_pixel_by_pixel(held):
-    _, float_run, entrants, _ = held
-    grid = contest.image_grid(float_run, entrants, columns=3)
+    _, float_run, results, _ = held
+    grid = contest.image_grid(float_run, results, columns=3)
     height, width = float_run.made.images.shape[1:3]
-    for row, images in enumerate([float_run.made.images, *(entrant.images for entrant in entrants)]):
+    for row, images in enumerate([float_run.made.images, *(result.images for result in results)]):
         for column in range(3):
             top, left = 34 + row * (height + 4), 150 + column * (width + 4)
             assert np.array_equal(grid[top:top + height, left:left + width], images[column])
 
 
 def test_at_16_bits_every_method_equals_float(bundle):
-    settings = terms(weight_bits=16, act_bits=16, modulation="cached")
+    settings = contest_config(weight_bits=16, act_bits=16, modulation="cached")
     names = [name for name, method in METHODS.items() if method.allocation == "uniform" and method.quant.hessian != "fisher"]
-    _, entrants, _ = contest.hold(bundle, names, settings, prompts=PROMPTS[:2], seed=1)
-    for entrant in entrants:
-        assert entrant.values["psnr_db"] == (PSNR_CEILING_DB,) * 2 and entrant.values["latent_nmse"] == (0.0, 0.0), entrant.method
+    _, results, _ = contest.run_comparison(bundle, names, settings, prompts=PROMPTS[:2], seed=1)
+    for result in results:
+        assert result.values["psnr_db"] == (PSNR_CEILING_DB,) * 2 and result.values["latent_nmse"] == (0.0, 0.0), result.method
 
 
 def test_a_method_can_be_skipped_and_a_cancelled_comparison_keeps_what_it_finished(bundle, tmp_path):
@@ -168,21 +169,21 @@ def test_a_method_can_be_skipped_and_a_cancelled_comparison_keeps_what_it_finish
         return listener
 
     run, names, shown = Run(tmp_path / "run"), ("rtn", "smoothquant", "quarot"), []
-    _, entrants, found = contest.hold(bundle, names, SMALL, prompts=PROMPTS[:1], run=run, on_entrant=shown.append,
-                                      on_progress=stop_at("SmoothQuant", contest.SkipMethod))
-    assert [e.method for e in entrants] == ["rtn", "quarot"] and found["skipped"] == ["smoothquant"]
+    _, results, found = contest.run_comparison(bundle, names, SMALL, prompts=PROMPTS[:1], run=run, on_result=shown.append,
+                                               on_progress=stop_at("SmoothQuant", contest.SkipMethod))
+    assert [e.method for e in results] == ["rtn", "quarot"] and found["skipped"] == ["smoothquant"]
     assert [len(each["results"]) for each in shown] == [1, 1, 2]
     with pytest.raises(Cancelled):
-        contest.hold(bundle, ("smoothquant", "gptq"), SMALL, prompts=PROMPTS[:1], run=run, on_progress=stop_at("GPTQ", Cancelled))
+        contest.run_comparison(bundle, ("smoothquant", "gptq"), SMALL, prompts=PROMPTS[:1], run=run, on_progress=stop_at("GPTQ", Cancelled))
     stages = []
-    contest.hold(bundle, names, SMALL, prompts=PROMPTS[:1], run=run, on_progress=stages.append)
+    contest.run_comparison(bundle, names, SMALL, prompts=PROMPTS[:1], run=run, on_progress=stages.append)
     assert not stages, "all three are kept"
 
 
 def test_searched_plans_may_be_given_effective_bits(bundle, tmp_path):
-    settings = terms(weight_bits=4, effective_bits=3.6)
-    _, [entrant], _ = contest.hold(bundle, ("adatsq",), settings, prompts=PROMPTS[:1], run=Run(tmp_path / "run"))
-    assert 3.3 < entrant.weight_bits_quantized <= 3.6 and len(set(entrant.plan.weight_bits_L)) > 1
+    settings = contest_config(weight_bits=4, effective_bits=3.6)
+    _, [result], _ = contest.run_comparison(bundle, ("adatsq",), settings, prompts=PROMPTS[:1], run=Run(tmp_path / "run"))
+    assert 3.3 < result.weight_bits_quantized <= 3.6 and len(set(result.plan.weight_bits_L)) > 1
 
 
 def test_what_no_method_can_do_is_refused_before_anything_runs(bundle):
@@ -198,9 +199,9 @@ def test_what_no_method_can_do_is_refused_before_anything_runs(bundle):
 
 def test_a_mix_of_widths_must_win_on_unseen_prompts_too(bundle, monkeypatch):
     """`_judged` returns whichever of the two plans the rollout measures as closer to float."""
-    settings = terms(weight_bits=4)
-    maker = make.Maker(bundle, settings, run=None)
-    quant = make.quant_of(METHODS["adatsq"], settings.terms)
+    settings = contest_config(weight_bits=4)
+    maker = make.MethodBuilder(bundle, settings, run=None)
+    quant = make.quant_of(METHODS["adatsq"], settings.contest_config)
     sigma_T = tuple(bundle.integrator(STEPS).sigma_T1[:-1].tolist())
     even_L = costs.tabulate(bundle, quant, STEPS).uniform(4)  # modulation has a width of its own
     narrow = next(layer.index for layer in bundle.layers if layer.has_act_bits)
@@ -227,7 +228,7 @@ def test_a_mix_of_widths_must_win_on_unseen_prompts_too(bundle, monkeypatch):
 
 
 def test_another_process_gives_the_same_rows(bundle, held, tmp_path):
-    _, float_run, entrants, _ = held
+    _, float_run, results, _ = held
     asked = []
 
     class Crossing:
@@ -236,12 +237,12 @@ def test_another_process_gives_the_same_rows(bundle, held, tmp_path):
         def __getattr__(self, stage):
             def run(of, *args, on_progress):
                 asked.append(stage)
-                args = space.loads(space.dumps(args, of), of)
-                return space.loads(space.dumps(getattr(compare, stage)(of, *args, on_progress=on_progress), of), of)
+                args = zerogpu.loads(zerogpu.dumps(args, of), of)
+                return zerogpu.loads(zerogpu.dumps(getattr(compare, stage)(of, *args, on_progress=on_progress), of), of)
             return run
 
-    found = contest.hold(bundle, ("rtn", "adatsq"), SMALL, prompts=PROMPTS, seed=5, run=Run(tmp_path / "run"), stages=Crossing())
-    assert asked == ["float_run", "enter", "enter"]
+    found = contest.run_comparison(bundle, ("rtn", "adatsq"), SMALL, prompts=PROMPTS, seed=5, run=Run(tmp_path / "run"), stages=Crossing())
+    assert asked == ["float_run", "evaluate_method", "evaluate_method"]
     assert np.array_equal(found[0].made.images, float_run.made.images)
-    for ours, theirs in zip(found[1], (entrants[0], entrants[3])):
+    for ours, theirs in zip(found[1], (results[0], results[3])):
         assert ours.plan == theirs.plan and np.array_equal(ours.images, theirs.images) and ours.values == theirs.values

@@ -10,17 +10,17 @@ import pytest
 import torch
 
 from tests.folders.tiny import WEIGHTS, edit_tensors, linked_copy, load, put, refusal, set_values
-from workbench import modelfiles, outline, weightformats
+from workbench import model_info, modelfiles, weightformats
 from workbench.models import sources
 from workbench.options import BadInput
 
 
-def test_an_outline_says_what_a_load_would_say_and_stops_it(model):
+def test_model_info_says_what_a_load_would_say_and_stops_it(model):
     edit_tensors(model / WEIGHTS["vae"], lambda t: t.update({"decoder.conv_in.weight": torch.zeros(2).to(torch.int8)}))
-    found = outline.of(str(model))
+    found = model_info.of(str(model))
     assert found.note == f"{model}: {refusal(model).partition(': ')[2]}" and found.parameters is None
     with pytest.raises(BadInput, match="stored as I8"):
-        outline.require_room(found)
+        model_info.require_room(found)
 
 
 def test_a_deep_or_huge_folder_is_not_walked(model, monkeypatch):

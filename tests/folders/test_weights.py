@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.folders.tiny import INDEX, WEIGHTS, edit_tensors, load, put, refusal, tiny_pipeline
-from workbench import modelfiles, outline
+from workbench import model_info, modelfiles
 from workbench.models import checks
 
 
@@ -46,7 +46,7 @@ def test_other_floats_and_tied_or_older_names_pass(model, dtype):
 
 def test_a_variant_beside_the_plain_file_is_not_looked_at(model):
     put(model / "transformer/diffusion_pytorch_model.fp16.safetensors", b"not even a header")
-    assert load(model).parameters and not outline.of(str(model)).refused
+    assert load(model).parameters and not model_info.of(str(model)).refused
 
 
 TENSORS = {"transformer": "single_transformer_blocks.0.proj_mlp.weight", "vae": "decoder.conv_in.bias",
@@ -85,7 +85,7 @@ def test_quantized_weights_are_named_before_anything_is_built(model, names, form
     edit_tensors(model / WEIGHTS["transformer"], lambda t: t.update({prefix + name: torch.ones(1) for name in names}))
     line = refusal(model)
     assert form in line and "give the float model" in line and any(name in line for name in names)
-    assert outline.of(str(model)).note.endswith(line.partition(": ")[2]) and outline.of(str(model)).refused
+    assert model_info.of(str(model)).note.endswith(line.partition(": ")[2]) and model_info.of(str(model)).refused
 
 
 @pytest.mark.parametrize("name", ["double_blocks.0.img_attn.qkv.weight", "single_blocks.3.linear1.weight",
@@ -176,7 +176,7 @@ def test_a_header_that_lies_is_refused_before_it_is_believed(model, part):
 def test_weights_under_another_name_are_told(model, to, words):
     os.rename(model / WEIGHTS["vae"], model / "vae" / to)
     assert words in refusal(model)
-    assert words in outline.of(str(model)).note
+    assert words in model_info.of(str(model)).note
 
 
 @pytest.mark.parametrize("part", WEIGHTS)
@@ -186,7 +186,7 @@ def test_a_part_in_half_precision_alone_is_checked_and_loaded_like_any_other(mod
     os.rename(path, half)
     for plain, read in zip(*(load(folder).pipeline.components[part].parameters() for folder in (tiny, model))):
         assert torch.equal(plain, read)
-    assert outline.of(str(model)).all_parameters == outline.of(str(tiny)).all_parameters
+    assert model_info.of(str(model)).all_parameters == model_info.of(str(tiny)).all_parameters
     edit_tensors(half, lambda t: next(iter(t.values())).view(-1)[0].fill_(torch.nan))
     assert "fp16.safetensors" in refusal(model) and "NaN" in refusal(model)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from lowbit import ops
-from lowbit.memo import LastInput
+from lowbit.tensor_cache import LastInputCache
 
 from tests.kernels.layers import ends, layer, signed
 from workbench.models.denoiser import StepState
@@ -60,10 +60,10 @@ def every_kernel(bits, act_bits, m, n_out, k_in, dtype, seed):
 
     def run():
         q, scale = ops.act_quant(x_MK, signs_K, 32, act_bits, 0)
-        joint = ops.quant_linears((x_MK,), signs_K, 32, (act_bits, 8), 0, (packed_NP,) * 2, (scale_NG,) * 2, (zero_NG,) * 2,
-                                  (bits,) * 2, 32, (bias_N, None), (False, True), None, None)
+        fused_linears = ops.quant_linears((x_MK,), signs_K, 32, (act_bits, 8), 0, (packed_NP,) * 2, (scale_NG,) * 2, (zero_NG,) * 2,
+                                          (bits,) * 2, 32, (bias_N, None), (False, True), None, None)
         streams = [(x_BSD[..., :32],)] * 3
-        return [q, scale, *joint, ops.block_hadamard(x_MK, 32, signs_K),
+        return [q, scale, *fused_linears, ops.block_hadamard(x_MK, 32, signs_K),
                 ops.linear_wnan(q, scale, *weight, bias_N, None, None, True, dtype),
                 ops.linear_wna16(x_MK, *weight, None, None, None, False), ops.modulate(x_BSD, shift_BD, shift_BD, 1e-6),
                 *ops.attention(*streams, norm, norm, angle_SC.cos(), angle_SC.sin(), 1e-6)]
@@ -78,11 +78,11 @@ def test_kernels_of_other_shapes_and_widths_do_not_mix(count, threads):
 
 
 def quantized(seed, bits, act_bits, transform="hadamard", n_out=40, **extras):
-    cursor = StepState()
-    cursor.row = (act_bits,)
+    step_state = StepState()
+    step_state.row = (act_bits,)
     w_NK, mix = torch.randn(n_out, 160, generator=torch.Generator().manual_seed(seed)), transforms.make(transform, 160, 0)
     stored = quantize_nearest(mix.weight(w_NK), BitChoice(weight_bits=bits, group_size=32))
-    return QuantLinear(stored, w_NK[:, 0], mix, cursor=cursor, layer_index=0, extras=Extras(**extras))
+    return QuantLinear(stored, w_NK[:, 0], mix, step_state=step_state, layer_index=0, extras=Extras(**extras))
 
 
 def test_layers_that_share_a_transform_do_not_mix():
@@ -92,7 +92,7 @@ def test_layers_that_share_a_transform_do_not_mix():
         x = signed(20, 160, seed)
 
         def run():
-            made = layers[0].together(layers[1:], (x,)) or []
+            made = layers[0].run_fused(layers[1:], (x,)) or []
             y = x.clone()
             return [*made, *(each(x) for each in layers), *(each(y) for each in layers), fake_quantize(x, acts[0])]
         return run
@@ -104,17 +104,17 @@ def test_two_threads_prepare_the_same_layers_and_share_them():
     x = signed(20, 160, 3)
 
     def run():
-        first._joined = None
+        first._fused = None
         first.packed_NP.__dict__.clear()  # what is remembered on a weight
-        return [*first.together((second,), (x,)), first(x), second(x)]
-    assert side_by_side(run, run, lambda: [*first.together((second,), (x,)), *second.together((first,), (x,))]) is True
+        return [*first.run_fused((second,), (x,)), first(x), second(x)]
+    assert side_by_side(run, run, lambda: [*first.run_fused((second,), (x,)), *second.run_fused((first,), (x,))]) is True
 
 
 def test_each_thread_keeps_its_own_last_input():
-    memo, calls, x = LastInput(), [], torch.ones(3)
+    tensor_cache, calls, x = LastInputCache(), [], torch.ones(3)
 
     def double(x):
-        return memo.get(x, "key", lambda: calls.append(threading.get_ident()) or x * 2)
+        return tensor_cache.get(x, "key", lambda: calls.append(threading.get_ident()) or x * 2)
     double(x)
     other = threading.Thread(target=lambda: double(torch.ones(4)))
     other.start()
@@ -122,7 +122,7 @@ def test_each_thread_keeps_its_own_last_input():
     double(x)
     assert len(calls) == 2, "another thread's input drove nothing out"
     del x
-    assert not memo._slots
+    assert not tensor_cache._slots
 
 
 @pytest.mark.skipif(not STATM.exists(), reason="the system does not tell how much memory is resident")

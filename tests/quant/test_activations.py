@@ -20,33 +20,33 @@ def tokens(rows=6, k_in=70):
     return x
 
 
-def pieces(x, form):
+def pieces(x, act_format):
     """Every set of numbers that shares a scale, as (indices, values)."""
     flat, k_in = x.reshape(-1, x.shape[-1]), x.shape[-1]
-    if form.scale == "tensor":
+    if act_format.scale == "tensor":
         return [((slice(None), slice(None)), flat)]
-    width = form.group_size or k_in
+    width = act_format.group_size or k_in
     return [((m, slice(start, start + width)), flat[m, start:start + width]) for m in range(len(flat)) for start in range(0, k_in, width)]
 
 
 @pytest.mark.parametrize("bits", [3, 4, 6, 8])
-@pytest.mark.parametrize("form", FORMATS, ids=lambda f: f.describe())
-def test_every_value_takes_the_nearest_level_of_the_grid_its_set_shares(form, bits):
+@pytest.mark.parametrize("act_format", FORMATS, ids=lambda f: f.describe())
+def test_every_value_takes_the_nearest_level_of_the_grid_its_set_shares(act_format, bits):
     x = tokens()
-    range_2 = torch.stack([x.min(), x.max()]) if form.scale == "tensor" else None
-    y = fake_quantize(x, bits, form, range_2).reshape(-1, x.shape[-1])
-    for where, values in pieces(x, form):
+    range_2 = torch.stack([x.min(), x.max()]) if act_format.scale == "tensor" else None
+    y = fake_quantize(x, bits, act_format, range_2).reshape(-1, x.shape[-1])
+    for where, values in pieces(x, act_format):
         low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
-        if form.grid == "mid_rise" and bits < 8:
-            step = form.clip * (0.9 if bits == 3 else 1.0) * max(high, -low) / 2 ** (bits - 1)
+        if act_format.grid == "mid_rise" and bits < 8:
+            step = act_format.clip * (0.9 if bits == 3 else 1.0) * max(high, -low) / 2 ** (bits - 1)
             levels_C = (torch.arange(-(2 ** (bits - 1)), 2 ** (bits - 1)) + 0.5).double() * step
-        elif form.grid != "asymmetric":
+        elif act_format.grid != "asymmetric":
             top = 2 ** (bits - 1) - 1
-            step = form.clip * max(high, -low) / top
+            step = act_format.clip * max(high, -low) / top
             levels_C = torch.arange(-top, top + 1).double() * step
         else:
-            step = form.clip * (high - low) / (2**bits - 1)
-            zero = round(-form.clip * low / step) if step else 0
+            step = act_format.clip * (high - low) / (2**bits - 1)
+            zero = round(-act_format.clip * low / step) if step else 0
             levels_C = (torch.arange(2**bits).double() - zero) * step
         assert len(levels_C) <= 2**bits
         nearest = (values.double()[..., None] - levels_C).abs().amin(-1)
@@ -54,38 +54,38 @@ def test_every_value_takes_the_nearest_level_of_the_grid_its_set_shares(form, bi
         assert bool((taken <= nearest + 1e-5 * max(high, -low)).all())
 
 
-@pytest.mark.parametrize("form", FORMATS, ids=lambda f: f.describe())
-def test_codes_never_exceed_their_bits(form):
+@pytest.mark.parametrize("act_format", FORMATS, ids=lambda f: f.describe())
+def test_codes_never_exceed_their_bits(act_format):
     x = tokens() * 1e3
     for bits in (3, 4, 6, 8):
-        codes, scale, zero = quantize(x, bits, form, torch.tensor([-1.0, 2.0]))
+        codes, scale, zero = quantize(x, bits, act_format, torch.tensor([-1.0, 2.0]))
         assert len(codes.unique()) <= 2**bits
-        top = 2**bits - 1 if form.grid == "mid_rise" and bits < 8 else 2 ** (bits - 1) - 1
-        span = (0, 2**bits - 1) if form.grid == "asymmetric" else (-top, top)
+        top = 2**bits - 1 if act_format.grid == "mid_rise" and bits < 8 else 2 ** (bits - 1) - 1
+        span = (0, 2**bits - 1) if act_format.grid == "asymmetric" else (-top, top)
         assert float(codes.min()) >= span[0] and float(codes.max()) <= span[1]
         assert bool((scale >= 0).all()) and bool(torch.isfinite(scale).all()) and torch.equal(zero, zero.round())
 
 
-@pytest.mark.parametrize("form", FORMATS, ids=lambda f: f.describe())
-def test_sixteen_bits_are_the_input_itself_and_zero_stays_zero(form):
+@pytest.mark.parametrize("act_format", FORMATS, ids=lambda f: f.describe())
+def test_sixteen_bits_are_the_input_itself_and_zero_stays_zero(act_format):
     x = tokens()
-    assert fake_quantize(x, 16, form) is x
-    assert not fake_quantize(torch.zeros(3, 40), 4, form, torch.zeros(2)).any()
+    assert fake_quantize(x, 16, act_format) is x
+    assert not fake_quantize(torch.zeros(3, 40), 4, act_format, torch.zeros(2)).any()
 
 
 def test_the_plain_format_is_the_kernels_own():
     assert PLAIN.is_plain and torch.equal(fake_quantize(tokens(), 4), naive.fake_quantize(tokens(), 4))
-    for form in (ActFormat(clip=0.9), ActFormat(grid="mid_rise"), ActFormat(grid="mid_rise", clip=0.8)):
+    for act_format in (ActFormat(clip=0.9), ActFormat(grid="mid_rise"), ActFormat(grid="mid_rise", clip=0.8)):
         for bits in naive.ACT_BITS:
-            codes, scale, _ = quantize(tokens(), bits, form)
-            torch.testing.assert_close(fake_quantize(tokens(), bits, form), codes * scale, rtol=1e-6, atol=0)
+            codes, scale, _ = quantize(tokens(), bits, act_format)
+            torch.testing.assert_close(fake_quantize(tokens(), bits, act_format), codes * scale, rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("form", FORMATS, ids=lambda f: f.describe())
-def test_what_is_next_to_nothing_stays_so(form):
+@pytest.mark.parametrize("act_format", FORMATS, ids=lambda f: f.describe())
+def test_what_is_next_to_nothing_stays_so(act_format):
     x = tokens()
     x[0, 0, :40] = 1e-40
-    y = fake_quantize(x[:1, :1], 4, form, torch.stack([x[0, 0].min(), x[0, 0].max()]))
+    y = fake_quantize(x[:1, :1], 4, act_format, torch.stack([x[0, 0].min(), x[0, 0].max()]))
     assert float(y.abs().max()) < 1e-37
 
 
@@ -112,23 +112,23 @@ def test_mid_rise_grids_use_every_code_and_err_less_on_rotated_inputs():
 
 def test_smaller_groups_and_asymmetric_grids_follow_the_numbers_more_closely():
     x = torch.randn(40, 256, generator=torch.Generator().manual_seed(0)).abs()  # one-sided: half of a symmetric grid is idle
-    def error(**form):
-        return float((fake_quantize(x, 4, ActFormat(**form)) - x).square().mean())
+    def error(**act_format):
+        return float((fake_quantize(x, 4, ActFormat(**act_format)) - x).square().mean())
     assert error(scale="group", group_size=32) < error(scale="group", group_size=128) < error()
     assert error(grid="asymmetric") < 0.5 * error()
 
 
 def test_a_static_range_clips_what_lies_outside():
-    form, range_2 = ActFormat(scale="tensor"), torch.tensor([-1.0, 1.0])
-    assert float(fake_quantize(torch.tensor([[5.0, 0.5]]), 8, form, range_2).max()) == 1.0
+    act_format, range_2 = ActFormat(scale="tensor"), torch.tensor([-1.0, 1.0])
+    assert float(fake_quantize(torch.tensor([[5.0, 0.5]]), 8, act_format, range_2).max()) == 1.0
     with pytest.raises(ValueError, match="calibration trace"):
-        fake_quantize(torch.ones(1, 2), 8, form)
+        fake_quantize(torch.ones(1, 2), 8, act_format)
 
 
 def test_layers_that_read_one_tensor_at_one_format_share_the_result():
-    x, form = tokens(), ActFormat(grid="asymmetric")
-    assert fake_quantize(x, 4, form) is fake_quantize(x, 4, form)
-    assert not torch.equal(fake_quantize(x, 4, form), fake_quantize(x, 4, ActFormat(grid="asymmetric", clip=0.9)))
+    x, act_format = tokens(), ActFormat(grid="asymmetric")
+    assert fake_quantize(x, 4, act_format) is fake_quantize(x, 4, act_format)
+    assert not torch.equal(fake_quantize(x, 4, act_format), fake_quantize(x, 4, ActFormat(grid="asymmetric", clip=0.9)))
 
 
 def test_a_layers_group_size_is_its_weights():

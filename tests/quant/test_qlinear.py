@@ -47,22 +47,22 @@ def tokens():
 @pytest.mark.parametrize("act_bits", [3, 8, 16])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_it_computes_what_the_reference_does(act_bits, symmetric):
-    cursor = StepState()
-    cursor.row = (16, act_bits)
-    module, x = layer(symmetric=symmetric, cursor=cursor, layer_index=1), tokens()
+    step_state = StepState()
+    step_state.row = (16, act_bits)
+    module, x = layer(symmetric=symmetric, step_state=step_state, layer_index=1), tokens()
     weight_NK = naive.dequantize(module.packed_NP, module.scale_NG, module.zero_NG, 4, 64, K_IN)
     expected = fake_quantize(module.transform.forward(x), act_bits) @ weight_NK.T + module.bias
     torch.testing.assert_close(module(x), expected, rtol=1e-5, atol=1e-4)
     if act_bits == 3:
-        cursor.row = (3, 16)
+        step_state.row = (3, 16)
         assert not torch.allclose(module(x), expected, atol=0.1), "a layer reads its own column of the row"
 
 
 def test_activations_stay_float_without_a_row_or_an_index():
-    cursor, x = StepState(), tokens()
-    alone, followed, weight_only = layer(), layer(cursor=cursor, layer_index=0), layer(cursor=cursor, layer_index=None)
+    step_state, x = StepState(), tokens()
+    alone, followed, weight_only = layer(), layer(step_state=step_state, layer_index=0), layer(step_state=step_state, layer_index=None)
     assert torch.equal(followed(x), alone(x))
-    cursor.row = (3,)
+    step_state.row = (3,)
     assert torch.equal(weight_only(x), alone(x))
     assert not torch.equal(followed(x), alone(x))
 
@@ -83,8 +83,8 @@ def test_resident_bytes_equal_predicted_bytes(bits, group_size, bias):
 @pytest.mark.parametrize("bias", [True, False])
 def test_stored_tensors_make_the_same_layer_again(symmetric, bias):
     module = layer(3, 64, symmetric, bias, layer_index=0)
-    form = LayerFormat.parse(module.format.model_dump_json())
-    again = QuantLinear.from_tensors({name: t.clone() for name, t in module.tensors().items()}, form)
+    layer_format = LayerFormat.parse(module.format.model_dump_json())
+    again = QuantLinear.from_tensors({name: t.clone() for name, t in module.tensors().items()}, layer_format)
     assert torch.equal(again(tokens()), module(tokens())) and again.format == module.format
 
 
@@ -156,9 +156,9 @@ def test_three_layers_on_one_input_transform_and_quantize_it_once_per_width(monk
     calls = []
     real = transforms.ops.act_quant
     monkeypatch.setattr(transforms.ops, "act_quant", lambda *a: calls.append(1) or real(*a))
-    cursor, x = StepState(), tokens()
-    cursor.row = (4, 4, 8)
-    modules = [layer(cursor=cursor, layer_index=i) for i in range(3)]
+    step_state, x = StepState(), tokens()
+    step_state.row = (4, 4, 8)
+    modules = [layer(step_state=step_state, layer_index=i) for i in range(3)]
     shared = [module(x) for module in modules]
     assert len(calls) == 2
     assert all(torch.equal(module(x.clone()), y) for module, y in zip(modules, shared)) and len(calls) == 5
@@ -168,12 +168,12 @@ def test_three_layers_on_one_input_transform_and_quantize_it_once_per_width(monk
                                  ActFormat(scale="group", group_size=32, grid="mid_rise")], ids=lambda act: act.describe())
 @pytest.mark.parametrize("bits", [3, 4, 8])
 def test_without_a_kernel_the_same_numbers_come_from_a_float_product(monkeypatch, act, bits):
-    module, x = layer(group_size=32, cursor=StepState(), layer_index=0, extras=Extras(act=act)), tokens()
-    module.cursor.row = (bits,)
+    module, x = layer(group_size=32, step_state=StepState(), layer_index=0, extras=Extras(act=act)), tokens()
+    module.step_state.row = (bits,)
     assert module.format.beyond_kernel() == ()
     with_kernel = module(x)
     if ops.backend().is_kernel:
-        assert torch.equal(module.together([], [x])[0], with_kernel)
+        assert torch.equal(module.run_fused([], [x])[0], with_kernel)
     monkeypatch.setattr("workbench.quant.qlinear.ops.backend", lambda *_: ops.Backend("emulated", "asked for"))
     emulated = module(x)
     assert module._scratch, "the emulated product keeps its weight"
@@ -182,39 +182,39 @@ def test_without_a_kernel_the_same_numbers_come_from_a_float_product(monkeypatch
 
 @pytest.mark.skipif(not ops.backend().is_kernel, reason="layers run together on kernels only")
 def test_what_is_prepared_for_several_layers_follows_their_steps_their_tensors_and_their_company(monkeypatch):
-    cursor, x = StepState(), tokens()
-    first, *others = (layer(cursor=cursor, layer_index=i) for i in range(3))
+    step_state, x = StepState(), tokens()
+    first, *others = (layer(step_state=step_state, layer_index=i) for i in range(3))
     others = tuple(others)
 
     def agrees(layers, x=x):
-        made = first.together(layers[1:], (x,))
+        made = first.run_fused(layers[1:], (x,))
         return made is not None and all(torch.equal(y, each(x)) for y, each in zip(made, layers, strict=True))
     for row in ((4, 4, 8), (3, 8, 4)):
-        cursor.row = row
+        step_state.row = row
         assert agrees((first, *others)) and agrees((first, others[1])) and agrees((first,)), "other bits, other layers"
-    cursor.row = (4, 16, 4)
-    assert first.together(others, (x,)) is None
-    cursor.row = (4, 4, 4)
+    step_state.row = (4, 16, 4)
+    assert first.run_fused(others, (x,)) is None
+    step_state.row = (4, 4, 4)
     for each in (first, *others):  # new tensors, and other values in them
         each._apply(torch.clone)
         each.scale_NG *= 2
         each.packed_NP.bitwise_not_()
     assert agrees((first, *others)) and agrees((first, *others), x.bfloat16())
     with pytest.raises(ValueError, match="weights of 160 input features"):
-        first.together(others, (x[..., :96].contiguous(),))
+        first.run_fused(others, (x[..., :96].contiguous(),))
     copies = [copy.deepcopy(first), pickle.loads(pickle.dumps(first))]  # after it ran: what is prepared stays behind
-    assert all(torch.equal(each(x), first(x)) and torch.equal(each.together((), (x,))[0], first(x)) for each in copies)
+    assert all(torch.equal(each(x), first(x)) and torch.equal(each.run_fused((), (x,))[0], first(x)) for each in copies)
     monkeypatch.setattr(joint_calls, "LARGE_INPUT", x.numel() - 1)
     assert agrees((first, *others)), "quantized beforehand"
-    assert first.together((layer(cursor=cursor, layer_index=1, group_size=32),), (x,)) is None
+    assert first.run_fused((layer(step_state=step_state, layer_index=1, group_size=32),), (x,)) is None
 
 
 def test_a_float_weight_is_the_original_layer_at_16_bits_and_quantizes_activations_below():
     torch.manual_seed(0)
-    linear, cursor, x = nn.Linear(K_IN, N_OUT), StepState(), tokens()
-    module = FloatLinear(linear, transforms.make("hadamard", K_IN, 0), cursor=cursor, layer_index=0)
+    linear, step_state, x = nn.Linear(K_IN, N_OUT), StepState(), tokens()
+    module = FloatLinear(linear, transforms.make("hadamard", K_IN, 0), step_state=step_state, layer_index=0)
     assert torch.equal(module(x), linear(x)) and module.weight is linear.weight
-    cursor.row = (4,)
+    step_state.row = (4,)
     mix = module.transform
     expected = fake_quantize(mix.forward(x), 4) @ mix.weight(linear.weight).T + linear.bias
     torch.testing.assert_close(module(x), expected, rtol=1e-5, atol=1e-5)
@@ -233,16 +233,16 @@ def rich_layer(**place):
 
 
 def test_a_branch_and_a_smoothing_vector_are_part_of_the_product():
-    cursor, x = StepState(), tokens()
-    module, w_NK, b = rich_layer(cursor=cursor, layer_index=0)
+    step_state, x = StepState(), tokens()
+    module, w_NK, b = rich_layer(step_state=step_state, layer_index=0)
     mixed = (x / module.transform.smooth_K.float())
     mixed = transforms.make("hadamard", K_IN, 0).forward(mixed)
     residual_NK, low_NK = dequantize(module), module.up_NR.float() @ module.down.down_RK.float()
     for bits in (16, 4):
-        cursor.row = (bits,)
+        step_state.row = (bits,)
         expected = fake(mixed, bits, module.act) @ residual_NK.T + mixed @ low_NK.T + b
         torch.testing.assert_close(module(x), expected, rtol=1e-4, atol=1e-3)
-    cursor.row = (16,)
+    step_state.row = (16,)
     # 4-bit weights of unit variance in groups of 64: steps of about 5/15, errors of a tenth, over 160 inputs of size one and one of 50
     torch.testing.assert_close(module(x)[0], (x @ w_NK.T + b)[0], rtol=0, atol=160**0.5 * 0.1 * 5)
 
@@ -257,30 +257,30 @@ def test_what_kernels_do_not_have_is_named():
 
 def test_a_rich_layer_is_stored_and_made_again():
     module, _, _ = rich_layer(layer_index=0)
-    form = LayerFormat.parse(module.format.model_dump_json())
+    layer_format = LayerFormat.parse(module.format.model_dump_json())
     own, shared = ({name: t.clone() for name, t in part.items()} for part in (module.tensors(), module.shared_tensors()))
-    assert set(shared) == {"smooth_K", "down_RK"} == set(form.shared_shapes()) and set(own) == set(form.shapes())
-    again = QuantLinear.from_tensors(own, form, shared=shared)
+    assert set(shared) == {"smooth_K", "down_RK"} == set(layer_format.shared_shapes()) and set(own) == set(layer_format.shapes())
+    again = QuantLinear.from_tensors(own, layer_format, shared=shared)
     assert torch.equal(again(tokens()), module(tokens())) and again.format == module.format
     with pytest.raises(BadInput, match="expected"):
-        QuantLinear.from_tensors(own, form)
+        QuantLinear.from_tensors(own, layer_format)
     with pytest.raises(BadInput, match="smooth"):
-        QuantLinear.from_tensors(own, form, shared={**shared, "smooth_K": shared["smooth_K"] * 0})
+        QuantLinear.from_tensors(own, layer_format, shared={**shared, "smooth_K": shared["smooth_K"] * 0})
     with pytest.raises(BadInput, match="up_NR holds NaN"):
-        QuantLinear.from_tensors({**own, "up_NR": own["up_NR"] * float("nan")}, form, shared=shared)
+        QuantLinear.from_tensors({**own, "up_NR": own["up_NR"] * float("nan")}, layer_format, shared=shared)
     with pytest.raises(BadInput, match="down_RK is"):
-        QuantLinear.from_tensors(own, form, shared={**shared, "down_RK": shared["down_RK"][:2]})
+        QuantLinear.from_tensors(own, layer_format, shared={**shared, "down_RK": shared["down_RK"][:2]})
 
 
 def test_a_static_range_is_stored_with_the_layer():
     w_NK = torch.randn(4, 32, generator=torch.Generator().manual_seed(0))
     stored, extras = quantize_nearest(w_NK, BitChoice(weight_bits=8, group_size=None)), Extras(
         act=ActFormat(scale="tensor"), range_2=torch.tensor([-2.0, 3.0]).half())
-    cursor = StepState()
-    cursor.row = (8,)
-    module = QuantLinear(stored, None, transforms.make("none", 32, 0), cursor=cursor, layer_index=0, extras=extras)
+    step_state = StepState()
+    step_state.row = (8,)
+    module = QuantLinear(stored, None, transforms.make("none", 32, 0), step_state=step_state, layer_index=0, extras=extras)
     assert module.weight_bytes == stored.weight_bytes + 4
     x = torch.full((1, 32), 100.0)
     torch.testing.assert_close(module(x), torch.full((1, 32), 3.0) @ dequantize(module).T, rtol=1e-3, atol=1e-3)
-    again = QuantLinear.from_tensors(module.tensors(), module.format, cursor=cursor)
+    again = QuantLinear.from_tensors(module.tensors(), module.format, step_state=step_state)
     assert torch.equal(again(x), module(x))

@@ -146,11 +146,11 @@ def slope_of(bundle, trace, probe, step, layer, change, eps=1e-5):
 
 def rounding(bundle, layer, bits):
     """x -> what quantizing it to these bits changes of the layer's output."""
-    transform, form = make(QUANT.transform, layer.k_in, QUANT.seed), format_of(QUANT, QUANT.group_size)
+    transform, act_format = make(QUANT.transform, layer.k_in, QUANT.seed), format_of(QUANT, QUANT.group_size)
 
     def change(x):
         rotated = transform.forward(x)
-        return (fake_quantize(rotated, bits, form) - rotated) @ transform.weight(bundle.weight(layer)).T
+        return (fake_quantize(rotated, bits, act_format) - rotated) @ transform.weight(bundle.weight(layer)).T
     return change
 
 

@@ -7,17 +7,17 @@ import pytest
 
 from tests.search.toys import EntangledEvaluator, TableEvaluator, all_rows, make_table
 from workbench.search.beam import beam_search
-from workbench.search.ledger import Ledger, SearchFailed
+from workbench.search.evaluation_cache import EvaluationCache, SearchFailed
 from workbench.search.pareto import non_dominated
 
 
 def beam(evaluator, act_bits, *, width, steps, layers, seeds=(), rows=None, summed=False, on_step=lambda step: None):
     """All final (bits, error) points of a beam that may use every row, or `rows`."""
-    ledger = Ledger(evaluator, summed=summed, on_extend=lambda: None)
+    cache = EvaluationCache(evaluator, summed=summed, on_extend=lambda: None)
     offered = rows or all_rows(act_bits, layers)
-    ends = beam_search(ledger.root((8,) * layers), steps=steps, width=width, configurations=lambda path: offered, seeds=seeds,
-                       extend=ledger.extend, on_step=on_step).candidates
-    return ledger, ends, [(path.bits, ledger.error(path)) for path in ends]
+    ends = beam_search(cache.root((8,) * layers), steps=steps, width=width, configurations=lambda path: offered, seeds=seeds,
+                       extend=cache.extend, on_step=on_step).candidates
+    return cache, ends, [(path.bits, cache.error(path)) for path in ends]
 
 
 def exhaustive_front(evaluator, act_bits, steps, layers):
@@ -53,11 +53,11 @@ def test_wider_contains_narrower_and_so_is_never_worse(kind, seed):
 def test_a_narrow_beam_is_never_worse_than_its_seeds(seed):
     evaluator = EntangledEvaluator(make_table(seed))
     seeds = [[(4, 3, 8)] * 4, [(8, 3, 3), (3, 3, 3), (4, 4, 4), (3, 16, 3)]]
-    ledger, ends, points = beam(evaluator, None, width=1, steps=4, layers=3, rows=[(3, 3, 3), (16, 16, 16)], seeds=seeds)
-    rolled = [ledger.rollout((8, 8, 8), plan) for plan in seeds]
+    cache, ends, points = beam(evaluator, None, width=1, steps=4, layers=3, rows=[(3, 3, 3), (16, 16, 16)], seeds=seeds)
+    rolled = [cache.rollout((8, 8, 8), plan) for plan in seeds]
     assert set(rolled) <= set(ends)
     for path in rolled:
-        assert min(error for bits, error in points if bits <= path.bits) <= ledger.error(path)
+        assert min(error for bits, error in points if bits <= path.bits) <= cache.error(path)
 
 
 def test_survivors_reach_both_ends_of_the_front():
@@ -72,8 +72,8 @@ def test_survivors_reach_both_ends_of_the_front():
 def test_identical_paths_are_run_once_and_share_their_prefix():
     evaluator = TableEvaluator(make_table(0))
     seeds = [[(3, 3, 3)] * 4, [(3, 3, 3)] * 3 + [(4, 4, 4)]]
-    ledger, _, _ = beam(evaluator, None, width=1, steps=4, layers=3, rows=[(3, 3, 3)], seeds=seeds)
-    assert evaluator.calls == ledger.evaluations == 5
+    cache, _, _ = beam(evaluator, None, width=1, steps=4, layers=3, rows=[(3, 3, 3)], seeds=seeds)
+    assert evaluator.calls == cache.evaluations == 5
 
 
 def test_raw_scores_add_up_and_adjoint_scores_do_not():
@@ -92,9 +92,9 @@ class Poisoned(TableEvaluator):
 
 
 def test_a_path_that_scores_nan_is_never_extended():
-    ledger, ends, _ = beam(Poisoned(make_table(0)), None, width=8, steps=4, layers=3, rows=[(3, 3, 3), (4, 4, 4)])
+    cache, ends, _ = beam(Poisoned(make_table(0)), None, width=8, steps=4, layers=3, rows=[(3, 3, 3), (4, 4, 4)])
     extended = {path.rows[:-1] for path in ends}
-    assert all(ledger.rows[row][0] != 3 for rows in extended for row in rows)
+    assert all(cache.rows[row][0] != 3 for rows in extended for row in rows)
 
 
 def test_nothing_but_nan_ends_with_one_clear_line():

@@ -134,7 +134,7 @@ def test_weights_under_two_limits_are_the_best_that_keep_both(seed, max_bytes, m
     if not small:
         return
     feasible = [error for error, us in small if us <= max_us]
-    bits_L = allocate_weights(table.weight_error_LC, costs, max_bytes, beside=(us_LC, max_us))
+    bits_L = allocate_weights(table.weight_error_LC, costs, max_bytes, second_constraint=(us_LC, max_us))
     if not feasible:
         assert bits_L is None
         return

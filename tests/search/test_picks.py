@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from tests.search.toys import ACT_BITS, EntangledEvaluator, make_costs, make_table, run
 from workbench.options import BadInput, Budget
-from workbench.search import picks
+from workbench.search import selection
 
 COSTS = make_costs()
-REACHABLE = picks.feasible(COSTS, ACT_BITS, steps=4)
+REACHABLE = selection.feasible(COSTS, ACT_BITS, steps=4)
 LEAST, MOST = COSTS.total_bytes([2] * 3), COSTS.total_bytes([16] * 3)
 
 
@@ -33,42 +33,42 @@ def test_reachable_is_from_the_cheapest_to_the_dearest_plan_and_names_uniform_on
 def test_nobody_is_blamed_exactly_when_the_smallest_plan_fits(size, bits):
     if size is None and bits is None:
         return
-    lines = picks.blame(Budget(max_weight_bytes=size, max_mean_act_bits=bits), REACHABLE)
+    lines = selection.blame(Budget(max_weight_bytes=size, max_mean_act_bits=bits), REACHABLE)
     assert (len(lines) == 0) == (size is None or size >= LEAST)
     assert all("\n" not in line for line in lines)
 
 
 def test_the_blame_states_the_gap_and_both_numbers():
-    reachable = picks.Feasible(weight_bytes=(8_000_000, 20_000_000), mean_act_bits=(4.0, 16.0), latency_ms=None, uniform=())
-    lines = picks.blame(Budget(max_weight_bytes=7_500_000, max_mean_act_bits=3.5), reachable)
+    reachable = selection.Feasible(weight_bytes=(8_000_000, 20_000_000), mean_act_bits=(4.0, 16.0), latency_ms=None, uniform=())
+    lines = selection.blame(Budget(max_weight_bytes=7_500_000, max_mean_act_bits=3.5), reachable)
     assert lines == ("memory: 7.5 MB is 0.5 MB below the smallest feasible, 8 MB",
                      "mean activation bits: 3.5 bits is 0.5 bits below the smallest feasible, 4 bits")
 
 
 def test_quality_is_the_signal_to_noise_of_the_latent():
-    assert picks.quality_db(0.01) == pytest.approx(20) and math.isfinite(picks.quality_db(0.0))
+    assert selection.quality_db(0.01) == pytest.approx(20) and math.isfinite(selection.quality_db(0.0))
 
 
 @given(st.floats(0, 125))
 def test_the_cheapest_plan_above_a_floor_reaches_it_and_nothing_cheaper_does(floor):
-    good = [s for s in FRONT if picks.quality_db(s.error) >= floor]
+    good = [s for s in FRONT if selection.quality_db(s.error) >= floor]
     if not good:
         with pytest.raises(BadInput, match=r"no plan of the front reaches .* dB; the best has 120 dB"):
-            picks.pick_cheapest(FRONT, floor)
+            selection.pick_cheapest(FRONT, floor)
         return
-    found = picks.pick_cheapest(FRONT, floor)
+    found = selection.pick_cheapest(FRONT, floor)
     assert found in good
     assert not [s for s in good if s.plan.weight_bytes < found.plan.weight_bytes and s.plan.act_bits_mean <= found.plan.act_bits_mean]
 
 
 def test_the_knee_is_on_the_front_and_within_the_budget():
-    assert picks.pick_knee(FRONT) is FRONT[1]
-    assert picks.pick_knee(FRONT, Budget(max_mean_act_bits=4.0)) is FRONT[0]
+    assert selection.pick_knee(FRONT) is FRONT[1]
+    assert selection.pick_knee(FRONT, Budget(max_mean_act_bits=4.0)) is FRONT[0]
     with pytest.raises(BadInput, match="within the budget"):
-        picks.pick_knee(FRONT, Budget(max_weight_bytes=50))
+        selection.pick_knee(FRONT, Budget(max_weight_bytes=50))
 
 
 def test_any_real_front_can_be_picked_from():
     result = run(make_table(1), EntangledEvaluator(make_table(1)))
-    worst = min(picks.quality_db(s.error) for s in result.front)
-    assert picks.pick_cheapest(result.front, worst) in result.front and picks.pick_knee(result.front) in result.front
+    worst = min(selection.quality_db(s.error) for s in result.front)
+    assert selection.pick_cheapest(result.front, worst) in result.front and selection.pick_knee(result.front) in result.front

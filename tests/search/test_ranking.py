@@ -10,7 +10,7 @@ from scipy.stats import spearmanr
 
 from tests.search.toys import EntangledEvaluator, TableEvaluator, make_costs, make_table, run
 from workbench.options import Budget
-from workbench.search.ledger import Ledger
+from workbench.search.evaluation_cache import EvaluationCache
 from workbench.search.online import online_rollout
 from workbench.search.ranking import predict, rank, spearman
 
@@ -45,8 +45,8 @@ def test_the_online_switch_runs_steps_at_4_or_8_bits_and_more_of_them_high_for_a
     table = make_table(0, steps=10)
 
     def high_steps(target_bits):
-        ledger = Ledger(EntangledEvaluator(table), summed=False, on_extend=lambda: None)
-        rows = ledger.bits_TL(online_rollout(ledger, (4, 4, 4), lambda bits: ((bits,) * 3,) * 10, 10, target_bits))
+        cache = EvaluationCache(EntangledEvaluator(table), summed=False, on_extend=lambda: None)
+        rows = cache.bits_TL(online_rollout(cache, (4, 4, 4), lambda bits: ((bits,) * 3,) * 10, 10, target_bits))
         assert len(rows) == 10 and all(row in ((4,) * 3, (8,) * 3) for row in rows) and rows[0][0] == 8
         return sum(row[0] == 8 for row in rows)
     assert high_steps(target) >= high_steps(3.0)

@@ -5,54 +5,54 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.search.test_task import make_task
+from tests.search.test_search_problem import make_task
 from tests.search.toys import ACT_BITS, EntangledEvaluator, TableEvaluator, make_costs, make_table, run
 from workbench.options import Budget
 from workbench.plans import mean_act_bits
-from workbench.search.log import Measured
+from workbench.search.recorder import Measured
 from workbench.search.refine import Corrected
 
 COSTS = make_costs()
 
 
-def measured(task, weights, rows, error):
+def measured(problem, weights, rows, error):
     return Measured(weight_bits_L=weights, act_bits_TL=rows, weight_bytes=COSTS.total_bytes(weights), act_bits_mean=mean_act_bits(rows),
                     error=error, origin="refined")
 
 
-def random_plans(task, count, seed=0):
+def random_plans(problem, count, seed=0):
     random = np.random.default_rng(seed)
     for _ in range(count):
-        weights = tuple(int(bits) for bits in random.choice((2, 4, 8), len(task.layers)))
-        yield weights, tuple(tuple(int(bits) for bits in row) for row in random.choice(ACT_BITS, (task.steps, len(task.layers))))
+        weights = tuple(int(bits) for bits in random.choice((2, 4, 8), len(problem.layers)))
+        yield weights, tuple(tuple(int(bits) for bits in row) for row in random.choice(ACT_BITS, (problem.steps, len(problem.layers))))
 
 
 def test_without_correction_the_groups_add_up_to_the_table():
-    task = make_task(1)
-    corrected = Corrected(task)
-    for weights, rows in random_plans(task, 10):
-        weight_R, act_RBC = corrected.features(measured(task, weights, rows, 1.0))
-        assert weight_R.sum() + act_RBC.sum() == pytest.approx(task.predicted_error(weights, rows), rel=1e-6)
+    problem = make_task(1)
+    corrected = Corrected(problem)
+    for weights, rows in random_plans(problem, 10):
+        weight_R, act_RBC = corrected.features(measured(problem, weights, rows, 1.0))
+        assert weight_R.sum() + act_RBC.sum() == pytest.approx(problem.predicted_error(weights, rows), rel=1e-6)
 
 
 def test_the_fit_recovers_the_order_of_factors_that_made_the_measurements():
-    task = make_task(2)
-    corrected = Corrected(task)
+    problem = make_task(2)
+    corrected = Corrected(problem)
     truth_P = np.zeros(len(corrected._spread_P))
     truth_P[corrected._part["width"]] = np.log([6.0, 2.0, 1.0, 1.0])
     truth_P[corrected._part["span"]] = np.linspace(-0.7, 0.7, corrected.spans)
     plans = []
-    for weights, rows in random_plans(task, 60):
-        weight_R, act_RBC = corrected.features(measured(task, weights, rows, 1.0))
-        plans.append(measured(task, weights, rows, float(corrected._model(truth_P, weight_R[None], act_RBC[None])[0])))
+    for weights, rows in random_plans(problem, 60):
+        weight_R, act_RBC = corrected.features(measured(problem, weights, rows, 1.0))
+        plans.append(measured(problem, weights, rows, float(corrected._model(truth_P, weight_R[None], act_RBC[None])[0])))
     factors = corrected.fit(plans)
-    seen, unseen = factors.theta_P, [measured(task, *plan, 1.0) for plan in random_plans(task, 20, seed=9)]
+    seen, unseen = factors.theta_P, [measured(problem, *plan, 1.0) for plan in random_plans(problem, 20, seed=9)]
     spans = seen[corrected._part["span"]]
     assert (np.diff(spans) > 0).all() and seen[corrected._part["width"]][0] > seen[corrected._part["width"]][2]
     for plan in unseen:
         true = float(corrected._model(truth_P, *(feature[None] for feature in corrected.features(plan)))[0])
         assert abs(np.log(corrected.predict(factors, plan) / true)) < abs(np.log(
-            np.exp(seen[0]) * task.predicted_error(plan.weight_bits_L, plan.act_bits_TL) / true)) + 0.1
+            np.exp(seen[0]) * problem.predicted_error(plan.weight_bits_L, plan.act_bits_TL) / true)) + 0.1
 
 
 @given(seed=st.integers(0, 100), size=st.none() | st.integers(COSTS.total_bytes([2] * 3), 2500), bits=st.none() | st.floats(3, 16),
@@ -61,19 +61,19 @@ def test_the_fit_recovers_the_order_of_factors_that_made_the_measurements():
 def test_a_move_keeps_every_limit_whatever_the_factors(seed, size, bits, draw):
     if size is None and bits is None:
         return
-    task = make_task(seed, budget=Budget(max_weight_bytes=size, max_mean_act_bits=bits))
-    corrected = Corrected(task)
+    problem = make_task(seed, budget=Budget(max_weight_bytes=size, max_mean_act_bits=bits))
+    corrected = Corrected(problem)
     theta_P = np.random.default_rng(draw).normal(0, 2, len(corrected._spread_P))
     weights, rows = corrected.plan(theta_P, (4, 4, 4))
     assert size is None or COSTS.total_bytes(weights) <= size
-    assert mean_act_bits(rows) <= task.target_bits
+    assert mean_act_bits(rows) <= problem.target_bits
 
 
 def test_plans_that_cannot_be_used_are_no_reason_to_fail():
-    task = make_task(0)
-    corrected = Corrected(task)
-    rows = task.rows_uniform(16)
-    useless = [measured(task, (16, 16, 16), rows, 0.0), measured(task, (4, 4, 4), task.rows_uniform(4), float("inf"))]
+    problem = make_task(0)
+    corrected = Corrected(problem)
+    rows = problem.rows_uniform(16)
+    useless = [measured(problem, (16, 16, 16), rows, 0.0), measured(problem, (4, 4, 4), problem.rows_uniform(4), float("inf"))]
     assert (corrected.fit(useless).theta_P == 0).all()
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from workbench.options import BadInput
 from workbench.search import rivals, rivals_steps
-from workbench.search.rivals import Problem
+from workbench.search.rivals import AllocationProblem
 
 RIVALS = {"greedy": rivals.greedy, "milp": rivals.mixed_integer, "layers only": rivals.layers_only,
           "steps exact": rivals_steps.steps_exact, "steps bisection": rivals_steps.steps_bisection,
@@ -19,13 +19,13 @@ PER_STEP = ("steps exact", "steps bisection", "protected ends")
 BITS_C = np.array([3.0, 4.0, 8.0])
 
 
-def make_problem(seed: int, slack: float, steps=2, layers=2, whole=True) -> Problem:
+def make_problem(seed: int, slack: float, steps=2, layers=2, whole=True) -> AllocationProblem:
     """Errors that mostly fall with the bits; `slack` from 0 (the cheapest plan) to 1 (the dearest)."""
     random = np.random.default_rng(seed)
     error_TLC = random.exponential(size=(steps, layers, 1)) * 4.0 ** -BITS_C * random.lognormal(0, 0.4, (steps, layers, 3))
     cost_TLC = np.broadcast_to(BITS_C, error_TLC.shape) if whole else random.uniform(0.5, 2, (steps, layers, 1)) * BITS_C ** 0.7
     least, most = cost_TLC.min(-1).sum(), cost_TLC.max(-1).sum()
-    return Problem(error_TLC=error_TLC, cost_TLC=cost_TLC, limit=float(least + slack * (most - least)))
+    return AllocationProblem(error_TLC=error_TLC, cost_TLC=cost_TLC, limit=float(least + slack * (most - least)))
 
 
 def plans(problem, per_step=False, per_layer=False):
@@ -79,7 +79,7 @@ def test_the_dynamic_programme_is_the_best_of_all_plans_with_one_choice_a_step(s
 @settings(max_examples=20, deadline=None)
 def test_costs_that_are_not_whole_lose_less_than_a_thousandth_of_the_limit(seed, slack):
     problem = make_problem(seed, slack, steps=4, layers=1, whole=False)
-    tighter = Problem(error_TLC=problem.error_TLC, cost_TLC=problem.cost_TLC, limit=max(problem.least, problem.limit * 0.999))
+    tighter = AllocationProblem(error_TLC=problem.error_TLC, cost_TLC=problem.cost_TLC, limit=max(problem.least, problem.limit * 0.999))
     best = min(error for error, _ in plans(tighter, per_step=True))
     assert problem.error(rivals_steps.steps_exact(problem)) <= best * (1 + 1e-12)
 
@@ -99,9 +99,9 @@ def test_layers_only_knows_no_time_and_loses_at_most_one_layer_to_the_exact_answ
 def test_greedy_raises_the_largest_error_first_whatever_it_costs():
     error_TLC = np.array([[[10.0, 1.0, 0.0], [9.0, 0.5, 0.0]]])
     cost_TLC = np.array([[[3.0, 9.0, 20.0], [3.0, 4.0, 8.0]]])
-    assert rivals.greedy(Problem(error_TLC=error_TLC, cost_TLC=cost_TLC, limit=12.0)).tolist() == [[1, 0]]
-    assert rivals.greedy(Problem(error_TLC=error_TLC, cost_TLC=cost_TLC, limit=11.9)).tolist() == [[0, 2]]
-    assert rivals.greedy(Problem(error_TLC=error_TLC, cost_TLC=cost_TLC, limit=13.0)).tolist() == [[1, 1]]
+    assert rivals.greedy(AllocationProblem(error_TLC=error_TLC, cost_TLC=cost_TLC, limit=12.0)).tolist() == [[1, 0]]
+    assert rivals.greedy(AllocationProblem(error_TLC=error_TLC, cost_TLC=cost_TLC, limit=11.9)).tolist() == [[0, 2]]
+    assert rivals.greedy(AllocationProblem(error_TLC=error_TLC, cost_TLC=cost_TLC, limit=13.0)).tolist() == [[1, 1]]
 
 
 @given(seed=seeds, slack=slacks)
@@ -120,7 +120,7 @@ def test_bisection_splits_only_where_it_pays():
     error_TLC = np.tile([1.0, 0.5, 0.0], (8, 1, 1))
     error_TLC[5] *= 100
     cost_TLC = np.broadcast_to(BITS_C, error_TLC.shape)
-    columns_T = rivals_steps.steps_bisection(Problem(error_TLC=error_TLC, cost_TLC=cost_TLC, limit=8 * 3 + 4.5))[:, 0]
+    columns_T = rivals_steps.steps_bisection(AllocationProblem(error_TLC=error_TLC, cost_TLC=cost_TLC, limit=8 * 3 + 4.5))[:, 0]
     assert columns_T.tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
 
 
@@ -134,7 +134,7 @@ def test_random_plans_repeat_by_seed_and_leave_nothing_that_fits():
 
 def test_a_limit_below_the_cheapest_plan_is_refused_with_both_numbers():
     with pytest.raises(BadInput, match=r"a limit of 11\.9 is below the smallest feasible cost, 12"):
-        Problem(error_TLC=np.zeros((2, 2, 3)), cost_TLC=np.broadcast_to(BITS_C, (2, 2, 3)), limit=11.9)
+        AllocationProblem(error_TLC=np.zeros((2, 2, 3)), cost_TLC=np.broadcast_to(BITS_C, (2, 2, 3)), limit=11.9)
 
 
 def test_the_online_switch_runs_one_step_high_once_the_change_has_added_up():

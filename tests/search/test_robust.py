@@ -11,7 +11,7 @@ import pytest
 from tests.search.test_search import Stop
 from tests.search.toys import EntangledEvaluator, TableEvaluator, answer, make_table, run
 from workbench.options import BadInput, Budget, Cancelled
-from workbench.search.ledger import SearchFailed
+from workbench.search.evaluation_cache import SearchFailed
 from workbench.search.pareto import plan_point, within
 
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from tests.search.toys import ACT_BITS, EntangledEvaluator, TableEvaluator, answer, make_costs, make_table, run
 from workbench.options import MOST_FINALISTS, BadInput, Budget, Cancelled
 from workbench.plans import mean_act_bits
-from workbench.search.ledger import SearchFailed
-from workbench.search.log import OWN, extended
+from workbench.search.evaluation_cache import SearchFailed
 from workbench.search.pareto import non_dominated, plan_point, select, within
+from workbench.search.recorder import OWN, extended
 
 COSTS = make_costs()
 LEAST_BYTES, MOST_BYTES = COSTS.total_bytes([2] * 3), COSTS.total_bytes([16] * 3)

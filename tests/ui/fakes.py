@@ -15,7 +15,6 @@ from workbench.inspection import BINS, LayerStep
 from workbench.options import BadInput, Budget, Progress, SensitivityConfig, ignore_progress
 from workbench.plans import BitChoice, BitPlan, CostTable, ScoredPlan, make_plan
 from workbench.types import (
-    Alone,
     Comparison,
     DistortionTable,
     Interval,
@@ -24,6 +23,7 @@ from workbench.types import (
     SearchEvent,
     SearchResult,
     SensitivityMap,
+    SoloTiming,
     Trajectories,
 )
 
@@ -197,9 +197,9 @@ class FakePipeline:
                           float_bytes=bundle.float_bytes, quantized_bytes=quantized.weight_bytes, compute="emulated",
                           reason="dequantized weights, float product", plan=quantized.plan)
 
-    def time_alone(self, bundle, quantized, steps, float_seconds, *, on_progress=ignore_progress):
+    def solo_timing(self, bundle, quantized, steps, float_seconds, *, on_progress=ignore_progress):
         self._report(on_progress, "time one image", 1, 1)
-        return Alone(float_ms=400.0, quantized_ms=600.0, predicted_ms=590.0)
+        return SoloTiming(float_ms=400.0, quantized_ms=600.0, predicted_ms=590.0)
 
     def draw(self, bundle, prompts, seed, steps, *, on_progress=ignore_progress):
         """The float images of `compare`."""

@@ -48,7 +48,7 @@ if torch.version.cuda is None:  # what `spaces` looks for in a build for CUDA
 
 from spaces.zero import torch as zero_torch  # noqa: E402
 
-from workbench import space  # noqa: E402
+from workbench import zerogpu  # noqa: E402
 from workbench.options import Budget, Cancelled, SearchConfig, SensitivityConfig, TraceConfig  # noqa: E402
 
 zero_torch.init = zero_torch.move = lambda *_, **__: None
@@ -56,7 +56,7 @@ zero_torch.init = zero_torch.move = lambda *_, **__: None
 
 def visit() -> dict:
     """Load, profile, search, quantize, draw, cancel, draw again."""
-    pipeline, seen = space.stages(), []
+    pipeline, seen = zerogpu.stages(), []
     bundle = pipeline.load("emoji-flux")
     trace = TraceConfig(prompts=tuple(bundle.prompts("showcase")[:2]), steps=4)
     found = pipeline.profile(bundle, trace, SensitivityConfig(probes=1), on_progress=seen.append)

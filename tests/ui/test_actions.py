@@ -14,14 +14,14 @@ import torch
 from tests.ui import fakes
 from workbench.options import ACT_BITS, WEIGHT_BITS, BadInput, LatencyConfig, QuantConfig, SearchConfig, SensitivityConfig
 from workbench.plans import LatencyTable
-from workbench.ui import budgets, contest_actions, guide
+from workbench.ui import budgets, contest_actions, tour
 from workbench.ui.actions import common, compare, export, model, search, sensitivity
 from workbench.ui.session import OF_MODEL, Drafted
 from workbench.ui.views.layers import blocks_of
 
-PROFILE_SETTINGS = [*(getattr(SensitivityConfig(), n) for n in sensitivity.SENSITIVITY_FORM),
-                    *(getattr(QuantConfig(), n) for n in sensitivity.QUANT_FORM), LatencyConfig().target]
-SEARCH_SETTINGS = [getattr(SearchConfig(), n) for n in search.SEARCH_FORM]
+PROFILE_SETTINGS = [*(getattr(SensitivityConfig(), n) for n in sensitivity.SENSITIVITY_INPUTS),
+                    *(getattr(QuantConfig(), n) for n in sensitivity.QUANT_INPUTS), LatencyConfig().target]
+SEARCH_SETTINGS = [getattr(SearchConfig(), n) for n in search.SEARCH_INPUTS]
 
 
 def profile(session, steps=4, text="noto anchor\nfluent pizza"):
@@ -234,9 +234,9 @@ def test_a_checkpoint_is_there_again_with_its_plan(searched, finish):
 
 def test_the_tour_leaves_the_steps_of_the_form_alone(session, finish):
     session.steps = 17
-    guide.follow(session, {"stop": 0})
+    tour.follow(session, {"stop": 0})
     finish(session)
-    assert session.steps == 17 and session.profile.sensitivity.steps == guide.TOUR_STEPS
+    assert session.steps == 17 and session.profile.sensitivity.steps == tour.TOUR_STEPS
 
 
 def test_too_many_prompts_to_compare(searched):
@@ -311,7 +311,7 @@ def test_a_comparison_shows_what_is_finished_while_it_runs(searched, pipeline, m
     finish(searched)
     assert seen[1:] == [["float", "", "", ""], ["float", "", "float", ""], ["float", "quantized", "float", ""],
                         ["float", "quantized", "float", "quantized"], ["float", "quantized", "float", "quantized"]]  # the last: being timed
-    assert searched.comparison.alone.float_ms == 400 and searched.comparisons[searched.chosen.plan.plan_id] is searched.comparison
+    assert searched.comparison.solo_timing.float_ms == 400 and searched.comparisons[searched.chosen.plan.plan_id] is searched.comparison
     assert searched.drafts is None and 'data-pick' in compare.cards(searched)
 
 
@@ -556,21 +556,21 @@ def timed(costs):
 def test_the_tour_goes_on_where_the_machine_s_times_are_known(session, finish, monkeypatch):
     """Every slider stands somewhere after a profile: on the default, or where its axis limits nothing."""
     monkeypatch.setattr(fakes, "make_costs", lambda layers, make=fakes.make_costs: timed(make(layers)))
-    guide.follow(session, {"stop": 0})
+    tour.follow(session, {"stop": 0})
     finish(session)
     spans = {axis.field: axis.span(session.profile) for axis in budgets.offered(session.profile)}
     assert set(session.budget) == set(spans) == {axis.field for axis in budgets.AXES}
     assert session.budget["max_latency_ms"] >= spans["max_latency_ms"][1] > session.budget["max_latency_ms"] - 0.1
-    guide.follow(session, {"stop": 1})
+    tour.follow(session, {"stop": 1})
     finish(session)
-    assert session.job.state == "done" and session.result is not None and guide.here(session) == 2
+    assert session.job.state == "done" and session.result is not None and tour.here(session) == 2
 
 
 def test_what_the_tour_cannot_do_is_said_below_its_buttons(session, finish):
-    guide.follow(session, {"stop": 0})
+    tour.follow(session, {"stop": 0})
     finish(session)
     session.budget = {}
     with pytest.raises(BadInput, match="budget in MB must be a number"):
-        guide.follow(session, {"stop": 1})
-    session.say("guide", "the budget in MB must be a number")  # as the page does
-    assert 'role="alert">the budget in MB must be a number' in guide.view(session)
+        tour.follow(session, {"stop": 1})
+    session.notify("tour", "the budget in MB must be a number")  # as the page does
+    assert 'role="alert">the budget in MB must be a number' in tour.view(session)

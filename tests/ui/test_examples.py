@@ -9,7 +9,7 @@ from workbench import examples
 from workbench.options import BadInput, Budget, QuantConfig, SearchConfig, SensitivityConfig, TraceConfig
 from workbench.replay.trace import Trace
 from workbench.types import Conditioning
-from workbench.ui import guide, page
+from workbench.ui import page, tour
 from workbench.ui.actions import compare, export, search, sensitivity
 
 
@@ -28,7 +28,8 @@ def example():
     quantized = pipeline.quantize(bundle, found, result.chosen.plan)
     return examples.Example(made="made elsewhere", seconds=1.0, sensitivity=found.sensitivity, table=found.table, costs=found.costs,
                             quant=found.quant, result=result, comparison=pipeline.compare(bundle, quantized, ("a", "b"), 0, 4),
-                            trace=make_trace(4), look=pipeline.inspect(bundle, found.trace, *found.sensitivity.most_fragile, found.quant))
+                            trace=make_trace(4),
+                            layer_inspection=pipeline.inspect(bundle, found.trace, *found.sensitivity.most_fragile, found.quant))
 
 
 def test_what_was_saved_comes_back_but_only_for_its_own_weights(example, tmp_path):
@@ -39,15 +40,16 @@ def test_what_was_saved_comes_back_but_only_for_its_own_weights(example, tmp_pat
     assert back.trace.samples == examples.TRAJECTORIES_KEPT and back.trace.prompts == ("p0", "p1")
     assert back.trace.latent_ST.dtype == back.comparison.trajectories.float_ST.dtype == torch.float32
     assert torch.allclose(back.trace.latent_ST, example.trace.latent_ST[:2], rtol=2**-11)  # kept in half precision
-    assert (back.look.layer, back.look.step) == example.sensitivity.most_fragile
+    assert (back.layer_inspection.layer, back.layer_inspection.step) == example.sensitivity.most_fragile
     assert examples.load("emoji-flux", "another-hash", tmp_path) is None
     assert examples.load("other", MODEL_HASH, tmp_path) is None
 
 
 def test_an_example_fills_the_screens_and_gives_way_to_one_s_own(session, example, finish):
     page.show_example(session, example)
-    assert session.chosen is not None and session.comparison is not None and guide.here(session) == 0
-    assert session.cell == example.sensitivity.most_fragile and session.look is example.look  # nothing on screen waits for a click
+    assert session.chosen is not None and session.comparison is not None and tour.here(session) == 0
+    assert session.cell == example.sensitivity.most_fragile
+    assert session.layer_inspection is example.layer_inspection, "nothing on screen waits for a click"
     assert session.budget["max_weight_bytes"] >= session.chosen.plan.weight_bytes / 1e6
     sensitivity.pick_row(session, {"layer": 3, "step": 2})
     search.click_point(session, {"plan": example.result.front[0].plan.plan_id})
@@ -56,7 +58,7 @@ def test_an_example_fills_the_screens_and_gives_way_to_one_s_own(session, exampl
                 lambda: compare.compare(session, "a", 0, 4), lambda: export.export(session)):
         with pytest.raises(BadInput, match="example"):
             act()
-    guide.follow(session, {"stop": 0})
+    tour.follow(session, {"stop": 0})
     assert session.example is None and session.result is None and session.comparison is None
     finish(session)
-    assert guide.here(session) == 1
+    assert tour.here(session) == 1

@@ -6,7 +6,7 @@ import pytest
 
 from tests.ui.fakes import make_scored
 from tests.ui.test_actions import profile, stroke
-from tests.ui.test_space import zero_gpu  # noqa: F401
+from tests.ui.test_zerogpu import zero_gpu  # noqa: F401
 from workbench.options import BadInput
 from workbench.ui.actions import common, measure, search, sensitivity
 from workbench.ui.session import Drafted

@@ -77,9 +77,9 @@ def test_the_plot_shows_methods_with_intervals_and_the_front(found):
 def test_a_comparison_runs_as_a_job_and_shows_rows_as_they_come(session, found, monkeypatch):
     asked, shown = {}, []
 
-    def hold(bundle, names, settings, *, on_entrant, on_progress, **options):
+    def run_comparison(bundle, names, settings, *, on_result, on_progress, **options):
         asked.update(names=names, settings=settings, **options)
-        on_entrant({**found, "results": found["results"][:1]})
+        on_result({**found, "results": found["results"][:1]})
         shown.append(len(actions.current(session)[0]["results"]))
         actions.skip(session)
         with pytest.raises(contest.SkipMethod):
@@ -87,7 +87,7 @@ def test_a_comparison_runs_as_a_job_and_shows_rows_as_they_come(session, found, 
         on_progress("the next one")
         return None, (1,), found
 
-    monkeypatch.setattr(contest, "hold", hold)
+    monkeypatch.setattr(contest, "run_comparison", run_comparison)
     monkeypatch.setattr(contest, "image_grid", lambda *_: np.zeros((2, 2, 3), np.uint8))
     actions.run(session, ["rtn", "adatsq"], "a\nb", 3, 4, 3, 3.0, "cached")
     kind, tab, work = session.submitted
@@ -95,7 +95,8 @@ def test_a_comparison_runs_as_a_job_and_shows_rows_as_they_come(session, found, 
     work(seen.append)
     assert (kind, tab, shown, seen) == ("contest", "methods", [1], ["the next one"])
     assert asked["names"] == ("rtn", "adatsq") and asked["prompts"] == ("a", "b") and asked["seed"] == 3
-    assert (asked["settings"].terms.weight_bits, asked["settings"].terms.modulation, asked["settings"].trace.steps) == (3, "cached", 4)
+    given = asked["settings"]
+    assert (given.contest_config.weight_bits, given.contest_config.modulation, given.trace.steps) == (3, "cached", 4)
     assert actions.current(session)[0] is found and actions.current(session)[1].shape == (2, 2, 3)
     assert open(actions.table_file(session, "csv")).read().startswith("method,")
     assert "ADATSQ minus each method" in open(actions.table_file(session, "md")).read()
@@ -106,13 +107,13 @@ def test_a_comparison_of_another_model_is_not_shown(session, found):
     assert actions.current(session) == (None, None) and actions.table_file(session, "csv") is None
 
 
-@pytest.mark.parametrize(("chosen", "prompts", "terms", "words"), [
+@pytest.mark.parametrize(("chosen", "prompts", "contest_config", "words"), [
     ([], "a", (4, 4.0, "stored"), "no method is chosen"), (["rtn"], "", (4, 4.0, "stored"), "0 prompts"),
     (["rtn"], "a\n" * 65, (4, 4.0, "stored"), "65 prompts"), (["rtn"], "a", (5, 4.0, "stored"), "not supported"),
     (["rtn"], "a", (4, 3.5, "stored"), "one activation width"), (["nope"], "a", (4, 4.0, "stored"), "unknown method")])
-def test_what_cannot_be_compared_is_one_line(session, chosen, prompts, terms, words):
+def test_what_cannot_be_compared_is_one_line(session, chosen, prompts, contest_config, words):
     with pytest.raises(BadInput, match=words):
-        actions.run(session, chosen, prompts, 0, 4, *terms)
+        actions.run(session, chosen, prompts, 0, 4, *contest_config)
     session.bundle = None
     with pytest.raises(BadInput, match="no model is loaded"):
         actions.run(session, ["rtn"], "a", 0, 4, 4, 4.0, "stored")

@@ -17,7 +17,7 @@ from tests.ui.test_actions import SEARCH_SETTINGS, profile, wait_for
 from workbench.ui import page
 from workbench.ui import session as sessions
 from workbench.ui.actions import common, compare, search
-from workbench.ui.live import Page
+from workbench.ui.bindings import Page
 
 MUTABLE = (dict, list, set, bytearray, Counter, np.ndarray, torch.Tensor)
 IN_COMMON = ("board", "store", "bundle", "job", "lock")  # of all sessions, on purpose, each with a lock of its own
@@ -57,7 +57,7 @@ def drawn(store):
             page.build(store)
         finally:
             Page.bind = binder
-    return lambda session: [live.draw(session) for live in built["page"].lives]
+    return lambda session: [binding.draw(session) for binding in built["page"].bindings]
 
 
 def test_where_sessions_start_cannot_be_changed_in_place():
@@ -124,7 +124,7 @@ def test_no_change_is_lost_where_several_threads_make_them(session):
         session._pace = object()
         session.sync()
 
-    at_once(*[lambda i: session.set(gain=i)] * 3, *[lambda i, n=n: session.say("model", f"{n} {i}") for n in range(3)], pulse, pulse)
+    at_once(*[lambda i: session.set(gain=i)] * 3, *[lambda i, n=n: session.notify("model", f"{n} {i}") for n in range(3)], pulse, pulse)
     assert session.rev["gain"] == 30 and session.rev["notice-model"] == 30
     assert session.rev["pace"] >= 10, "both visitors' looks count"
 
@@ -186,6 +186,6 @@ def test_what_ends_its_thread_beside_a_job_is_told_too(session):
     def leave():
         raise SystemExit(3)
 
-    session.soon("look", leave)
+    session.soon("layer_inspection", leave)
     wait_for(lambda: session.pending == 0)
-    assert session.notices["look"] == ("SystemExit: 3", "error")
+    assert session.notices["layer_inspection"] == ("SystemExit: 3", "error")

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from tests.ui.fakes import FakeBundle, FakePipeline, make_scored, make_table
 from workbench.options import Budget, QuantConfig, SearchConfig, SensitivityConfig, TraceConfig
-from workbench.search.log import extended
-from workbench.types import Alone, LayerInfo, Ranking
+from workbench.search.recorder import extended
+from workbench.types import LayerInfo, Ranking, SoloTiming
 from workbench.ui import budgets, figures, tables
 from workbench.ui.session import Drafted
 from workbench.ui.views import compare, plans, quantities, search, sensitivity
@@ -203,11 +203,12 @@ def test_error_against_bits_leaves_out_float(bundle, found):
 
 
 def test_channel_ranges_keep_every_extreme(bundle, found):
-    look = FakePipeline().inspect(bundle, found.trace, 5, 1, QuantConfig())
-    as_it_is, after = sensitivity.channel_ranges(look)["data"]
-    assert max(as_it_is["y"]) == pytest.approx(float(look.high_K.max())) and min(as_it_is["y"]) == pytest.approx(float(look.low_K.min()))
+    layer_inspection = FakePipeline().inspect(bundle, found.trace, 5, 1, QuantConfig())
+    as_it_is, after = sensitivity.channel_ranges(layer_inspection)["data"]
+    assert max(as_it_is["y"]) == pytest.approx(float(layer_inspection.high_K.max()))
+    assert min(as_it_is["y"]) == pytest.approx(float(layer_inspection.low_K.min()))
     assert after["name"] == "after hadamard"
-    plain = sensitivity.channel_ranges(dataclasses.replace(look, transform="none"))["data"]
+    plain = sensitivity.channel_ranges(dataclasses.replace(layer_inspection, transform="none"))["data"]
     assert [t["name"] for t in plain] == ["as it is"]
 
 
@@ -425,11 +426,11 @@ def test_metrics_show_direction_and_size_of_sample(bundle, found):
     assert row["PSNR"] == ["36  [35, 37] dB", "●measured, n = 2, higher is better"]
     assert row["latent NMSE"][1] == "●measured, n = 2, lower is better"
     assert row["time per image, in batches"][1] == "●measured, emulated" and "time of one image alone" not in row
-    alone = Alone(float_ms=200.4, quantized_ms=150.0, predicted_ms=156.0)
-    row = {cells[0]: cells[1:] for cells in cells_of(compare.comparison_numbers(dataclasses.replace(comparison, alone=alone)))}
+    solo_timing = SoloTiming(float_ms=200.4, quantized_ms=150.0, predicted_ms=156.0)
+    row = {cells[0]: cells[1:] for cells in cells_of(compare.comparison_numbers(dataclasses.replace(comparison, solo_timing=solo_timing)))}
     assert row["time of one image alone"] == ["200 → 150 ms", "●measured, quiet quarter of 9 turns"]
     assert row["its prediction by the cost table"] == ["156 (+4 %) ms", "◐modelled, a sum of measured layer times"]
-    slower = dataclasses.replace(comparison, alone=dataclasses.replace(alone, slower=1.5))
+    slower = dataclasses.replace(comparison, solo_timing=dataclasses.replace(solo_timing, slower=1.5))
     row = {cells[0]: cells[1:] for cells in cells_of(compare.comparison_numbers(slower))}
     assert row["its prediction by the cost table"] == ["234 (+56 %) ms", "◐modelled, a sum of measured layer times; 156 ms when they were, "
                                                                          "the machine takes 1.50 times as long now"]
@@ -490,7 +491,7 @@ def test_each_part_of_the_search_says_what_it_added(result):
 
 
 def test_rank_correlations_are_shown_with_their_counts(result):
-    ranking = (Ranking(prediction="guide", spearman=0.937, plans=40, spearman_near=None, plans_near=3),)
+    ranking = (Ranking(prediction="planning_table", spearman=0.937, plans=40, spearman_near=None, plans_near=3),)
     html = search.ranking_table(dataclasses.replace(result, ranking=ranking))
     assert "what the search plans by" in html and "0.94 (n = 40)" in html and "too few plans (3)" in html
 

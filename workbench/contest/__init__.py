@@ -5,8 +5,9 @@
     table.py   the JSON object: intervals, paired differences, what is best; CSV, Markdown, the grid of images
 """
 
-from workbench.contest.compare import Entrant, FloatRun, SkipMethod, chosen, compare_methods, hold
+from workbench.contest.compare import FloatRun, MethodResult, SkipMethod, chosen, compare_methods, run_comparison
 from workbench.contest.table import csv_text, image_grid, markdown_text
 from workbench.methods import METHODS
 
-__all__ = ["METHODS", "Entrant", "FloatRun", "SkipMethod", "chosen", "compare_methods", "csv_text", "hold", "image_grid", "markdown_text"]
+__all__ = ["METHODS", "FloatRun", "MethodResult", "SkipMethod", "chosen", "compare_methods", "csv_text", "image_grid", "markdown_text",
+           "run_comparison"]

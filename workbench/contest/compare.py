@@ -18,7 +18,7 @@ import numpy as np
 from lowbit import ops
 
 from workbench import costs, generate, judge, lpips
-from workbench.contest.make import Maker, Settings, check, quant_of
+from workbench.contest.make import MethodBuilder, Settings, check, quant_of
 from workbench.contest.table import table
 from workbench.methods import METHODS, Method
 from workbench.models import Bundle
@@ -42,7 +42,7 @@ class SkipMethod(Cancelled):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entrant:
+class MethodResult:
     """What one method did. values: every metric prompt by prompt; `retrieved` holds the prompts that the model's judge knows.
     weight_bits_quantized and weight_bits_total: 8 x bytes / parameters, of the quantized layers and of the whole transformer."""
 
@@ -77,48 +77,49 @@ def compare_methods(bundle: Bundle, methods: Sequence[str], *, weight_bits: int,
 
     `act_bits` is the mean that a method may spend: a plan is searched within it, the others use it uniformly. `others`: further
     fields of ContestConfig. Paired differences are against `reference` (default: AdaTSQ, else the last method)."""
-    terms = ContestConfig.parse({"weight_bits": weight_bits, "act_bits": act_bits, **others}, "comparison")
-    settings = Settings(terms=terms, trace=TraceConfig.parse({"steps": steps}, "comparison"))
-    return hold(bundle, methods, settings, prompts=prompts, seed=seed, run=run, on_progress=on_progress, reference=reference)[2]
+    contest_config = ContestConfig.parse({"weight_bits": weight_bits, "act_bits": act_bits, **others}, "comparison")
+    settings = Settings(contest_config=contest_config, trace=TraceConfig.parse({"steps": steps}, "comparison"))
+    return run_comparison(bundle, methods, settings, prompts=prompts, seed=seed, run=run, on_progress=on_progress, reference=reference)[2]
 
 
-def hold(bundle: Bundle, methods: Sequence[str], settings: Settings, *, prompts: Sequence[str] = (), seed: int = 0,
-         run: Run | None = None, reference: str = "", on_progress: OnProgress = ignore_progress,
-         on_entrant: Callable[[dict], None] | None = None, stages=None) -> tuple[FloatRun, tuple[Entrant, ...], dict]:
-    """(float, entrants, JSON object). What `run` holds is read: adding a method runs only that one. `on_entrant` gets the JSON
+def run_comparison(bundle: Bundle, methods: Sequence[str], settings: Settings, *, prompts: Sequence[str] = (), seed: int = 0,
+                   run: Run | None = None, reference: str = "", on_progress: OnProgress = ignore_progress,
+                   on_result: Callable[[dict], None] | None = None, stages=None) -> tuple[FloatRun, tuple[MethodResult, ...], dict]:
+    """(float, results, JSON object). What `run` holds is read: adding a method runs only that one. `on_result` gets the JSON
     object so far after every method. A listener that raises SkipMethod leaves one method out; Cancelled ends it all, and what was
-    finished stays in `run`. `stages`: who has `float_run` and `enter`, where another process runs them."""
+    finished stays in `run`. `stages`: who has `float_run` and `evaluate_method`, where another process runs them."""
     names = chosen(methods)
     if reference and reference not in names:
         raise BadInput(f"the reference {reference} is not among the compared methods; use one of {', '.join(names)}")
     for name in names:
-        check(METHODS[name], settings.terms)
+        check(METHODS[name], settings.contest_config)
     steps = settings.trace.steps
     prompts, seeds = generate.sample(tuple(prompts) or bundle.prompts("held_out"), seed, steps)
     with contextlib.ExitStack() as stack:
         run = run or Run(stack.enter_context(tempfile.TemporaryDirectory()))
         made_for = (RECIPE, bundle.model_hash, str(bundle.device), prompts, seeds, steps, lpips.path() is not None)
-        stages = stages or SimpleNamespace(float_run=float_run, enter=functools.partial(enter, maker=Maker(bundle, settings, run)))
+        here = functools.partial(evaluate_method, builder=MethodBuilder(bundle, settings, run))
+        stages = stages or SimpleNamespace(float_run=float_run, evaluate_method=here)
         float_side = run.resume(FloatRun, "float", Run.key(*made_for),
                                 lambda: stages.float_run(bundle, prompts, seeds, steps, on_progress=on_progress))
-        entrants, skipped = [], []
+        results, skipped = [], []
 
         def so_far() -> dict:
-            return {"model": bundle.name, "steps": steps, "seed": seed, "device": str(bundle.device), "terms": terms_of(settings),
-                    **table(bundle, float_side, tuple(entrants), reference), "skipped": list(skipped)}
+            return {"model": bundle.name, "steps": steps, "seed": seed, "device": str(bundle.device), "settings": settings_of(settings),
+                    **table(bundle, float_side, tuple(results), reference), "skipped": list(skipped)}
 
         for number, name in enumerate(names):
             key = Run.key(*made_for, *decided_by(METHODS[name], settings, bundle))
             report = _numbered(on_progress, number, len(names), METHODS[name].label)
             try:
-                entrants.append(run.resume(Entrant, "method", key,
-                                           lambda name=name, report=report: stages.enter(bundle, name, settings, run.folder, float_side,
-                                                                                         on_progress=report)))
+                def evaluated(name=name, report=report) -> MethodResult:
+                    return stages.evaluate_method(bundle, name, settings, run.folder, float_side, on_progress=report)
+                results.append(run.resume(MethodResult, "method", key, evaluated))
             except SkipMethod:
                 skipped.append(name)
-            if on_entrant is not None:
-                on_entrant(so_far())
-        return float_side, tuple(entrants), so_far()
+            if on_result is not None:
+                on_result(so_far())
+        return float_side, tuple(results), so_far()
 
 
 def chosen(methods: Sequence[str]) -> tuple[str, ...]:
@@ -131,19 +132,19 @@ def chosen(methods: Sequence[str]) -> tuple[str, ...]:
 
 
 def decided_by(method: Method, settings: Settings, bundle: Bundle) -> tuple:
-    """Everything a method's result depends on beside the float run: its parts, the terms, only the search it has, and what ran it."""
+    """Everything a method's result depends on beside the float run: its parts, the settings, only the search it has, and what ran it."""
     calibration = settings.trace.prompts or bundle.prompts("calibration")
     search = settings.search if method.allocation == "plan" else None
     evolution = settings.evolution if method.groups == "evolved" else None
-    terms = settings.terms if search else settings.terms.model_copy(update={"effective_bits": None})
+    contest_config = settings.contest_config if search else settings.contest_config.model_copy(update={"effective_bits": None})
     backend = ops.backend(bundle.device.type, bundle.dtype)
-    return (method.name, quant_of(method, terms), method.allocation, method.groups, terms, settings.trace, calibration, search, evolution,
-            backend.name, backend.reason)
+    return (method.name, quant_of(method, contest_config), method.allocation, method.groups, contest_config, settings.trace, calibration,
+            search, evolution, backend.name, backend.reason)
 
 
-def terms_of(settings: Settings) -> dict:
-    """The terms as JSON, with both searches' settings."""
-    return {**settings.terms.model_dump(mode="json"), "search": settings.search.model_dump(mode="json"),
+def settings_of(settings: Settings) -> dict:
+    """What every method shares, as JSON, with both searches' settings."""
+    return {**settings.contest_config.model_dump(mode="json"), "search": settings.search.model_dump(mode="json"),
             "evolution": settings.evolution.model_dump(mode="json")}
 
 
@@ -166,17 +167,17 @@ def _retrieved(bundle: Bundle, images, prompts) -> tuple[bool, ...]:
     return () if found is None else tuple(hit for hit in found.hits(images, prompts) if hit is not None)
 
 
-def enter(bundle: Bundle, name: str, settings: Settings, folder: str | Path, float_side: FloatRun, *,
-          on_progress: OnProgress = ignore_progress, maker: Maker | None = None) -> Entrant:
-    """Make a method's model, generate with it, measure. `folder`: of the run; `maker`: one that has made other methods' models."""
+def evaluate_method(bundle: Bundle, name: str, settings: Settings, folder: str | Path, float_side: FloatRun, *,
+                    on_progress: OnProgress = ignore_progress, builder: MethodBuilder | None = None) -> MethodResult:
+    """Make a method's model, generate with it, measure. `folder`: of the run; `builder`: one that has made other methods' models."""
     method, reference, steps = METHODS[name], float_side.made, settings.trace.steps
-    made = (maker or Maker(bundle, settings, Run(folder))).make(method, on_progress)
+    made = (builder or MethodBuilder(bundle, settings, Run(folder))).make(method, on_progress)
     compared = generate.compare(bundle, made.quantized, reference.prompts, reference.seeds[0], steps, on_progress=on_progress,
                                 float_run=reference)
     images = [pair.image_quantized for pair in compared.pairs]
     quant = made.quantized.plan.quant
     layer_bytes = compared.quantized_bytes - costs.outside_bytes(bundle, quant, steps)
-    return Entrant(
+    return MethodResult(
         method=method.name, plan=made.quantized.plan, weight_bytes=compared.quantized_bytes,
         weight_bits_quantized=costs.effective_bits(layer_bytes, costs.layer_parameters(bundle)),
         weight_bits_total=costs.effective_bits(compared.quantized_bytes, bundle.parameters),

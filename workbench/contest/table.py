@@ -15,7 +15,7 @@ from workbench.methods import METHODS
 from workbench.types import Interval
 
 if TYPE_CHECKING:
-    from workbench.contest.compare import Entrant, FloatRun
+    from workbench.contest.compare import FloatRun, MethodResult
 
 MB = 1_000_000
 REFERENCE = "adatsq"  # whom the others are paired with by default
@@ -27,11 +27,11 @@ NUMBERS = {"weight_bits_quantized": ("bits, layers", ".2f"), "weight_bits_total"
            "search_seconds": ("search s", ".1f"), "seconds_per_image": ("s per image", ".3f")}
 
 
-def table(bundle, float_run: FloatRun, entrants: Sequence[Entrant], reference: str = "") -> dict:
+def table(bundle, float_run: FloatRun, results: Sequence[MethodResult], reference: str = "") -> dict:
     """{"float", "reference", "results"}: intervals over prompts; `paired`: reference minus method, prompt by prompt; `marks`: in
     which metrics a method is best or second best of all."""
-    against = _reference(entrants, reference)
-    rows = [_row(entrant, against) for entrant in entrants]
+    against = _reference(results, reference)
+    rows = [_row(result, against) for result in results]
     for name, (_, _, higher) in QUALITY.items():
         ranked = sorted({row[name]["mean"] for row in rows if name in row}, reverse=higher)  # equals share a place
         for row in rows:
@@ -43,27 +43,27 @@ def table(bundle, float_run: FloatRun, entrants: Sequence[Entrant], reference: s
     return {"float": side, "reference": against.method if against else None, "results": rows}
 
 
-def _reference(entrants: Sequence[Entrant], wanted: str) -> Entrant | None:
-    by_name = {entrant.method: entrant for entrant in entrants}
-    return by_name.get(wanted or REFERENCE) or (entrants[-1] if entrants else None)
+def _reference(results: Sequence[MethodResult], wanted: str) -> MethodResult | None:
+    by_name = {result.method: result for result in results}
+    return by_name.get(wanted or REFERENCE) or (results[-1] if results else None)
 
 
-def _row(entrant: Entrant, against: Entrant | None) -> dict:
-    method = METHODS.get(entrant.method)
-    row = {"method": entrant.method, "label": method.label if method else entrant.method,
-           "description": method.description if method else "", "weight_bytes": entrant.weight_bytes,
-           "act_bits_mean": entrant.plan.act_bits_mean, "act_bits_macs": entrant.plan.act_bits_macs,
-           "weight_bits_quantized": entrant.weight_bits_quantized, "weight_bits_total": entrant.weight_bits_total,
-           "quantize_seconds": entrant.quantize_seconds, "search_seconds": entrant.search_seconds,
-           "search_evaluations": entrant.search_evaluations, "seconds_per_image": entrant.seconds_per_image,
-           "compute": entrant.compute, "reason": entrant.reason, "plan_id": entrant.plan.plan_id, "marks": {}}
-    for name, values in entrant.values.items():
+def _row(result: MethodResult, against: MethodResult | None) -> dict:
+    method = METHODS.get(result.method)
+    row = {"method": result.method, "label": method.label if method else result.method,
+           "description": method.description if method else "", "weight_bytes": result.weight_bytes,
+           "act_bits_mean": result.plan.act_bits_mean, "act_bits_macs": result.plan.act_bits_macs,
+           "weight_bits_quantized": result.weight_bits_quantized, "weight_bits_total": result.weight_bits_total,
+           "quantize_seconds": result.quantize_seconds, "search_seconds": result.search_seconds,
+           "search_evaluations": result.search_evaluations, "seconds_per_image": result.seconds_per_image,
+           "compute": result.compute, "reason": result.reason, "plan_id": result.plan.plan_id, "marks": {}}
+    for name, values in result.values.items():
         row[name] = _plain(metrics.interval_of(name, values))
-    if entrant.retrieved:
-        row["retrieval"] = _plain(metrics.proportion(entrant.retrieved))
-    row["paired"] = None if against is None or against.method == entrant.method else {
-        name: _plain(metrics.paired(against.values[name], values)) for name, values in entrant.values.items()} | (
-        {"retrieval": _plain(metrics.cut(metrics.paired(against.retrieved, entrant.retrieved), -1.0, 1.0))} if entrant.retrieved else {})
+    if result.retrieved:
+        row["retrieval"] = _plain(metrics.proportion(result.retrieved))
+    row["paired"] = None if against is None or against.method == result.method else {
+        name: _plain(metrics.paired(against.values[name], values)) for name, values in result.values.items()} | (
+        {"retrieval": _plain(metrics.cut(metrics.paired(against.retrieved, result.retrieved), -1.0, 1.0))} if result.retrieved else {})
     return row
 
 
@@ -143,13 +143,13 @@ def _marked(row: dict, name: str) -> str:
     return {"best": "**{}**", "second": "<u>{}</u>"}.get(row["marks"].get(name), "{}").format(cell(row, name))
 
 
-def image_grid(float_run: FloatRun, entrants: Sequence[Entrant], columns: int = 8) -> np.ndarray:
+def image_grid(float_run: FloatRun, results: Sequence[MethodResult], columns: int = 8) -> np.ndarray:
     """Rows are methods, float first; columns are prompts, spread over all of them. uint8 (H, W, 3)."""
     from PIL import Image, ImageDraw, ImageFont
 
     made = float_run.made
     shown_S = np.linspace(0, len(made.prompts) - 1, min(columns, len(made.prompts))).round().astype(int)
-    rows = [("float", made.images), *((METHODS[e.method].label if e.method in METHODS else e.method, e.images) for e in entrants)]
+    rows = [("float", made.images), *((METHODS[e.method].label if e.method in METHODS else e.method, e.images) for e in results)]
     height, width = made.images.shape[1:3]
     margin, header, gap, font = 150, 34, 4, ImageFont.load_default(size=13)
     canvas = Image.new("RGB", (margin + len(shown_S) * (width + gap), header + len(rows) * (height + gap)), "white")

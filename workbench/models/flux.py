@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from workbench.models.bundle import Bundle
 from workbench.models.denoiser import Call, Denoiser
 from workbench.models.discover import Rule
-from workbench.models.flux_lean import LeanFlux, join
+from workbench.models.flux_fast_forward import FastForward, join
 from workbench.models.integrator import Integrator
 from workbench.models.media import Media
 from workbench.types import Conditioning
@@ -41,9 +41,9 @@ class FluxDenoiser(Denoiser):
     def fast(self, modules: Mapping[str, nn.Module], conditioning: Conditioning) -> Callable[[Tensor, int], Tensor] | None:
         if modules["transformer"].is_cache_enabled:  # diffusers' caches hook into its own forward
             return None
-        lean = LeanFlux(modules["transformer"], conditioning, self._integrator.steps,
-                        lambda steps: self._bundle.modulation_input(self._integrator, steps, conditioning))
-        return lambda x, step: self.combine([lean.output(x.to(self._bundle.dtype), step)], step)
+        fast_forward = FastForward(modules["transformer"], conditioning, self._integrator.steps,
+                                   lambda steps: self._bundle.modulation_input(self._integrator, steps, conditioning))
+        return lambda x, step: self.combine([fast_forward.output(x.to(self._bundle.dtype), step)], step)
 
 
 class FluxBundle(Bundle):

@@ -23,13 +23,13 @@ from __future__ import annotations
 import torch
 from lowbit import ops
 from lowbit.act_quant.naive import grid_of
-from lowbit.memo import LastInput
+from lowbit.tensor_cache import LastInputCache
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from workbench.options import GROUP_SIZES, Frozen, QuantConfig
 
-_last = LastInput()
+_last = LastInputCache()
 
 
 class ActFormat(Frozen):
@@ -84,39 +84,39 @@ def format_of(quant: QuantConfig, group_size: int | None) -> ActFormat:
     return ActFormat(scale=scale, group_size=group_size if grouped else None, grid=quant.act_grid, clip=quant.act_clip)
 
 
-def fake_quantize(x: Tensor, bits: int, form: ActFormat = PLAIN, range_2: Tensor | None = None) -> Tensor:
+def fake_quantize(x: Tensor, bits: int, act_format: ActFormat = PLAIN, range_2: Tensor | None = None) -> Tensor:
     """What the quantized activation stands for, in x's own type; 16 bits return x itself. Never change it in place:
     layers that read one tensor share the result. `range_2`: smallest and largest value of a static quantizer."""
-    if bits == 16 or form.is_plain:
-        return ops.fake_quantize(x, bits, *form.kernel_grid)
-    key = (bits, form, None if range_2 is None else tuple(range_2.tolist()))
-    return _last.get(x, key, lambda: _values(x, bits, form, range_2))
+    if bits == 16 or act_format.is_plain:
+        return ops.fake_quantize(x, bits, *act_format.kernel_grid)
+    key = (bits, act_format, None if range_2 is None else tuple(range_2.tolist()))
+    return _last.get(x, key, lambda: _values(x, bits, act_format, range_2))
 
 
-def quantize(x: Tensor, bits: int, form: ActFormat, range_2: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def quantize(x: Tensor, bits: int, act_format: ActFormat, range_2: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """(codes, scale, zero): x ~ (codes - zero) * scale. Groups get an axis of their own, the last one padded with zeros."""
-    wide = _grouped(x.float(), form.group_size) if form.scale == "group" else x.float()
-    if form.scale == "tensor":
+    wide = _grouped(x.float(), act_format.group_size) if act_format.scale == "group" else x.float()
+    if act_format.scale == "tensor":
         if range_2 is None:
             raise ValueError("a static quantizer needs the range of the calibration trace")
         low, high = range_2.to(wide).clamp(max=0)[0], range_2.to(wide).clamp(min=0)[1]
     else:
         low, high = wide.amin(-1, keepdim=True).clamp(max=0), wide.amax(-1, keepdim=True).clamp(min=0)
-    if form.grid != "asymmetric":
-        grid = grid_of(bits, *form.kernel_grid)
+    if act_format.grid != "asymmetric":
+        grid = grid_of(bits, *act_format.kernel_grid)
         exact = grid.share * torch.maximum(high, -low) / grid.divisor
         scale = _usable(exact)
         q = (wide / (2 * scale)).floor_().mul_(2).add_(1) if grid.mid_rise else (wide / scale).round_()
         stored = torch.where(exact == scale, scale, 0.0) if grid.mid_rise else scale  # no odd code is zero
         return q.clamp_(-grid.top, grid.top), stored, torch.zeros_like(scale)
-    scale = _usable(form.clip * (high - low) / (2**bits - 1))
-    zero = (-form.clip * low / scale).round()
+    scale = _usable(act_format.clip * (high - low) / (2**bits - 1))
+    zero = (-act_format.clip * low / scale).round()
     return (wide / scale).round_().add_(zero).clamp_(0, 2**bits - 1), scale, zero
 
 
-def _values(x: Tensor, bits: int, form: ActFormat, range_2: Tensor | None) -> Tensor:
+def _values(x: Tensor, bits: int, act_format: ActFormat, range_2: Tensor | None) -> Tensor:
     with torch.no_grad():
-        codes, scale, zero = quantize(x, bits, form, range_2)
+        codes, scale, zero = quantize(x, bits, act_format, range_2)
         return codes.sub_(zero).mul_(scale).reshape(*x.shape[:-1], -1)[..., : x.shape[-1]].to(x.dtype)
 
 

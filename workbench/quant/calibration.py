@@ -20,7 +20,7 @@ from workbench.quant import activations, grids, smoothing, transforms
 from workbench.quant.solvers import HessianSum
 from workbench.quant.transforms import Transform
 from workbench.replay.taps import watched
-from workbench.replay.trace import Trace, slices
+from workbench.replay.trace import Trace, memory_batches
 from workbench.types import LayerInfo
 
 See = Callable[[LayerInfo, int, Tensor], None]  # first layer of a group, step, input (..., K)
@@ -96,7 +96,7 @@ def replay(bundle: Bundle, trace: Trace, groups: list[list[LayerInfo]], see: See
 
 def replayed_steps(trace: Trace) -> int:
     """How many reports a replay makes."""
-    return trace.steps * len(slices(trace.samples, trace.tokens, limit=_TOKENS))
+    return trace.steps * len(memory_batches(trace.samples, trace.tokens, limit=_TOKENS))
 
 
 def hessians(bundle: Bundle, trace: Trace, alpha_TL: Tensor, groups: list[list[LayerInfo]], count: Count) -> dict[int, HessianSum]:
@@ -166,11 +166,11 @@ def _smooth(bundle: Bundle, group: list[LayerInfo], seen: _Rows, quant: QuantCon
         return transform_of(smoothing.vector(seen.absmax_K, w_NK.abs().amax(0), quant.smooth_alpha, 1 - quant.smooth_alpha))
     choice = BitChoice.of(bits, quant)
     # a static range is not known yet; the search judges by what a token's own range would do
-    form = activations.format_of(quant.model_copy(update={"act_scale": "token"}) if quant.act_scale == "tensor" else quant,
-                                 quant.group_size)
+    act_format = activations.format_of(quant.model_copy(update={"act_scale": "token"}) if quant.act_scale == "tensor" else quant,
+                                       quant.group_size)
     smooth_K, _ = smoothing.search(
         seen.rows(), w_NK, seen.absmax_K, transform_of=transform_of,
-        round_input=lambda x: activations.fake_quantize(x, bits, form),
+        round_input=lambda x: activations.fake_quantize(x, bits, act_format),
         round_weight=lambda w: grids.rounded(w, choice))
     return transform_of(smooth_K)
 

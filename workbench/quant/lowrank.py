@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from lowbit.memo import LastInput
+from lowbit.tensor_cache import LastInputCache
 from torch import Tensor
 
 MAX_ROUNDS = 16
@@ -30,7 +30,7 @@ class Down:
 
     def __init__(self, down_RK: Tensor):
         self.down_RK = down_RK
-        self._last = LastInput()
+        self._last = LastInputCache()
         self._placed: dict[tuple, Tensor] = {}
 
     def forward(self, x: Tensor) -> Tensor:

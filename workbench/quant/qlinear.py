@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from lowbit import hadamard, ops
 from lowbit.formats import PACKED_BITS, packed_bytes
-from lowbit.memo import identity, memory
+from lowbit.tensor_cache import identity, memory
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
@@ -111,13 +111,13 @@ class Extras:
     input_group: str | None = None
 
 
-def current_bits(cursor: StepState | None, layer_index: int | None) -> int:
+def current_bits(step_state: StepState | None, layer_index: int | None) -> int:
     """Activation bits of a layer in the running forward; 16 where nothing sets them."""
-    return 16 if layer_index is None or cursor is None or cursor.row is None else cursor.row[layer_index] or 16
+    return 16 if layer_index is None or step_state is None or step_state.row is None else step_state.row[layer_index] or 16
 
 
-class _Joined(NamedTuple):
-    """What `QuantLinear.together` found out about layers that read one tensor. weights: arguments of `ops.quant_linears`, None where
+class _FusedLinears(NamedTuple):
+    """What `QuantLinear.run_fused` found out about layers that read one tensor. weights: arguments of `ops.quant_linears`, None where
     one pass does not hold them; call: the same prepared for a CPU; buffers: every layer's, None among them; read, addresses: of `call`,
     the tensors and where they were. `call` keeps that memory, so nothing else can come to lie there, and an address tells `.data` apart."""
 
@@ -150,7 +150,7 @@ class QuantLinear(nn.Module):
     `scratch` keeps the dequantized weight of the emulated product between calls; a kernel needs none. It may be shared by every module
     made of the same weight, is not part of the state, and does not count as resident: `drop_cache` empties it."""
 
-    def __init__(self, weight: QuantWeight, bias: Tensor | None, transform: Transform, *, cursor: StepState | None = None,
+    def __init__(self, weight: QuantWeight, bias: Tensor | None, transform: Transform, *, step_state: StepState | None = None,
                  layer_index: int | None = None, scratch: dict | None = None, extras: Extras = Extras()):
         super().__init__()
         self.register_buffer("packed_NP", weight.packed_NP)
@@ -159,7 +159,7 @@ class QuantLinear(nn.Module):
         self.register_buffer("bias", None if bias is None else _as_16_bits(bias))
         self.bits, self.group_size, self.k_in = weight.bits, weight.group_size, weight.k_in
         self.in_features, self.out_features = weight.k_in, len(weight.packed_NP)
-        self.transform, self.cursor, self.layer_index = transform, cursor, layer_index
+        self.transform, self.step_state, self.layer_index = transform, step_state, layer_index
         self.act, self.input_group = extras.act, extras.input_group
         self.down = None if extras.branch is None else extras.branch.down
         if extras.branch is not None:
@@ -167,7 +167,7 @@ class QuantLinear(nn.Module):
         if extras.range_2 is not None:
             self.register_buffer("act_range_2", extras.range_2)
         self._scratch = {} if scratch is None else scratch
-        self._joined: _Joined | None = None
+        self._fused: _FusedLinears | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         return self._product(x, gelu_after=False)
@@ -178,7 +178,7 @@ class QuantLinear(nn.Module):
 
     @torch.no_grad()
     def _product(self, x: Tensor, gelu_after: bool) -> Tensor:
-        act_bits, backend = current_bits(self.cursor, self.layer_index), ops.backend(x.device.type, x.dtype)
+        act_bits, backend = current_bits(self.step_state, self.layer_index), ops.backend(x.device.type, x.dtype)
         if not backend.is_kernel or (act_bits != 16 and not runs_on_kernels(self.act, self.k_in, self.group_size)):
             y = self._emulated(x, act_bits)
             return nn.functional.gelu(y, approximate="tanh") if gelu_after else y
@@ -189,42 +189,43 @@ class QuantLinear(nn.Module):
         q, scale = self.transform.quantized(x, act_bits, self.act.group_size or 0, *self.act.kernel_grid)
         return ops.linear_wnan(q, scale, *weight, self.bias, low, up_NR, gelu_after, x.dtype)
 
-    def together(self, others: Sequence[nn.Module], x: Sequence[Tensor], *, gelu_last: bool = False, residual: Tensor | None = None,
-                 gate_BN: Tensor | None = None) -> list[Tensor] | None:
+    def run_fused(self, others: Sequence[nn.Module], x: Sequence[Tensor], *, gelu_last: bool = False, residual: Tensor | None = None,
+                  gate_BN: Tensor | None = None) -> list[Tensor] | None:
         """Outputs of this layer and of `others`, which read the same tensor (`x`, or its parts side by side), in one pass that quantizes it
         once per width; the last one's after GELU if asked, a single one's as `residual` + gate y. None where that pass does not hold
         them: another kind of layer, transform or group size, or 16 bits."""
-        joined, first, layers = self._joined, x[0], (self, *others)
-        if joined is None or joined.others != others or joined.gelu_last != gelu_last or not joined.holds(layers):
-            joined = self._joined = self._join(layers, gelu_last, first)
-        if joined.weights is None:
+        fused, first, layers = self._fused, x[0], (self, *others)
+        if fused is None or fused.others != others or fused.gelu_last != gelu_last or not fused.holds(layers):
+            fused = self._fused = self._fuse(layers, gelu_last, first)
+        if fused.weights is None:
             return None
-        act_bits = [current_bits(layer.cursor, layer.layer_index) for layer in layers]
+        act_bits = [current_bits(layer.step_state, layer.layer_index) for layer in layers]
         if 16 in act_bits:
             return None
         made = None
-        if joined.call is not None and not torch.compiler.is_compiling():
-            made = joined.call(x, act_bits, residual, gate_BN, *joined.grid)
+        if fused.call is not None and not torch.compiler.is_compiling():
+            made = fused.call(x, act_bits, residual, gate_BN, *fused.grid)
         if made is None:
             if not ops.backend(first.device.type, first.dtype).is_kernel:
                 return None
-            factor_K, block, act_group, *stored = joined.weights
+            factor_K, block, act_group, *stored = fused.weights
             with torch.no_grad():
-                made = ops.quant_linears(x, factor_K, block, act_bits, act_group, *stored, residual, gate_BN, *joined.grid)
+                made = ops.quant_linears(x, factor_K, block, act_bits, act_group, *stored, residual, gate_BN, *fused.grid)
         return made
 
-    def _join(self, layers: tuple[nn.Module, ...], gelu_last: bool, x: Tensor) -> _Joined:
+    def _fuse(self, layers: tuple[nn.Module, ...], gelu_last: bool, x: Tensor) -> _FusedLinears:
         alike = all(type(layer) is QuantLinear and layer.transform is self.transform and layer.down is None
                     and layer.group_size == self.group_size and layer.act == self.act for layer in layers)
         buffers = _buffers(layers)
         if not alike or not runs_on_kernels(self.act, self.k_in, self.group_size):
-            return _Joined(layers[1:], gelu_last, None, None, buffers, [], [], ())
+            return _FusedLinears(layers[1:], gelu_last, None, None, buffers, [], [], ())
         packed, scale, zero, bias = zip(*(map(layer._buffers.get, ("packed_NP", "scale_NG", "zero_NG", "bias")) for layer in layers))
         weights = (*self.transform.factor(x.device), self.act.group_size or 0, packed, scale, zero, tuple(layer.bits for layer in layers),
                    self.group_size or 0, bias, (False,) * (len(layers) - 1) + (gelu_last,))
-        call = ops.joint(x, *weights, self.k_in)
+        call = ops.fused_linears(x, *weights, self.k_in)
         read = [] if call is None else [buffer for buffer in buffers if buffer is not None]
-        return _Joined(layers[1:], gelu_last, weights, call, buffers, read, [buffer.data_ptr() for buffer in read], self.act.kernel_grid)
+        addresses = [buffer.data_ptr() for buffer in read]
+        return _FusedLinears(layers[1:], gelu_last, weights, call, buffers, read, addresses, self.act.kernel_grid)
 
     def _emulated(self, x: Tensor, bits: int) -> Tensor:
         mixed = self.transform.forward(x)
@@ -238,7 +239,7 @@ class QuantLinear(nn.Module):
     def _apply(self, fn, recurse=True):
         # a cached weight would stay behind on the old device; float16 scales and codes never change type with the model
         self.drop_cache()
-        self._joined = None
+        self._fused = None
         moved = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
         super()._apply(fn, recurse)
         for name, before in moved.items():
@@ -247,7 +248,7 @@ class QuantLinear(nn.Module):
         return self
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_joined": None}  # addresses mean nothing to a copy
+        return {**self.__dict__, "_fused": None}  # addresses mean nothing to a copy
 
     def drop_cache(self) -> None:
         """Give the memory of the dequantized weight back."""
@@ -275,24 +276,24 @@ class QuantLinear(nn.Module):
         return shared if self.down is None else shared | {"down_RK": self.down.down_RK}
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor], form: LayerFormat, *, cursor: StepState | None = None,
+    def from_tensors(cls, tensors: Mapping[str, Tensor], layer_format: LayerFormat, *, step_state: StepState | None = None,
                      shared: Mapping[str, Tensor] | None = None) -> QuantLinear:
         """The inverse of `tensors`, `shared_tensors` and `format`. Anything that does not fit the format is refused."""
         shared = {} if shared is None else shared
-        _check_tensors(tensors, form.shapes())
-        _check_tensors(shared, form.shared_shapes())
+        _check_tensors(tensors, layer_format.shapes())
+        _check_tensors(shared, layer_format.shared_shapes())
         zero_NG = tensors.get("zero_NG")
-        if zero_NG is not None and int(zero_NG.max()) >= 1 << form.bits:
-            raise BadInput(f"zero point {int(zero_NG.max())} does not fit in {form.bits} bits")
+        if zero_NG is not None and int(zero_NG.max()) >= 1 << layer_format.bits:
+            raise BadInput(f"zero point {int(zero_NG.max())} does not fit in {layer_format.bits} bits")
         for name, tensor in (*tensors.items(), *shared.items()):
             if tensor.is_floating_point() and name != "scale_NG" and not bool(torch.isfinite(tensor).all()):
                 raise BadInput(f"a stored {name} holds NaN or infinity")
         weight = QuantWeight(packed_NP=tensors["packed_NP"], scale_NG=tensors["scale_NG"], zero_NG=zero_NG,
-                             bits=form.bits, group_size=form.group_size, k_in=form.k_in)
-        branch = Branch(up_NR=tensors["up_NR"], down=Down(shared["down_RK"])) if form.rank else None
-        return cls(weight, tensors.get("bias"), transforms.make(form.transform, form.k_in, form.seed, shared.get("smooth_K")),
-                   cursor=cursor, layer_index=form.layer_index,
-                   extras=Extras(act=form.act, range_2=tensors.get("act_range_2"), branch=branch, input_group=form.input_group))
+                             bits=layer_format.bits, group_size=layer_format.group_size, k_in=layer_format.k_in)
+        branch = Branch(up_NR=tensors["up_NR"], down=Down(shared["down_RK"])) if layer_format.rank else None
+        transform = transforms.make(layer_format.transform, layer_format.k_in, layer_format.seed, shared.get("smooth_K"))
+        extras = Extras(act=layer_format.act, range_2=tensors.get("act_range_2"), branch=branch, input_group=layer_format.input_group)
+        return cls(weight, tensors.get("bias"), transform, step_state=step_state, layer_index=layer_format.layer_index, extras=extras)
 
 
 def _check_tensors(tensors: Mapping[str, Tensor], expected: Mapping) -> None:
@@ -307,17 +308,17 @@ def _check_tensors(tensors: Mapping[str, Tensor], expected: Mapping) -> None:
 class FloatLinear(nn.Linear):
     """A layer whose plan keeps the weight in float. At 16 activation bits it is the original layer, bit for bit."""
 
-    def __init__(self, linear: nn.Linear, transform: Transform, *, cursor: StepState | None, layer_index: int,
+    def __init__(self, linear: nn.Linear, transform: Transform, *, step_state: StepState | None, layer_index: int,
                  scratch: dict | None = None, extras: Extras = Extras()):
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
-        self.transform, self.cursor, self.layer_index = transform, cursor, layer_index
+        self.transform, self.step_state, self.layer_index = transform, step_state, layer_index
         self.act, self.range_2, self.input_group = extras.act, extras.range_2, extras.input_group
         self._scratch = {} if scratch is None else scratch
 
     def forward(self, x: Tensor) -> Tensor:
-        bits = current_bits(self.cursor, self.layer_index)
+        bits = current_bits(self.step_state, self.layer_index)
         if bits == 16:
             return nn.functional.linear(x, self.weight, self.bias)
         with torch.no_grad():

@@ -67,9 +67,9 @@ class QuantizedModel:
     def compute(self, bundle: Bundle) -> ops.Backend:
         """What runs its linear layers there, and why."""
         packed = [module.format for module in self.layers.values() if isinstance(module, QuantLinear)]
-        beyond = dict.fromkeys(reason for form in packed for reason in form.beyond_kernel())
+        beyond = dict.fromkeys(reason for layer_format in packed for reason in layer_format.beyond_kernel())
         backend = ops.backend(bundle.device.type, bundle.dtype)
-        refused = dict.fromkeys(reason for form in packed if (reason := form.refused_on(bundle.device.type)))
+        refused = dict.fromkeys(reason for layer_format in packed if (reason := layer_format.refused_on(bundle.device.type)))
         reasons = ([f"no kernel has {', '.join(beyond)}"] if beyond else []) + [f"the kernels leave layers out: {each}" for each in refused]
         return ops.Backend("emulated", "; ".join(reasons)) if reasons and backend.is_kernel else backend
 
@@ -107,23 +107,23 @@ def modulation_module(linear: nn.Linear, quant: QuantConfig, state: StepState) -
     """What stands in for a modulation layer that is kept in float, or whose outputs are cached."""
     if quant.modulation == "cached":
         return CachedModulation(linear, state)
-    return FloatLinear(linear, make("none", linear.in_features, 0), cursor=None, layer_index=None)
+    return FloatLinear(linear, make("none", linear.in_features, 0), step_state=None, layer_index=None)
 
 
 def _module(bank: WeightBank, layer: LayerInfo, choice: BitChoice, state: StepState) -> nn.Module:
     linear, bits = bank.linears[layer.name], choice.weight_bits
     if not layer.has_act_bits and (choice.is_float or bank.quant.modulation == "cached"):
         return modulation_module(linear, bank.quant, state)
-    place = {"cursor": state, "layer_index": layer.index if layer.has_act_bits else None,
-             "scratch": bank.scratch.setdefault((layer.name, bits), {}), "extras": bank.extras(layer, choice.group_size)}
+    kwargs = {"step_state": state, "layer_index": layer.index if layer.has_act_bits else None,
+              "scratch": bank.scratch.setdefault((layer.name, bits), {}), "extras": bank.extras(layer, choice.group_size)}
     if choice.is_float:
-        return FloatLinear(linear, bank.transform(layer.name), **place)
+        return FloatLinear(linear, bank.transform(layer.name), **kwargs)
     weight = bank.weights.get((layer.name, bits))
     if weight is None or (weight.group_size, weight.zero_NG is None) != (choice.group_size, choice.symmetric):
         solved = f"group size {weight.group_size}" if weight is not None else f"group size {bank.quant.group_size}"
         raise BadInput(f"{layer.name} was not solved at {bits} bits with group size {choice.group_size}; "
                        f"solved widths are {bank.weight_bits_C} with {solved}")
-    return QuantLinear(weight, linear.bias, bank.transform(layer.name), **place)
+    return QuantLinear(weight, linear.bias, bank.transform(layer.name), **kwargs)
 
 
 def quantize(bundle: Bundle, calibrated: Calibration, plan: BitPlan, *, on_progress: OnProgress = ignore_progress) -> QuantizedModel:

@@ -17,7 +17,7 @@ import hashlib
 import torch
 from lowbit import hadamard, ops
 from lowbit.gpu import chooses_fp8
-from lowbit.memo import LastInput
+from lowbit.tensor_cache import LastInputCache
 from torch import Tensor
 
 from workbench.options import BadInput
@@ -31,7 +31,7 @@ class Identity:
 
     def __init__(self, k_in: int):
         self.k_in = k_in
-        self._last = LastInput()
+        self._last = LastInputCache()
 
     def factor(self, device: torch.device) -> tuple[Tensor | None, int]:
         """(factor_K float32 or None, block): what kernels multiply by, and rotate in blocks of, before they round."""
@@ -68,7 +68,7 @@ class Hadamard:
         self.seed = seed
         self.block = hadamard.block_size(k_in)
         self.signs_K = _signs(self.block, seed).repeat(k_in // self.block)
-        self._last = LastInput()
+        self._last = LastInputCache()
         self._placed: dict[tuple, Tensor] = {}
 
     @torch.no_grad()
@@ -121,7 +121,7 @@ class Smooth:
             raise BadInput("a smoothing vector must be float16, finite and positive")
         self.smooth_K, self.then, self.k_in, self.seed = smooth_K, then, then.k_in, then.seed
         self.name = "smooth" if then.name == "none" else f"smooth_{then.name}"
-        self._last = LastInput()
+        self._last = LastInputCache()
         self._factors: dict[torch.device, Tensor] = {}
         self._placed: dict[tuple, Tensor] = {}
 

@@ -72,7 +72,7 @@ class Trace:
     def batches(self, *, tokens: int, device: torch.device | str) -> Iterator[Batch]:
         """The samples in batches of at most so many tokens each (one sample at least), as even as can be. The only way a stage goes
         through a trace: all steps of a batch, then the next batch, so that what the steps share is computed once."""
-        for rows in slices(self.samples, self.tokens, limit=tokens):
+        for rows in memory_batches(self.samples, self.tokens, limit=tokens):
             yield Batch(rows=rows, conditioning=self.conditioning.rows(rows).to(device))
 
     def state(self, step: int, rows: Tensor | None = None) -> State:
@@ -89,7 +89,7 @@ class Trace:
                        seeds=self.seeds[:samples])
 
 
-def slices(samples: int, tokens: int, *, limit: int) -> list[slice]:
+def memory_batches(samples: int, tokens: int, *, limit: int) -> list[slice]:
     """Samples of so many tokens each, split into as few even parts of at most `limit` tokens as there can be."""
     most = max(1, limit // tokens)
     parts = -(-samples // most)
@@ -112,7 +112,7 @@ def trajectories(bundle: Bundle, prompts: Sequence[str], seeds: Sequence[int], i
                  on_progress: OnProgress = ignore_progress) -> Trace:
     """The float model from the noise of each seed to the final latent."""
     conditioning, noise = bundle.encode(prompts), bundle.noise(seeds)
-    parts = slices(len(prompts), bundle.tokens, limit=RECORD_TOKENS)
+    parts = memory_batches(len(prompts), bundle.tokens, limit=RECORD_TOKENS)
     total, latents, outputs = integrator.steps * len(parts), [], []
     for number, rows in enumerate(parts):
         latents_T, outputs_T = [integrator.start(noise[rows]).latent.cpu()], []

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from workbench.search.ledger import Path, Row, SearchFailed
+from workbench.search.evaluation_cache import Path, Row, SearchFailed
 from workbench.search.pareto import distance_to_origin, non_dominated
 
 

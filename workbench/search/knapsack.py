@@ -19,11 +19,12 @@ MILP_TRIES = 8  # of solutions that turn out to be beyond the limit
 MILP_SCALE = 1e-2  # least total error, in units of the objective, that HiGHS's absolute gap of 1e-6 may be left at
 
 
-def allocate_weights(weight_error_LC, costs: CostTable, max_bytes: float, weight_bits_C=None, *, beside=None) -> tuple[int, ...] | None:
+def allocate_weights(weight_error_LC, costs: CostTable, max_bytes: float, weight_bits_C=None, *,
+                     second_constraint=None) -> tuple[int, ...] | None:
     """Weight bits of every layer with the least total error within `max_bytes` of the whole transformer.
 
     A multiple-choice knapsack, solved exactly by HiGHS; columns of the table are `weight_bits_C` (by default the cost table's).
-    `beside` is a second cost (L, C) and the limit of its sum: None where nothing within `max_bytes` keeps it."""
+    `second_constraint` is a second cost (L, C) and the limit of its sum: None where nothing within `max_bytes` keeps it."""
     bits_C = tuple(costs.weight_bits_C if weight_bits_C is None else weight_bits_C)
     error_LC = np.asarray(weight_error_LC, dtype=np.float64)
     bytes_LC = costs.weight_bytes_LC.numpy()[:, [costs.weight_bits_C.index(bits) for bits in bits_C]]
@@ -32,8 +33,8 @@ def allocate_weights(weight_error_LC, costs: CostTable, max_bytes: float, weight
     if left < least:
         raise BadInput(f"max_weight_bytes is {max_bytes}; the smallest feasible is {costs.fixed_bytes + least}")
     columns_L = knapsack(error_LC, bytes_LC, left)
-    if beside is not None and total(beside[0], columns_L) > beside[1]:
-        columns_L = _exact(error_LC, [(bytes_LC, left), beside])
+    if second_constraint is not None and total(second_constraint[0], columns_L) > second_constraint[1]:
+        columns_L = _exact(error_LC, [(bytes_LC, left), second_constraint])
     return None if columns_L is None else tuple(bits_C[column] for column in columns_L)
 
 

@@ -22,10 +22,10 @@ from functools import cached_property
 import numpy as np
 from scipy.optimize import least_squares
 
+from workbench.search.evaluation_cache import Row
 from workbench.search.lagrangian import hull
-from workbench.search.ledger import Row
-from workbench.search.log import Measured
-from workbench.search.task import Rows, Task
+from workbench.search.recorder import Measured
+from workbench.search.search_problem import Rows, SearchProblem
 from workbench.types import DistortionTable
 
 SPANS = 5
@@ -45,13 +45,13 @@ class Factors:
 class Corrected:
     """The guide of a task seen as groups, whose factors measurements fit."""
 
-    def __init__(self, task: Task):
-        self.task = task
-        roles = sorted({layer.role for layer in task.layers})
-        self.role_L = np.array([roles.index(layer.role) for layer in task.layers])
-        self.spans = min(SPANS, task.steps)
-        self.span_T = np.arange(task.steps) * self.spans // task.steps
-        self.roles, self.choices = len(roles), len(task.table.act_bits_C)
+    def __init__(self, problem: SearchProblem):
+        self.problem = problem
+        roles = sorted({layer.role for layer in problem.layers})
+        self.role_L = np.array([roles.index(layer.role) for layer in problem.layers])
+        self.spans = min(SPANS, problem.steps)
+        self.span_T = np.arange(problem.steps) * self.spans // problem.steps
+        self.roles, self.choices = len(roles), len(problem.table.act_bits_C)
         sizes = {"scale": 1, "weights": 1, "weight_role": self.roles, "role": self.roles, "span": self.spans, "width": self.choices}
         ends = np.cumsum(list(sizes.values()))
         self._part = {name: slice(end - size, end) for (name, size), end in zip(sizes.items(), ends)}
@@ -59,13 +59,14 @@ class Corrected:
 
     @cached_property
     def _tables(self) -> tuple[np.ndarray, np.ndarray]:
-        return self.task.guide.error_TLC.double().numpy(), self.task.guide.weight_error_LC.double().numpy()
+        return self.problem.planning_table.error_TLC.double().numpy(), self.problem.planning_table.weight_error_LC.double().numpy()
 
     def features(self, plan: Measured) -> tuple[np.ndarray, np.ndarray]:
         """The table's error of a plan by group: weights (R), activations (R, B, C)."""
         error_TLC, weight_LC = self._tables
-        weight_L = weight_LC[np.arange(len(weight_LC)), [self.task.guide.weight_bits_C.index(bits) for bits in plan.weight_bits_L]]
-        column_TL = np.searchsorted(self.task.table.act_bits_C, np.asarray(plan.act_bits_TL))
+        bits_C = self.problem.planning_table.weight_bits_C
+        weight_L = weight_LC[np.arange(len(weight_LC)), [bits_C.index(bits) for bits in plan.weight_bits_L]]
+        column_TL = np.searchsorted(self.problem.table.act_bits_C, np.asarray(plan.act_bits_TL))
         error_TL = np.take_along_axis(error_TLC, column_TL[..., None], -1)[..., 0]
         act_RBC = np.zeros((self.roles, self.spans, self.choices))
         np.add.at(act_RBC, (np.broadcast_to(self.role_L, error_TL.shape), np.broadcast_to(self.span_T[:, None], error_TL.shape),
@@ -99,21 +100,21 @@ class Corrected:
     def table(self, theta_P: np.ndarray) -> DistortionTable:
         """The guide with its errors multiplied by the factors, `scale` apart."""
         weight_R, act_RBC = self._factors(theta_P)
-        return self.task.scaled(act_RBC[self.role_L[None, :], self.span_T[:, None]], weight_R[self.role_L])
+        return self.problem.scaled(act_RBC[self.role_L[None, :], self.span_T[:, None]], weight_R[self.role_L])
 
     def plan(self, theta_P: np.ndarray, weights: Row) -> tuple[Row, Rows]:
         """The Lagrangian plan of the corrected table within every limit; `weights` where memory is not limited. BadInput where no such
         plan keeps all limits on activations."""
         table = self.table(theta_P)
-        limit = self.task.budget.max_weight_bytes
+        limit = self.problem.budget.max_weight_bytes
         if limit is not None:
-            bits_C, costs = table.weight_bits_C, self.task.costs
+            bits_C, costs = table.weight_bits_C, self.problem.costs
             bytes_LC = costs.weight_bytes_LC.numpy()[:, [costs.weight_bits_C.index(bits) for bits in bits_C]]
             columns_L = hull(table.weight_error_LC.numpy(), bytes_LC).within(limit - costs.fixed_bytes)
-            weights = self.task.pinned(tuple(bits_C[column] for column in columns_L))
-            if not self.task.fast_enough(weights):
-                weights = self.task.weights_within(limit, table.weight_error_LC)
-        return weights, self.task.steer(weights, table).rows()
+            weights = self.problem.pinned(tuple(bits_C[column] for column in columns_L))
+            if not self.problem.fast_enough(weights):
+                weights = self.problem.weights_within(limit, table.weight_error_LC)
+        return weights, self.problem.lagrangian_plans(weights, table).rows()
 
     def draw(self, factors: Factors, random: np.random.Generator) -> np.ndarray:
         """Factors from around the most likely ones."""

@@ -21,7 +21,7 @@ from workbench.search.lagrangian import total
 
 
 @dataclass(frozen=True, kw_only=True)
-class Problem:
+class AllocationProblem:
     """Minimise the sum of `error_TLC` while the sum of `cost_TLC` stays within `limit`. Costs are bits or microseconds."""
 
     error_TLC: np.ndarray
@@ -58,7 +58,7 @@ class Problem:
         return self.cost(columns_TL) <= self.limit
 
 
-def uniform(problem: Problem) -> np.ndarray:
+def uniform(problem: AllocationProblem) -> np.ndarray:
     """The best of the plans with one choice everywhere."""
     plans = [np.full(problem.error_TLC.shape[:2], column) for column in range(problem.error_TLC.shape[-1])]
     fitting = [plan for plan in plans if problem.fits(plan)]
@@ -67,7 +67,7 @@ def uniform(problem: Problem) -> np.ndarray:
     return min(fitting, key=problem.error)
 
 
-def greedy(problem: Problem) -> np.ndarray:
+def greedy(problem: AllocationProblem) -> np.ndarray:
     """By sensitivity: the (step, layer) with the largest error left is raised by one choice, again and again, while it fits.
 
     What an upgrade costs does not count, and one that does not fit closes its cell."""
@@ -88,14 +88,14 @@ def greedy(problem: Problem) -> np.ndarray:
     return np.take_along_axis(problem.order_TLC, rank_TL[..., None], -1)[..., 0]
 
 
-def mixed_integer(problem: Problem) -> np.ndarray:
+def mixed_integer(problem: AllocationProblem) -> np.ndarray:
     """The best plan by the additive table, as a multiple-choice knapsack solved by HiGHS within some seconds."""
     steps, layers, choices = problem.error_TLC.shape
     columns_I = knapsack(problem.error_TLC.reshape(-1, choices), problem.cost_TLC.reshape(-1, choices), problem.limit)
     return columns_I.reshape(steps, layers)
 
 
-def layers_only(problem: Problem) -> np.ndarray:
+def layers_only(problem: AllocationProblem) -> np.ndarray:
     """ModelOpt's `auto_quantize` and auto-round in kind: a linear programme over the layers, without a time axis."""
     cost_LC = problem.cost_TLC.sum(0)  # the cheapest of these sums may be rounded to just above the limit that the cheapest plan keeps
     columns_L = relaxed(problem.error_TLC.sum(0), cost_LC, max(problem.limit, float(cost_LC.min(-1).sum())))

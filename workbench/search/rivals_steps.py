@@ -10,13 +10,13 @@ from math import gcd
 import numpy as np
 
 from workbench.options import BadInput
-from workbench.search.rivals import Problem
+from workbench.search.rivals import AllocationProblem
 
 COST_LEVELS = 20_000  # levels of the dynamic programme where costs are not whole numbers
 ONLINE_LOW, ONLINE_HIGH = 4, 8  # activation bits that DVD-Quant switches between
 
 
-def steps_exact(problem: Problem) -> np.ndarray:
+def steps_exact(problem: AllocationProblem) -> np.ndarray:
     """One choice per step for all layers, exactly, by dynamic programming over steps and cost: VaTMP's allocation of
     min sum_t error_t(b) under a mean (Q-DiT4SR), with the table's errors instead of its variance model."""
     error_TC, cost_TC = problem.error_TLC.sum(1), problem.cost_TLC.sum(1)
@@ -52,7 +52,7 @@ def _whole_levels(cost_TC: np.ndarray, limit: float) -> tuple[np.ndarray, int]:
     return np.ceil(extra_TC / unit).astype(np.int64), int(np.floor(min(left, most) / unit))
 
 
-def steps_bisection(problem: Problem) -> np.ndarray:
+def steps_bisection(problem: AllocationProblem) -> np.ndarray:
     """One choice per step for all layers by adaptive bisection (TMPDiff, arXiv 2603.14062): spans of steps share a choice; the
     half of a span, or the whole, that saves most error per cost when raised is raised, and so becomes a span of its own."""
     error_TC, cost_TC = problem.error_TLC.sum(1), problem.cost_TLC.sum(1)
@@ -83,7 +83,7 @@ def steps_bisection(problem: Problem) -> np.ndarray:
         left -= extra
 
 
-def protected_ends(problem: Problem) -> np.ndarray:
+def protected_ends(problem: AllocationProblem) -> np.ndarray:
     """The first and last N steps at a better choice than the rest: of all N and all pairs of choices within the limit, the pair and N
     that the table likes best."""
     steps, _, choices = problem.error_TLC.shape
@@ -101,7 +101,7 @@ def protected_ends(problem: Problem) -> np.ndarray:
     return best
 
 
-def random_plan(problem: Problem, random: np.random.Generator) -> np.ndarray:
+def random_plan(problem: AllocationProblem, random: np.random.Generator) -> np.ndarray:
     """Cells raised by one choice in random order until nothing more fits."""
     rank_TL = np.zeros(problem.error_TLC.shape[:2], dtype=np.int64)
     left = problem.limit - problem.least
@@ -129,5 +129,5 @@ def online_bits(change: float, moved: float, delta: float) -> tuple[int, float]:
     return (ONLINE_HIGH, 0.0) if moved > delta else (ONLINE_LOW, moved)
 
 
-def _over_layers(problem: Problem, columns_T: np.ndarray) -> np.ndarray:
+def _over_layers(problem: AllocationProblem, columns_T: np.ndarray) -> np.ndarray:
     return np.repeat(np.asarray(columns_T)[:, None], problem.error_TLC.shape[1], axis=1)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from workbench.options import BadInput, Budget
-from workbench.ui import forms
+from workbench.ui import inputs
 from workbench.ui.tables import MB
 
 
@@ -65,7 +65,7 @@ AXES = (
     ),
     Axis(
         field="max_mean_act_bits", label="mean activation bits", brief="mean act. bits", short="bits", unit="bits", scale=1, step=0.05,
-        of_plan=lambda plan: plan.act_bits_mean, span=lambda found: forms.bounds(Budget, "max_mean_act_bits"), column=1,
+        of_plan=lambda plan: plan.act_bits_mean, span=lambda found: inputs.bounds(Budget, "max_mean_act_bits"), column=1,
     ),
 )
 
@@ -88,7 +88,7 @@ def read(found, values: dict[str, float]) -> Budget:
         value = values.get(axis.field)
         if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
             raise BadInput(f"the budget in {axis.unit} must be a number")
-        least, most = forms.bounds(Budget, axis.field)
+        least, most = inputs.bounds(Budget, axis.field)
         if value <= 0 or value < least or (most is not None and value > most):
             right = "greater than 0" if most is None else f"from {least:g} to {most:g}"
             raise BadInput(f"the budget of {value:g} {axis.unit} must be {right}")

@@ -8,12 +8,12 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
-from workbench import space
+from workbench import zerogpu
 from workbench.options import BadInput, ContestConfig, TraceConfig
 from workbench.prompts import parse_lines
-from workbench.ui import forms, limits
+from workbench.ui import inputs, limits
 
-TERMS = ("weight_bits", "act_bits", "modulation")
+CONTEST_INPUTS = ("weight_bits", "act_bits", "modulation")
 TAB = "methods"
 PROMPTS_COMPARED = 64  # at most, and where a place allows fewer, those
 
@@ -43,12 +43,12 @@ def current(session) -> tuple[dict | None, object]:
     return held[1], held[2]
 
 
-def run(session, chosen, prompts_text, seed, steps, *terms) -> None:
+def run(session, chosen, prompts_text, seed, steps, *contest_config) -> None:
     """Compare the chosen methods; rows appear as methods finish, and what the session's run folder holds is not run again."""
     if session.bundle is None:
         raise BadInput("no model is loaded yet; wait for it or load one on the Model screen")
-    bundle, images = session.bundle, forms.read(TraceConfig, ("steps", "seed"), (steps, seed), prompts=parse_lines(prompts_text or ""))
-    config = forms.read(ContestConfig, TERMS, terms)
+    bundle, images = session.bundle, inputs.read(TraceConfig, ("steps", "seed"), (steps, seed), prompts=parse_lines(prompts_text or ""))
+    config = inputs.read(ContestConfig, CONTEST_INPUTS, contest_config)
     if not chosen:
         raise BadInput("no method is chosen; tick at least one")
     if not 1 <= len(images.prompts) <= most_prompts():
@@ -56,7 +56,7 @@ def run(session, chosen, prompts_text, seed, steps, *terms) -> None:
     limits.here().check(steps=images.steps)
     contest, make = importlib.import_module("workbench.contest"), importlib.import_module("workbench.contest.make")
     runs = importlib.import_module("workbench.runs")
-    settings = make.Settings(terms=config, trace=TraceConfig(steps=images.steps))
+    settings = make.Settings(contest_config=config, trace=TraceConfig(steps=images.steps))
     for name in contest.chosen(tuple(chosen)):
         make.check(contest.METHODS[name], config)
 
@@ -71,10 +71,10 @@ def run(session, chosen, prompts_text, seed, steps, *terms) -> None:
             if found["results"]:  # what an earlier comparison found stays until there is something new
                 session.set(contest=(bundle.model_hash, found, image))
 
-        float_run, entrants, found = contest.hold(bundle, tuple(chosen), settings, prompts=images.prompts, seed=images.seed,
-                                                  run=runs.Run(session.folder), on_progress=report, on_entrant=show,
-                                                  stages=space.stages(space.CONTEST) if space.ON_ZERO_GPU else None)
-        show(found, contest.image_grid(float_run, entrants) if entrants else None)
+        float_run, results, found = contest.run_comparison(bundle, tuple(chosen), settings, prompts=images.prompts, seed=images.seed,
+                                                           run=runs.Run(session.folder), on_progress=report, on_result=show,
+                                                           stages=zerogpu.stages(zerogpu.CONTEST) if zerogpu.ON_ZERO_GPU else None)
+        show(found, contest.image_grid(float_run, results) if results else None)
 
     session.skip_method = False
     session.submit("contest", TAB, work)

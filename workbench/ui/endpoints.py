@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import gradio as gr
 
-from workbench import outline, verbs
+from workbench import commands, model_info
 from workbench.options import (
     ACT_BITS,
     BadInput,
@@ -30,11 +30,11 @@ from workbench.options import (
     first_line,
 )
 from workbench.prompts import check
-from workbench.space import stages
 from workbench.ui import limits, pictures
 from workbench.ui.actions.common import run_of
 from workbench.ui.actions.model import source_of
 from workbench.ui.session import EMBEDDED, Session, Store
+from workbench.zerogpu import stages
 
 log = logging.getLogger("workbench.ui")
 PUBLIC = ("profile", "search", "generate")
@@ -134,7 +134,7 @@ class Endpoints:
             found = _profiled(session, bundle, trace, sensitivity, quant, latency.target, on_progress)
             used = trace.prompts or bundle.prompts("calibration")
             return {"profile_id": session.id, "model": bundle.name, "prompts": list(used), "seed": trace.seed,
-                    **verbs.profile_json(found), "reachable": _reachable(found), "default_budget": _default_budget(bundle, found)}
+                    **commands.profile_json(found), "reachable": _reachable(found), "default_budget": _default_budget(bundle, found)}
 
         return session, work
 
@@ -142,18 +142,18 @@ class Endpoints:
         session = self._find(profile_id)
         bundle, found = session.bundle, session.profile
         [config] = _options(settings, SearchConfig)
-        terms = verbs.Limits.parse(wanted, "budget")
+        terms = commands.Limits.parse(wanted, "budget")
         unlimited = all(wanted[name] is None for name in ("budget_mb", "act_bits", "budget_ms"))
         budget = stages().default_budget(bundle, found) if unlimited else terms.budget()
-        from workbench.search import picks
+        from workbench.search import selection
 
-        if blamed := picks.blame(budget, _feasible(found)):
+        if blamed := selection.blame(budget, _feasible(found)):
             raise BadInput("the budget is not feasible: " + "; ".join(blamed))
 
         def work(on_progress):
             result = stages().search(bundle, found, budget, config, run=run_of(session), on_progress=on_progress)
-            picked = verbs.picked_from(result, budget, terms.pick)
-            answer = {"profile_id": session.id, "model": bundle.name, **verbs.search_json(result, picked)}
+            picked = commands.picked_from(result, budget, terms.pick)
+            answer = {"profile_id": session.id, "model": bundle.name, **commands.search_json(result, picked)}
             answer["chosen"] |= {"plan_id": picked.plan.plan_id, "plan": picked.plan.model_dump(mode="json")}
             return answer
 
@@ -250,7 +250,7 @@ def _options(settings, *kinds: type[Frozen]) -> list:
 
 def _load(source: str, on_progress: OnProgress):
     if not stages().is_loaded(source):
-        outline.require_room(outline.of(source))
+        model_info.require_room(model_info.of(source))
     return stages().load(source, on_progress=on_progress)
 
 
@@ -272,9 +272,9 @@ def _quantized(session: Session, bundle, plan, on_progress: OnProgress):
 
 
 def _feasible(found):
-    from workbench.search import picks
+    from workbench.search import selection
 
-    return picks.feasible(found.costs, ACT_BITS, found.sensitivity.steps)
+    return selection.feasible(found.costs, ACT_BITS, found.sensitivity.steps)
 
 
 def _reachable(found) -> dict:
@@ -286,7 +286,7 @@ def _reachable(found) -> dict:
 
 def _default_budget(bundle, found) -> dict:
     budget = stages().default_budget(bundle, found)
-    return {"budget_mb": math.ceil(budget.max_weight_bytes / verbs.MEGABYTE * 100) / 100, "act_bits": budget.max_mean_act_bits}
+    return {"budget_mb": math.ceil(budget.max_weight_bytes / commands.MEGABYTE * 100) / 100, "act_bits": budget.max_mean_act_bits}
 
 
 def _png(session: Session, image) -> dict:

@@ -10,10 +10,10 @@ import gradio as gr
 
 from workbench.jobs import Board
 from workbench.options import Budget
-from workbench.ui import budgets, endpoints, guide, limits, style, tables, widget
+from workbench.ui import budgets, endpoints, limits, style, tables, tour, widget
 from workbench.ui.actions import export as export_actions
 from workbench.ui.actions.common import look_closer
-from workbench.ui.live import Page, Screens
+from workbench.ui.bindings import Page, Screens
 from workbench.ui.session import TICK_S, Store
 from workbench.ui.tabs import compare, export, methods, model, search, sensitivity
 
@@ -28,13 +28,13 @@ def build(store: Store) -> gr.Blocks:
         page = Page(store)
         kept_id = gr.BrowserState("", storage_key="adatsq-session", secret=secrets.token_urlsafe(16))
         status = gr.HTML(elem_id="status", padding=False)
-        tour = widget.picker("guide")
-        about = gr.HTML(guide.glossary(), elem_id="about", padding=False)
+        tour_picker = widget.picker("tour")
+        about = gr.HTML(tour.glossary(), elem_id="about", padding=False)
         with gr.Tabs() as tabs:
             with gr.Tab("Model", id="model", render_children=True):
-                form = model.build(page)
+                tab_inputs = model.build(page)
             with gr.Tab("Sensitivity", id="sensitivity", render_children=True):
-                sensitivity.build(page, form)
+                sensitivity.build(page, tab_inputs)
             with gr.Tab("Search", id="search", render_children=True):
                 search.build(page)
             with gr.Tab("Compare", id="compare", render_children=True):
@@ -44,11 +44,11 @@ def build(store: Store) -> gr.Blocks:
             with gr.Tab("Methods", id="methods", render_children=True):  # last: a phone keeps it behind the menu of the tabs
                 methods.build(page)
         page.show(status, ["job", "bundle", "source"], lambda s: tables.status(TITLE, _model_line(s), s.snapshot()))
-        page.show(tour, ["busy", "bundle", "profile", "example", "result", "comparison", "exported", "notice-guide"], guide.view)
-        page.show(about, ["example"], lambda s: (tables.notice(f"{s.example} {OWN}", "example") if s.example else "") + guide.glossary())
+        page.show(tour_picker, ["busy", "bundle", "profile", "example", "result", "comparison", "exported", "notice-tour"], tour.view)
+        page.show(about, ["example"], lambda s: (tables.notice(f"{s.example} {OWN}", "example") if s.example else "") + tour.glossary())
         page.show(tabs, ["screen"], lambda s: gr.Tabs(selected=s.screen) if s.screen else gr.skip())
         page.show(page.timer, ["pace"], lambda s: gr.Timer(s.pace_s or TICK_S, active=s.pace_s is not None))
-        page.on(tour.pick, guide.follow, tab="guide", with_payload=True)
+        page.on(tour_picker.pick, tour.follow, tab="tour", with_payload=True)
         page.on(exported.select, export_actions.write_files, tab="export")
         page.on_open = export_actions.follow_link
         store.on_adopt, store.on_ended = _adopted, look_closer
@@ -74,7 +74,7 @@ def show_example(session, found) -> None:
     kept = Budget(max_weight_bytes=chosen.plan.weight_bytes, max_mean_act_bits=chosen.plan.act_bits_mean)
     stderr_TL = None if smap.stderr_TL is None else smap.stderr_TL.tolist()
     session.set(profile=found, example=found.made, fisher_TL=tuple(smap.fisher_TL.tolist()), stderr_TL=stderr_TL,
-                cell=smap.most_fragile, look=found.look, budget=budgets.start(found, kept), result=found.result,
+                cell=smap.most_fragile, layer_inspection=found.layer_inspection, budget=budgets.start(found, kept), result=found.result,
                 events=found.result.events, chosen=chosen, comparison=found.comparison,
                 comparisons={chosen.plan.plan_id: found.comparison},
                 compare_form=(tuple(pair.prompt for pair in pairs), pairs[0].seed, len(chosen.plan.sigma_T)))

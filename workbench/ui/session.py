@@ -1,7 +1,7 @@
 """What one visitor has loaded, profiled, found and made. Pages keep only the session's id; the objects live here.
 
 A session is a set of named values. Setting one raises its revision, and every part of the page that depends on the name
-is drawn again (see `live.py`); jobs set values from their worker thread, the page finds out at its next tick.
+is drawn again (see `bindings.py`); jobs set values from their worker thread, the page finds out at its next tick.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from typing import Any
 from workbench import tuning
 from workbench.jobs import SHARED, Board, Job
 from workbench.options import BadInput, ModelSpec, Progress, TraceConfig, first_line
-from workbench.space import stages
 from workbench.ui import limits
+from workbench.zerogpu import stages
 
 log = logging.getLogger("workbench.ui")
 KEPT_SESSIONS, KEPT_PROFILES = 256, 8  # a profile holds its trace and every solved weight; a session without one is small
@@ -58,8 +58,8 @@ NONE_YET: Mapping = MappingProxyType({})
 OF_COMPARISON = MappingProxyType({"pair": 0, "at_step": None, "preview": None, "previews": NONE_YET, "blind": None})
 OF_PROFILE = MappingProxyType({
     "events": (), "replay": None, "so_far": None, "result": None, "chosen": None, "pinned": None, "edits": (), "comparison": None,
-    "comparisons": NONE_YET, "measured": NONE_YET, "drafts": None, "exported": None, "exports": NONE_YET, **OF_COMPARISON, "look": None,
-    "floor_db": None, "sliders_moved": None, "written": None})
+    "comparisons": NONE_YET, "measured": NONE_YET, "drafts": None, "exported": None, "exports": NONE_YET, **OF_COMPARISON,
+    "layer_inspection": None, "floor_db": None, "sliders_moved": None, "written": None})
 OF_MODEL = MappingProxyType({"profile": None, "example": None, "fisher_TL": (), "stderr_TL": None, "cell": (None, None), **OF_PROFILE})
 LIGHT_THREADS = 2
 
@@ -86,7 +86,7 @@ class Session:
         self.steps, self.seed = TraceConfig().steps, TraceConfig().seed
         self.compare_form: tuple[tuple[str, ...], int, int] | None = None  # prompts, seed, steps
         self.budget: dict[str, float] = {}
-        self.outline, self.screen = None, None
+        self.model_info, self.screen = None, None
         self.followed = ""  # the link that has been followed
         self.restoring = None  # what a link asks for and the model is still loaded for
         self.pending, self.seen_s = 0, time.monotonic()
@@ -110,11 +110,11 @@ class Session:
         """Do something short off the request, beside whatever heavy job is running."""
         def run():
             try:
-                with tuning.alone():
+                with tuning.single_threaded():
                     work()
             except BaseException as error:  # what is not caught here is never heard of
                 log.exception("%s failed", what)
-                self.say(what, f"{type(error).__name__}: {first_line(error)}")
+                self.notify(what, f"{type(error).__name__}: {first_line(error)}")
             finally:
                 with self.lock:
                     self.pending -= 1
@@ -136,7 +136,7 @@ class Session:
             surplus = 0 if most is None else max(0, len(entries) - most)
             self.set(**{name: dict(islice(entries.items(), surplus, None))})
 
-    def say(self, tab: str, text: str = "", kind: str = "error") -> None:
+    def notify(self, tab: str, text: str = "", kind: str = "error") -> None:
         """The one line under a screen's buttons; empty takes it away."""
         with self.lock:
             if self.notices.get(tab, ("", "")) != (text, kind if text else ""):
@@ -191,11 +191,11 @@ class Session:
                 self.set(**(undo or {}))
                 kept = "; what was finished is kept, and starting again goes on from there" if kind in RESUMED else ""
                 kept += f". The {kind} before it is shown again" if undo and kind in RESUMED else ""
-                self.say(tab, error or f"{kind} was stopped{kept}", "error" if error else "info")
+                self.notify(tab, error or f"{kind} was stopped{kept}", "error" if error else "info")
             try:
                 self.store.on_ended(self)
             except BaseException as fault:
-                self.say(tab, error or f"after {kind}: {type(fault).__name__}: {first_line(fault)}")
+                self.notify(tab, error or f"after {kind}: {type(fault).__name__}: {first_line(fault)}")
                 raise  # the job records it as its failure
 
         with self.lock:
@@ -215,7 +215,7 @@ class Session:
             self.store.on_adopt(self)
         except Exception as fault:  # the model is there, whatever cannot be shown of it
             log.exception("adopting %s", bundle.source)
-            self.say("model", f"{bundle.source} is loaded, but its example cannot be shown: {type(fault).__name__}: {first_line(fault)}")
+            self.notify("model", f"{bundle.source} is loaded, but its example cannot be shown: {type(fault).__name__}: {first_line(fault)}")
 
     def snapshot(self):
         return self.board.snapshot(self.job) if self.job is not None else None
@@ -234,7 +234,7 @@ class Session:
             return
         if self.bundle is None and self.job is self.store.preload and not self.job.active:
             if self.job.error:
-                self.say("model", self.job.error)
+                self.notify("model", self.job.error)
             else:
                 self.adopt(self.job.result)
         state = self.job.snapshot()
@@ -263,7 +263,7 @@ class Session:
                 self._take_search(detail)
 
     def _take_search(self, event) -> None:
-        from workbench.search.log import extended  # brings torch
+        from workbench.search.recorder import extended  # brings torch
 
         self.set(events=(*self.events, event), replay=None)
         if event.plans:

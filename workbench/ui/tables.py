@@ -89,7 +89,7 @@ def pick_table(headers, rows, caption: str, *, numeric: tuple[int, ...] = ()) ->
     for payload, chosen, cells in rows:
         shown = "".join(f"<td{s}>{escape(str(cell)) if s else _breakable(cell)}</td>" for cell, s in zip(cells, shade))
         body += f'<tr {pick(payload, tag="tr")} aria-pressed="{str(bool(chosen)).lower()}">{shown}</tr>'
-    return framed(f'<thead><tr>{head}</tr></thead><tbody data-group="1">{body}</tbody>', caption, "picks")
+    return framed(f'<thead><tr>{head}</tr></thead><tbody data-group="1">{body}</tbody>', caption, "selection")
 
 
 def megabytes(count: float) -> str:

@@ -44,12 +44,12 @@ def early(upload_mb: int) -> str:
     return f"<script>window.adatsqUploadMB = {upload_mb};{(STATIC / 'early.js').read_text(encoding='utf-8')}</script>"
 
 
-def plot(value: dict | None = None, *, elem_id: str, height: int, label: str, paintable: bool = False, told_by: str = "") -> gr.HTML:
+def plot(value: dict | None = None, *, elem_id: str, height: int, label: str, paintable: bool = False, described_by: str = "") -> gr.HTML:
     """`value` is a figure dict of `figures.py`. Clicks arrive as the event `cell_click` (read them with `clicked_cell`), painted
-    rectangles as `paint` (read them with `painted_cells`). told_by: id of the element that says in words what it shows.
+    rectangles as `paint` (read them with `painted_cells`). described_by: id of the element that says in words what it shows.
 
     A function, since Gradio writes a stub file beside every subclass of its components."""
-    told = f' aria-describedby="{escape(told_by)}"' if told_by else ""
+    told = f' aria-describedby="{escape(described_by)}"' if described_by else ""
     template = (
         f'<div class="plot-title">{escape(label)}</div>'
         f'<div class="plot" role="img" aria-label="{escape(label)}"{told} style="height:{height}px;width:100%"></div>'

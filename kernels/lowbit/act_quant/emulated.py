@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from lowbit.act_quant.naive import grid_of
-from lowbit.memo import LastInput
+from lowbit.tensor_cache import LastInputCache
 
-_last = LastInput()
+_last = LastInputCache()
 
 
 def _fake_quantize(x: Tensor, bits: int, clip: float, mid_rise: bool) -> Tensor:

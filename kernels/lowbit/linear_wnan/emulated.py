@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lowbit.act_quant.emulated import fake_quantize
 from lowbit.linear_wnan.naive import dequantize
-from lowbit.memo import identity, memory
+from lowbit.tensor_cache import identity, memory
 
 
 def linear_wnan(x: Tensor, packed_NP: Tensor, scale_NG: Tensor, zero_NG: Tensor | None, bits: int,

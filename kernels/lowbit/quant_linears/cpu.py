@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from lowbit import abi, build, cpu
-from lowbit.memo import Kept, memory
 from lowbit.quant_linears.naive import quant_linears as one_after_another
+from lowbit.tensor_cache import TensorCache, memory
 
 MOST_WEIGHTS = 8  # of one call, as lowbit.h has it
 LARGE_INPUT = 1 << 20  # numbers; above, quantized beforehand: 10 % faster at 1024 x 3072, where inputs drive packed weights from the cache
@@ -27,11 +27,12 @@ def quant_linears(x: Sequence[Tensor], factor_K: Tensor | None, block: int, act_
                   gate_BN: Tensor | None, clip: float = 1.0, mid_rise: bool = False) -> list[Tensor]:
     """See quant_linears/naive.py."""
     stored = (packed, scale, zero, weight_bits, group_size, bias, gelu_after)
-    ys = _joint(factor_K, block, act_group, *stored, sum(part.shape[-1] for part in x))(x, act_bits, residual, gate_BN, clip, mid_rise)
+    prepared = _fused_linears(factor_K, block, act_group, *stored, sum(part.shape[-1] for part in x))
+    ys = prepared(x, act_bits, residual, gate_BN, clip, mid_rise)
     return ys or one_after_another(x, factor_K, block, act_bits, act_group, *stored, residual, gate_BN, clip, mid_rise)
 
 
-class Joint:
+class FusedLinears:
     """`quant_linears` of certain weights, prepared: what does not change from call to call is checked here and kept as a kernel reads it.
 
     Arguments as there, with the number of input features. It keeps the tensors' memory, which therefore stays what it reads, and not the
@@ -95,17 +96,18 @@ class Joint:
         return ys
 
 
-def _joint(factor_K, block: int, act_group: int, packed, scale, zero, weight_bits, group_size: int, bias, gelu_after, k_in: int) -> Joint:
+def _fused_linears(factor_K, block: int, act_group: int, packed, scale, zero, weight_bits, group_size: int, bias, gelu_after,
+                   k_in: int) -> FusedLinears:
     """The same, remembered on the first packed tensor with what it was made from."""
     asked = (block, act_group, tuple(weight_bits), group_size, tuple(gelu_after), k_in, tuple(
         None if each is None else (each.data_ptr(), each.dtype, each.shape) for each in (factor_K, *packed, *scale, *zero, *bias)))
-    kept = getattr(packed[0], "_lowbit_joint", None)
+    kept = getattr(packed[0], "_lowbit_fused", None)
     if kept is not None and kept.asked == asked:
         return kept.made
-    joint = Joint(factor_K, block, act_group, packed, scale, zero, weight_bits, group_size, bias, gelu_after, k_in)
-    if not joint.copied:
-        packed[0]._lowbit_joint = Kept(asked, joint)
-    return joint
+    fused_linears = FusedLinears(factor_K, block, act_group, packed, scale, zero, weight_bits, group_size, bias, gelu_after, k_in)
+    if not fused_linears.copied:
+        packed[0]._lowbit_fused = TensorCache(asked, fused_linears)
+    return fused_linears
 
 
 def _gated(residual: Tensor, gate_BN: Tensor | None, ys: list[Tensor]):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from workbench.options import BadInput
-from workbench.space import stages
 from workbench.ui import pictures
 from workbench.ui.session import OF_COMPARISON, Session
+from workbench.zerogpu import stages
 
 
 def need(value, what: str):
@@ -98,24 +98,24 @@ def look_closer(session: Session) -> None:
     found, bundle = session.profile, session.bundle
     if layer is None or step is None or found is None:
         return
-    if session.look is not None and (session.look.layer, session.look.step) == (layer, step):
+    if session.layer_inspection is not None and (session.layer_inspection.layer, session.layer_inspection.step) == (layer, step):
         return
-    session.set(look=None)
+    session.set(layer_inspection=None)
     if found.trace is None:
         return
 
     def work():
         try:
-            look = stages().inspect(bundle, found.trace, layer, step, found.quant)
+            layer_inspection = stages().inspect(bundle, found.trace, layer, step, found.quant)
         except BadInput as error:
-            session.say("look", str(error), "info")
+            session.notify("layer_inspection", str(error), "info")
             return
         with session.lock:
             if session.cell == (layer, step) and session.profile is found:
-                session.say("look")
-                session.set(look=look)
+                session.notify("layer_inspection")
+                session.set(layer_inspection=layer_inspection)
 
-    session.soon("look", work)
+    session.soon("layer_inspection", work)
 
 
 def show_step(session: Session) -> None:

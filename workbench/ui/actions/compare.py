@@ -6,8 +6,7 @@ import random
 from dataclasses import dataclass, replace
 
 from workbench.options import BadInput, TraceConfig
-from workbench.space import stages
-from workbench.ui import forms, limits, pictures, widget
+from workbench.ui import inputs, limits, pictures, widget
 from workbench.ui.actions.common import (
     bundle_of,
     chosen_of,
@@ -20,6 +19,7 @@ from workbench.ui.actions.common import (
 )
 from workbench.ui.session import KEPT_COMPARISONS, OF_COMPARISON, Session
 from workbench.ui.views import compare as views
+from workbench.zerogpu import stages
 
 GAINS = (1, 64)
 
@@ -48,7 +48,7 @@ def compare(session: Session, prompts_text, seed, steps) -> None:
     profile_of(session)
     scored = chosen_of(session)  # another may be chosen before its turn comes
     plan_id = scored.plan.plan_id
-    config = forms.read(TraceConfig, ("steps", "seed"), (steps, seed), prompts=forms.prompts(prompts_text))
+    config = inputs.read(TraceConfig, ("steps", "seed"), (steps, seed), prompts=inputs.prompts(prompts_text))
     most = limits.here().compared
     if not 1 <= len(config.prompts) <= most:
         raise BadInput(f"{len(config.prompts)} prompts to compare; write 1 to {most}, one per line")
@@ -63,7 +63,7 @@ def compare(session: Session, prompts_text, seed, steps) -> None:
             session.put("comparisons", plan_id, result, KEPT_COMPARISONS)
             session.set(drafts=None)
             if session.chosen is None or session.chosen.plan.plan_id != plan_id:
-                session.say("compare", f"plan {plan_id} was drawn; choose it again to see its images", "info")
+                session.notify("compare", f"plan {plan_id} was drawn; choose it again to see its images", "info")
                 return
             session.set(comparison=result, **OF_COMPARISON, mode="slider" if session.mode == "blind" else session.mode)
         _time(session, model, plan_id, result, on_progress)
@@ -76,12 +76,12 @@ def compare(session: Session, prompts_text, seed, steps) -> None:
 
 def _time(session: Session, model, plan_id: str, result, on_progress) -> None:
     """The images are there; the two rows that say what one of them takes by itself follow."""
-    alone = stages().time_alone(bundle_of(session), model, len(result.pairs[0].latent_nmse_T), result.float_seconds_per_image,
-                                on_progress=on_progress)
+    solo_timing = stages().solo_timing(bundle_of(session), model, len(result.pairs[0].latent_nmse_T), result.float_seconds_per_image,
+                                       on_progress=on_progress)
     with session.lock:
-        if alone is None or session.comparisons.get(plan_id) is not result:
+        if solo_timing is None or session.comparisons.get(plan_id) is not result:
             return
-        timed = replace(result, alone=alone)
+        timed = replace(result, solo_timing=solo_timing)
         session.put("comparisons", plan_id, timed, KEPT_COMPARISONS)
         if session.comparison is result:
             session.set(comparison=timed)

@@ -7,13 +7,13 @@ import zipfile
 from pathlib import Path
 
 from workbench.options import BadInput
-from workbench.space import stages
 from workbench.ui import limits, links, pictures
 from workbench.ui.actions.common import bundle_of, choose, chosen_of, need, profile_of
 from workbench.ui.actions.compare import quantized_model
 from workbench.ui.session import Drafted, Session
 from workbench.ui.tables import MB
 from workbench.ui.views import export as views
+from workbench.zerogpu import stages
 
 PLAN_LIMIT_BYTES = 8_000_000
 REOPENS = "packed weights, plan and model card; opens with workbench.load_quantized or adatsq generate FOLDER, not with diffusers alone"
@@ -36,7 +36,7 @@ def export(session: Session) -> None:
             if session.chosen is not None and session.chosen.plan.plan_id == plan_id:
                 session.set(exported=made)
                 return
-            session.say("export", f"plan {plan_id} was written; choose it again to see its files", "info")
+            session.notify("export", f"plan {plan_id} was written; choose it again to see its files", "info")
 
     session.submit("export", "export", work)
 
@@ -134,7 +134,7 @@ def import_plan(session: Session, path: str | None) -> None:
         raise BadInput(f"{error}; import a file that this screen exported for the same model") from None
     choose(session, Drafted(plan))
     write_files(session)
-    session.say("export", f"plan {plan.plan_id} ({plan.method}) was read and is now the chosen plan", "info")
+    session.notify("export", f"plan {plan.plan_id} ({plan.method}) was read and is now the chosen plan", "info")
 
 
 # A link
@@ -155,8 +155,8 @@ def follow_link(session: Session, code: str) -> None:
             _load(session, recipe.model)
     except BadInput as error:
         session.restoring = None
-        session.say("export", str(error))
-        session.say("model", str(error))
+        session.notify("export", str(error))
+        session.notify("model", str(error))
 
 
 def _load(session: Session, source: str) -> None:
@@ -177,9 +177,9 @@ def restore(session: Session) -> None:
     try:
         plan = links.plan_of(recipe, bundle, costs.tabulate(bundle, recipe.quant))
     except BadInput as error:
-        session.say("model", str(error))
+        session.notify("model", str(error))
         return
     session.steps, session.seed = len(recipe.sigmas), recipe.seed
     session.set(steps=len(recipe.sigmas), seed=recipe.seed, prompts=recipe.prompts or session.prompts)
     choose(session, Drafted(plan, origin="link"))
-    session.say("model", f"the link's plan {plan.plan_id} is now the chosen plan; profile the model to draw with it", "info")
+    session.notify("model", f"the link's plan {plan.plan_id} is now the chosen plan; profile the model to draw with it", "info")

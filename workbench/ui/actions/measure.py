@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from workbench.options import BadInput
-from workbench.space import stages
 from workbench.ui.actions import common
 from workbench.ui.session import KEPT_MEASURED, Session
+from workbench.zerogpu import stages
 
 KIND = "measurement"
 
@@ -44,7 +44,7 @@ def _keep(session: Session, measured) -> None:
         if session.chosen is not None and session.chosen.plan.plan_id == plan_id:
             session.set(chosen=measured)
         else:
-            session.say("plan", f"plan {plan_id} was measured; choose it again to see its error", "info")
+            session.notify("plan", f"plan {plan_id} was measured; choose it again to see its error", "info")
 
 
 def running(session: Session) -> bool:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from workbench import outline
+from workbench import model_info
 from workbench.options import BadInput, ModelSpec, TraceConfig
 from workbench.prompts import check, read
-from workbench.space import stages
-from workbench.ui import forms, limits
+from workbench.ui import inputs, limits
 from workbench.ui.actions.common import bundle_of, need
 from workbench.ui.session import SHOWN_PROMPTS, Session
+from workbench.zerogpu import stages
 
 SOURCE_LIMIT = 1000
 
@@ -26,12 +26,12 @@ def source_of(source: str | None) -> str:
 
 def load_model(session: Session, source: str | None) -> None:
     source = source_of(source)
-    known = outline.of(source)
-    outline.require_room(known)
+    known = model_info.of(source)
+    model_info.require_room(known)
 
     def work(on_progress):
         if _only_on_hub(known):
-            outline.require_room(outline.on_hub(source))
+            model_info.require_room(model_info.on_hub(source))
         session.adopt(stages().load(source, on_progress=on_progress))
 
     session.submit("load", "model", work)
@@ -40,33 +40,33 @@ def load_model(session: Session, source: str | None) -> None:
 def look_at_model(session: Session, source: str | None) -> None:
     """Another model was named: say how large it is before anything is loaded."""
     source = source_of(source)
-    known = outline.of(source)
-    session.set(outline=known, source=source)
+    known = model_info.of(source)
+    session.set(model_info=known, source=source)
 
     def ask():
-        found = outline.on_hub(source)
+        found = model_info.on_hub(source)
         if session.source == source:
-            session.set(outline=found)
+            session.set(model_info=found)
 
     if _only_on_hub(known):
         session.soon("model", ask)
 
 
-def _only_on_hub(known: outline.Outline) -> bool:
+def _only_on_hub(known: model_info.ModelInfo) -> bool:
     return known.kind == "hub id" and known.parameters is None
 
 
 def pick_model(session: Session, payload) -> None:
     """A card of an embedded model."""
-    names = outline.embedded()
+    names = model_info.embedded()
     name = payload.get("model") if isinstance(payload, dict) else None
     if name in names and (session.bundle is None or session.bundle.source != name):
-        session.set(source=name, outline=outline.of(name))
+        session.set(source=name, model_info=model_info.of(name))
         load_model(session, name)
 
 
 def keep_prompts(session: Session, rows) -> None:
-    given = forms.prompts(rows)
+    given = inputs.prompts(rows)
     TraceConfig.parse({"prompts": given}, "prompts")
     session.prompts = given  # drawn again only after a reload: the table already shows it
 
@@ -79,4 +79,4 @@ def upload_prompts(session: Session, path: str | None) -> None:
     found = read(Path(need(path, "no file was received")))
     limits.here().check(prompts=len(found))
     session.set(prompts=check(found))
-    session.say("model", "1 prompt was read" if len(found) == 1 else f"{len(found)} prompts were read", "info")
+    session.notify("model", "1 prompt was read" if len(found) == 1 else f"{len(found)} prompts were read", "info")

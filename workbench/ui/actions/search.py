@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 
 from workbench.options import ACT_BITS, BadInput, SearchConfig
-from workbench.space import stages
-from workbench.ui import budgets, forms, widget
+from workbench.ui import budgets, inputs, widget
 from workbench.ui.actions.common import (
     bundle_of,
     choose,
@@ -19,8 +18,9 @@ from workbench.ui.actions.common import (
     select_cell,
 )
 from workbench.ui.session import Drafted, Session
+from workbench.zerogpu import stages
 
-SEARCH_FORM = ("beam", "configs", "samples", "scoring", "rollout", "finalists")
+SEARCH_INPUTS = ("beam", "configs", "samples", "scoring", "rollout", "finalists")
 KEPT_EDITS = 100
 MOST_DB = 120  # identical latents in float32 are about there
 
@@ -30,7 +30,7 @@ def search(session: Session, *given) -> None:
     bundle, found = bundle_of(session), profile_of(session)
     limits_, settings = _slider_values(given[: len(budgets.AXES)]), given[len(budgets.AXES) :]
     budget = budgets.read(found, limits_)
-    config = forms.read(SearchConfig, SEARCH_FORM, settings)
+    config = inputs.read(SearchConfig, SEARCH_INPUTS, settings)
     budgets.require_feasible(found, limits_)
 
     def work(on_progress):
@@ -75,20 +75,20 @@ def _select(front, budget, limits_: dict):
 
 def pick_knee(session: Session) -> None:
     """The plan where spending more begins to buy little."""
-    from workbench.search import picks
+    from workbench.search import selection
 
-    _choose_freely(session, picks.pick_knee(need(session.found, "search first: the knee is a point of the front").front))
+    _choose_freely(session, selection.pick_knee(need(session.found, "search first: the knee is a point of the front").front))
 
 
 def pick_floor(session: Session, floor_db) -> None:
     """The cheapest plan whose latent signal-to-error ratio reaches `floor_db`."""
-    from workbench.search import picks
+    from workbench.search import selection
 
     front = need(session.found, "search first: the floor picks a point of the front").front
     session.set(floor_db=None)
     if not isinstance(floor_db, int | float) or not 0 <= floor_db <= MOST_DB:
         raise BadInput(f"the quality floor must be a number from 0 to {MOST_DB} dB")
-    reached = picks.pick_cheapest(front, floor_db)
+    reached = selection.pick_cheapest(front, floor_db)
     session.set(floor_db=float(floor_db))
     _choose_freely(session, reached)
 

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from workbench.options import LatencyConfig, QuantConfig, SensitivityConfig, TraceConfig
-from workbench.space import stages
-from workbench.ui import budgets, forms, limits, widget
+from workbench.ui import budgets, inputs, limits, widget
 from workbench.ui.actions.common import bundle_of, run_of, select_cell
 from workbench.ui.session import OF_PROFILE, Drafted, Session
 from workbench.ui.views import quantities
 from workbench.ui.views.layers import blocks_of
+from workbench.zerogpu import stages
 
-SENSITIVITY_FORM = ("estimator", "probes", "weighting", "tau", "distortion")
+SENSITIVITY_INPUTS = ("estimator", "probes", "weighting", "tau", "distortion")
 BROUGHT = ("link", "imported")  # where plans come from that a new profile does not take away
-QUANT_FORM = ("transform", "solver", "hessian", "group_size", "act_grid")
+QUANT_INPUTS = ("transform", "solver", "hessian", "group_size", "act_grid")
 
 
 def profile(session: Session, steps, seed, prompts_given, *settings) -> None:
     bundle = bundle_of(session)
-    trace_config = forms.read(TraceConfig, ("steps", "seed"), (steps, seed), prompts=forms.prompts(prompts_given))
-    split = len(SENSITIVITY_FORM)
-    config = forms.read(SensitivityConfig, SENSITIVITY_FORM, settings[:split])
-    quant = forms.read(QuantConfig, QUANT_FORM, settings[split:-1])
-    target = forms.read(LatencyConfig, ("target",), settings[-1:]).target
+    trace_config = inputs.read(TraceConfig, ("steps", "seed"), (steps, seed), prompts=inputs.prompts(prompts_given))
+    split = len(SENSITIVITY_INPUTS)
+    config = inputs.read(SensitivityConfig, SENSITIVITY_INPUTS, settings[:split])
+    quant = inputs.read(QuantConfig, QUANT_INPUTS, settings[split:-1])
+    target = inputs.read(LatencyConfig, ("target",), settings[-1:]).target
     limits.here().check(prompts=len(trace_config.prompts), steps=trace_config.steps)
 
     def work(on_progress):

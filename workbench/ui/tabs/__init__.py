@@ -8,11 +8,11 @@ import gradio as gr
 
 from workbench.options import Frozen
 from workbench.ui import tables
-from workbench.ui.live import Page
+from workbench.ui.bindings import Page
 
 
 @dataclass(frozen=True)
-class Form:
+class TabInputs:
     """The components of one options type, by field name."""
 
     options: type[Frozen]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import gradio as gr
 
 from workbench.options import TraceConfig
-from workbench.ui import forms, limits, tables, widget
+from workbench.ui import inputs, limits, tables, widget
 from workbench.ui.actions import common
 from workbench.ui.actions import compare as actions
-from workbench.ui.live import Page
+from workbench.ui.bindings import Page
 from workbench.ui.tabs import notice_line
 from workbench.ui.views import compare as views
 
@@ -20,8 +20,8 @@ def build(page: Page) -> list:
             label = f"prompts, one per line, at most {limits.here().compared}"
             prompts = gr.Textbox(label=label, lines=4, max_lines=8, elem_id="compare-prompts", interactive=True)
             with gr.Row():
-                seed = forms.component(TraceConfig, "seed", elem_id="compare-seed")
-                steps = forms.component(TraceConfig, "steps", elem_id="compare-steps")
+                seed = inputs.component(TraceConfig, "seed", elem_id="compare-seed")
+                steps = inputs.component(TraceConfig, "steps", elem_id="compare-steps")
             with gr.Row(elem_classes=["tools"]):
                 start = gr.Button("Generate", variant="primary", elem_id="compare", min_width=110, interactive=False)
                 cancel = gr.Button("Cancel", elem_id="cancel-compare", min_width=90, interactive=False)

@@ -6,7 +6,7 @@ import gradio as gr
 
 from workbench.ui import links, tables, widget
 from workbench.ui.actions import export as actions
-from workbench.ui.live import Page
+from workbench.ui.bindings import Page
 from workbench.ui.tabs import notice_line
 from workbench.ui.views import export as views
 from workbench.ui.views import plans

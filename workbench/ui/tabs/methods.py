@@ -7,8 +7,8 @@ import gradio as gr
 from workbench.options import ContestConfig, TraceConfig
 from workbench.ui import contest_actions as actions
 from workbench.ui import contest_views as views
-from workbench.ui import forms
-from workbench.ui.live import Page
+from workbench.ui import inputs
+from workbench.ui.bindings import Page
 from workbench.ui.tabs import notice_line
 from workbench.ui.widget import plot
 
@@ -18,9 +18,9 @@ def build(page: Page) -> None:
     prompts = gr.Textbox(label=f"prompts, one per line, at most {actions.most_prompts()}", lines=4, max_lines=8,
                          elem_id="methods-prompts", interactive=True)
     with gr.Row():
-        seed = forms.component(TraceConfig, "seed", elem_id="methods-seed")
-        steps = forms.component(TraceConfig, "steps", elem_id="methods-steps")
-        terms = [forms.component(ContestConfig, name, elem_id=f"methods-{name}") for name in actions.TERMS]
+        seed = inputs.component(TraceConfig, "seed", elem_id="methods-seed")
+        steps = inputs.component(TraceConfig, "steps", elem_id="methods-steps")
+        contest_config = [inputs.component(ContestConfig, name, elem_id=f"methods-{name}") for name in actions.CONTEST_INPUTS]
     with gr.Row(elem_classes=["tools"]):
         start = gr.Button("Compare methods", variant="primary", elem_id="methods-run", min_width=160, interactive=False)
         skip = gr.Button("Skip this method", elem_id="methods-skip", min_width=160, interactive=False)
@@ -44,6 +44,6 @@ def build(page: Page) -> None:
     for kind, button in zip(("csv", "md"), files):
         page.show(button, now, lambda s, kind=kind: gr.DownloadButton(value=actions.table_file(s, kind),
                                                                       interactive=actions.current(s)[0] is not None))
-    page.on(start.click, actions.run, [chosen, prompts, seed, steps, *terms], tab=actions.TAB)
+    page.on(start.click, actions.run, [chosen, prompts, seed, steps, *contest_config], tab=actions.TAB)
     page.on(skip.click, actions.skip, tab=actions.TAB)
     page.on(cancel.click, actions.stop, tab=actions.TAB)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import gradio as gr
 
 from workbench.options import TraceConfig
-from workbench.ui import forms, tables, widget
+from workbench.ui import inputs, tables, widget
 from workbench.ui.actions import model as actions
-from workbench.ui.live import Page
+from workbench.ui.bindings import Page
 from workbench.ui.session import EMBEDDED
-from workbench.ui.tabs import Form, notice_line
+from workbench.ui.tabs import TabInputs, notice_line
 from workbench.ui.views import model as views
 
 
-def build(page: Page) -> Form:
+def build(page: Page) -> TabInputs:
     with gr.Row(equal_height=False):
         with gr.Column(scale=5, min_width=320):
             cards = widget.picker("models")
@@ -23,16 +23,16 @@ def build(page: Page) -> Form:
             source = gr.Textbox(value=EMBEDDED, label="or another model", elem_id="source", max_lines=1, interactive=True, info=info)
             load = gr.Button("Load model", elem_id="load")
             notice_line(page, "model")
-            form = Form(TraceConfig, forms.build(TraceConfig, "steps", "seed"))
-            outline = gr.HTML(elem_id="outline")
+            tab_inputs = TabInputs(TraceConfig, inputs.build(TraceConfig, "steps", "seed"))
+            model_info = gr.HTML(elem_id="model-info")
         with gr.Column(scale=6, min_width=320):
             prompts = _prompt_table()
             upload = gr.UploadButton("Upload prompts: .txt, .csv or .json", size="sm", elem_id="upload-prompts")
             default = gr.Button("Back to the model's own set", size="sm", elem_id="default-prompts")
-    _show(page, cards, outline, summary)
+    _show(page, cards, model_info, summary)
     page.show(prompts, ["prompts"], lambda s: [[text] for text in s.prompts] or [[""]])
-    page.show(form.components["steps"], ["steps"], lambda s: s.steps)
-    page.show(form.components["seed"], ["seed"], lambda s: s.seed)
+    page.show(tab_inputs.components["steps"], ["steps"], lambda s: s.steps)
+    page.show(tab_inputs.components["seed"], ["seed"], lambda s: s.seed)
     page.show(source, ["source"], lambda s: s.source)
     page.show(load, ["busy"], lambda s: gr.Button(interactive=not s.busy))
     page.on(cards.pick, actions.pick_model, tab="model", with_payload=True)
@@ -42,8 +42,8 @@ def build(page: Page) -> Form:
     page.on(upload.upload, actions.upload_prompts, [upload], tab="model")
     page.on(default.click, actions.default_prompts, tab="model")
     page.on(prompts.input, actions.keep_prompts, [prompts], tab="model")
-    form.components["prompts"] = prompts
-    return form
+    tab_inputs.components["prompts"] = prompts
+    return tab_inputs
 
 
 def _prompt_table() -> gr.Dataframe:
@@ -62,12 +62,12 @@ def _prompt_table() -> gr.Dataframe:
     )
 
 
-def _show(page: Page, cards, outline, summary) -> None:
+def _show(page: Page, cards, model_info, summary) -> None:
     page.show(cards, ["bundle", "source"], lambda s: views.model_cards(s.bundle.source if s.bundle else ""))
     page.show(
-        outline,
-        ["outline", "bundle"],
-        lambda s: views.outline_numbers(s.outline) if s.outline and not (s.bundle and s.bundle.source == s.outline.source)
+        model_info,
+        ["model_info", "bundle"],
+        lambda s: views.model_info_numbers(s.model_info) if s.model_info and not (s.bundle and s.bundle.source == s.model_info.source)
         else views.protected(s.bundle) if s.bundle else "",
     )
     page.show(

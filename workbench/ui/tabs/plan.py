@@ -8,7 +8,7 @@ from workbench.ui import tables, widget
 from workbench.ui.actions import compare as compare_actions
 from workbench.ui.actions import measure as measuring
 from workbench.ui.actions import search as actions
-from workbench.ui.live import Page
+from workbench.ui.bindings import Page
 from workbench.ui.tabs import notice_line
 from workbench.ui.views import plans
 from workbench.ui.views import search as views
@@ -33,7 +33,7 @@ def _bits(page: Page) -> None:
         undo = gr.Button("Undo", elem_id="undo", min_width=80, scale=0, interactive=False)
     notice_line(page, "plan")  # here, since the top of the screen is out of sight
     label = "Bits of the chosen plan, layer by step"
-    bits = widget.plot(elem_id="bit-map", height=420, label=label, paintable=True, told_by="plan-numbers")
+    bits = widget.plot(elem_id="bit-map", height=420, label=label, paintable=True, described_by="plan-numbers")
     page.show(bits, ["chosen", "cell", "brush"], lambda s: plans.bit_map(
         s.chosen and s.chosen.plan, s.bundle and s.bundle.layers, actions.cell_of_plan(s), s.brush))
     page.show(undo, ["edits"], lambda s: gr.Button(interactive=bool(s.edits)))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import gradio as gr
 
 from workbench.options import SearchConfig
-from workbench.ui import budgets, forms, tables, widget
+from workbench.ui import budgets, inputs, tables, widget
 from workbench.ui.actions import common
 from workbench.ui.actions import search as actions
-from workbench.ui.live import Page
+from workbench.ui.bindings import Page
 from workbench.ui.tabs import notice_line, plan
 from workbench.ui.views import search as views
 
@@ -21,7 +21,7 @@ def build(page: Page) -> list:
     knee, floor, floor_db = _picks()
     notice_line(page, "search")
     with gr.Accordion("Settings of the search", open=False, elem_classes=["settings"]):
-        settings = list(forms.build(SearchConfig, *actions.SEARCH_FORM).values())
+        settings = list(inputs.build(SearchConfig, *actions.SEARCH_INPUTS).values())
     line = gr.HTML(elem_id="search-line")
     with gr.Row(equal_height=False):
         with gr.Column(scale=3, min_width=340):
@@ -97,7 +97,7 @@ def _show_sliders(page: Page, sliders) -> None:
         page.show(slider, ["profile", "sliders_moved"], draw(axis))
 
 
-def _show(page: Page, line, front, beam_parts, picks) -> None:
+def _show(page: Page, line, front, beam_parts, selection) -> None:
     beam, replay = beam_parts
 
     def last(session):
@@ -126,5 +126,5 @@ def _show(page: Page, line, front, beam_parts, picks) -> None:
     page.show(front, [*FOUND, "chosen", "pinned", "budget", "floor_db", "replay", "profile"], draw)
     page.show(beam, ["events", "replay"], lambda s: views.beam(views.beam_steps(s.events), s.replay))
     page.show(replay, ["events"], slider)
-    for button in picks:
+    for button in selection:
         page.show(button, FOUND, lambda s: gr.Button(interactive=bool(s.found and s.found.front)))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import gradio as gr
 
 from workbench.options import LatencyConfig, QuantConfig, SensitivityConfig
-from workbench.ui import forms, tables, widget
+from workbench.ui import inputs, tables, widget
 from workbench.ui.actions import common
 from workbench.ui.actions import sensitivity as actions
+from workbench.ui.bindings import Page
 from workbench.ui.figures import empty
-from workbench.ui.live import Page
-from workbench.ui.tabs import Form, notice_line
+from workbench.ui.tabs import TabInputs, notice_line
 from workbench.ui.views import quantities
 from workbench.ui.views import sensitivity as views
 from workbench.ui.views.quantities import QUANTITIES
@@ -20,14 +20,14 @@ WIDTHS = (3, 4, 6, 8)
 WAYS = [("mean of its layers", "mean"), ("sum", "sum"), ("largest", "max")]  # of putting the layers of a block together
 
 
-def build(page: Page, model_form: Form) -> list:
+def build(page: Page, model_inputs: TabInputs) -> list:
     """Returns the inputs of the Profile button."""
     start, cancel, (quantity, bits, how) = _tools()
     notice_line(page, "sensitivity")
     insight = gr.HTML(elem_id="insight")
     with gr.Accordion("Settings of the profile", open=False, elem_classes=["settings"]):
-        settings = [*forms.build(SensitivityConfig, *actions.SENSITIVITY_FORM).values(),
-                    *forms.build(QuantConfig, *actions.QUANT_FORM).values(), *forms.build(LatencyConfig, "target").values()]
+        settings = [*inputs.build(SensitivityConfig, *actions.SENSITIVITY_INPUTS).values(),
+                    *inputs.build(QuantConfig, *actions.QUANT_INPUTS).values(), *inputs.build(LatencyConfig, "target").values()]
     blocks, layers, cells = _maps(page)
     _one_layer(page)
     _show_map(page, blocks, layers, insight, cells)
@@ -36,7 +36,7 @@ def build(page: Page, model_form: Form) -> list:
     page.show(how, ["how", "quantity"], lambda s: _how(s))
     page.show(bits, ["map_bits", "quantity"], lambda s: gr.Radio(value=s.map_bits, interactive=QUANTITIES[s.quantity].needs_bits))
     page.show(quantity, ["quantity"], lambda s: s.quantity)
-    trace = [model_form.components[name] for name in ("steps", "seed", "prompts")]
+    trace = [model_inputs.components[name] for name in ("steps", "seed", "prompts")]
     page.on(start.click, actions.profile, [*trace, *settings], tab="sensitivity")
     page.on(cancel.click, common.stop, tab="sensitivity")
     for control in (quantity, how, bits):
@@ -69,9 +69,9 @@ def _maps(page: Page):
     label = "Block by step: strips are the means over time (below) and depth (right)"
     with gr.Row(equal_height=False):
         with gr.Column(scale=3, min_width=340):
-            blocks = widget.plot(empty("Press Profile"), elem_id="block-map", height=400, label=label, told_by="insight")
+            blocks = widget.plot(empty("Press Profile"), elem_id="block-map", height=400, label=label, described_by="insight")
             layers = widget.plot(empty("Layers of a block"), elem_id="layer-map", height=330, label="Layers of the selected block by step",
-                                 told_by="cell-detail")
+                                 described_by="cell-detail")
         with gr.Column(scale=2, min_width=320):
             cells = widget.picker("cells")
             time = widget.plot(empty("Fisher over time"), elem_id="time-strip", height=230, label="Fisher information over time")
@@ -82,7 +82,7 @@ def _maps(page: Page):
 
 def _one_layer(page: Page) -> None:
     """The selected layer at the selected step."""
-    notice_line(page, "look")
+    notice_line(page, "layer_inspection")
     with gr.Row(equal_height=False):
         with gr.Column(scale=1, min_width=330):
             detail = gr.HTML(elem_id="cell-detail")
@@ -93,8 +93,8 @@ def _one_layer(page: Page) -> None:
     page.show(detail, ["profile", "cell"], _detail)
     page.show(curve, ["profile", "cell"], lambda s: views.error_against_bits(s.profile and s.profile.table, s.bundle.layers, s.cell)
               if s.bundle else empty("Error against bits of one layer and step"))
-    page.show(channels, ["look"], lambda s: views.channel_ranges(s.look))
-    page.show(histogram, ["look"], lambda s: views.weight_histogram(s.look))
+    page.show(channels, ["layer_inspection"], lambda s: views.channel_ranges(s.layer_inspection))
+    page.show(histogram, ["layer_inspection"], lambda s: views.weight_histogram(s.layer_inspection))
 
 
 def _detail(session) -> str:

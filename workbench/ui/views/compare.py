@@ -32,13 +32,13 @@ def comparison_numbers(comparison, *, here: bool = True) -> str:
             "s",
             f"measured, {comparison.compute}",
         ),
-        *_alone(comparison.alone, here),
+        *_solo_timing(comparison.solo_timing, here),
     ]
     kernel = compute_badge(comparison.compute, comparison.reason, here=here)
     return kernel + numbers([*rows, *sizes], "Quantized against float (mean and 95 % interval over prompts)")
 
 
-def _alone(timed, here: bool) -> list[tuple]:
+def _solo_timing(timed, here: bool) -> list[tuple]:
     if timed is None:
         return []
     expected_ms = timed.predicted_ms * timed.slower

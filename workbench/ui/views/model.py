@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from html import escape
 
-from workbench import outline
+from workbench import model_info
 from workbench.ui.tables import megabytes, numbers, pick, table
 from workbench.ui.widget import served
 
@@ -13,8 +13,8 @@ from workbench.ui.widget import served
 def model_cards(loaded: str) -> str:
     """Every embedded model with pictures of what it draws; a card loads it."""
     cards = []
-    for name, folder in outline.embedded().items():
-        found, grid = outline.of(name), folder / "grid.png"
+    for name, folder in model_info.embedded().items():
+        found, grid = model_info.of(name), folder / "grid.png"
         picture = f'<img src="{escape(served(grid))}" alt="{escape(_drawn(folder))}" loading="lazy">' if grid.exists() else ""
         cards.append(
             f'<button type="button" class="model-card" {pick({"model": name}, tag="button")} aria-pressed="{str(name == loaded).lower()}">'
@@ -33,13 +33,13 @@ def _drawn(folder) -> str:
         return "pictures drawn by the model"
 
 
-def outline_numbers(found) -> str:
+def model_info_numbers(found) -> str:
     """Size, layers and memory of a model that is not loaded yet."""
     if found is None:
         return ""
     if found.parameters is None:
         return numbers([("kind", found.kind, "", ""), ("size", "unknown", "", found.note)], found.source)
-    free = outline.free_bytes()
+    free = model_info.free_bytes()
     rows = [
         ("kind", f"{found.kind}, {found.family}", "", ""),
         ("parameters of the transformer", f"{found.parameters:,}", "", "exact"),

@@ -18,7 +18,7 @@ PARTS = {"lagrangian": ("diamond", "#74aee6", "Lagrangian"), "beam": ("circle", 
          "refined": ("triangle-up", "#6a5fe0", "refinement")}
 FRONT = ("square", "#1f9fb0", "others on the front")  # of a rival's origin, or no longer on it
 PREDICTIONS = {
-    "guide": "what the search plans by",
+    "planning_table": "what the search plans by",
     "additive": "additive table",
     "adjoint directional": "adjoint table, by each linear's own error",
     "adjoint white": "adjoint table, as if errors were white noise",
@@ -253,7 +253,7 @@ def plan_table(shown: list[Point], chosen: str | None, samples: int) -> str:
 
 def parts_table(result) -> str:
     """What each part of the search added within its budget: its best plan, and what that gains over the parts before it."""
-    from workbench.search.picks import quality_db  # brings torch
+    from workbench.search.selection import quality_db  # brings torch
 
     rows, best = [], None
     for origin in PARTS:

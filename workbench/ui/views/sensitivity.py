@@ -121,39 +121,39 @@ def error_against_bits(distortion, layers, cell) -> dict:
     )
 
 
-def channel_ranges(look) -> dict:
+def channel_ranges(inspected) -> dict:
     """Smallest and largest input of every channel, as they are and after the transform that precedes quantization."""
-    if look is None:
+    if inspected is None:
         return figures.empty("Pick a layer and a step: smallest and largest value of every input channel")
-    channels = len(look.low_K)
+    channels = len(inspected.low_K)
     width = -(-channels // CHANNELS_DRAWN)
     x = list(range(0, channels, width))
     traces = []
     for low_K, high_K, name, colour in (
-        (look.low_K, look.high_K, "as it is", BLUE),
-        (look.transformed_low_K, look.transformed_high_K, f"after {look.transform}", ORANGE),
+        (inspected.low_K, inspected.high_K, "as it is", BLUE),
+        (inspected.transformed_low_K, inspected.transformed_high_K, f"after {inspected.transform}", ORANGE),
     ):
-        if look.transform == "none" and traces:
+        if inspected.transform == "none" and traces:
             break
         low = [rounded(float(low_K[i : i + width].min())) for i in x]
         high = [rounded(float(high_K[i : i + width].max())) for i in x]
         traces.append(
             figures.band(x, low, high, name, colour) | {"opacity": 0.55, "showlegend": True, "line": {"width": 0.5, "color": colour}}
         )
-    return figures.figure(traces, f"channels-{look.layer}", xaxis=axis("input channel"), yaxis=axis("activation"), showlegend=True)
+    return figures.figure(traces, f"channels-{inspected.layer}", xaxis=axis("input channel"), yaxis=axis("activation"), showlegend=True)
 
 
-def weight_histogram(look) -> dict:
+def weight_histogram(inspected) -> dict:
     """How the layer's weights are spread, as they are and transformed."""
-    if look is None:
+    if inspected is None:
         return figures.empty("Pick a layer: how its weights are spread")
-    centres = [rounded(float(v)) for v in (look.weight_edges_B[1:] + look.weight_edges_B[:-1]) / 2]
-    traces = [figures.line(centres, look.weight_counts_B.tolist(), "as it is", BLUE, mode="lines", fill="tozeroy")]
-    if look.transform != "none":
-        traces.append(figures.line(centres, look.transformed_counts_B.tolist(), f"after {look.transform}", ORANGE, mode="lines"))
+    centres = [rounded(float(v)) for v in (inspected.weight_edges_B[1:] + inspected.weight_edges_B[:-1]) / 2]
+    traces = [figures.line(centres, inspected.weight_counts_B.tolist(), "as it is", BLUE, mode="lines", fill="tozeroy")]
+    if inspected.transform != "none":
+        traces.append(figures.line(centres, inspected.transformed_counts_B.tolist(), f"after {inspected.transform}", ORANGE, mode="lines"))
     return figures.figure(
         traces,
-        f"weights-{look.layer}",
+        f"weights-{inspected.layer}",
         xaxis=axis("weight"),
         showlegend=True,
         yaxis=log_axis("weights in a bin", *([v for v in t["y"] if v] for t in traces)),

@@ -5,22 +5,22 @@ import importlib.metadata
 import pytest
 import torch
 
-from workbench import bench, latency, peers
-from workbench.peers import PEERS, Peer
+from workbench import baselines, bench, latency
+from workbench.baselines import BASELINES, Baseline
 
 STEPS = 2
 
 
 @pytest.fixture
 def install(monkeypatch):
-    """Makes one peer the only one, installed in version 1.2 unless told otherwise."""
-    def only(peer: Peer, *, version: str | None = "1.2") -> None:
+    """Makes one library the only one, installed in version 1.2 unless told otherwise."""
+    def only(baseline: Baseline, *, version: str | None = "1.2") -> None:
         def look_up(distribution: str) -> str:
             if distribution != "a-library" or version is None:
                 raise importlib.metadata.PackageNotFoundError(distribution)
             return version
-        monkeypatch.setattr(peers, "PEERS", {"a-library": peer})
-        monkeypatch.setattr(peers.importlib.metadata, "version", look_up)
+        monkeypatch.setattr(baselines, "BASELINES", {"a-library": baseline})
+        monkeypatch.setattr(baselines.importlib.metadata, "version", look_up)
     return only
 
 
@@ -45,52 +45,52 @@ def fail(_model):
 
 
 def test_a_missing_library_is_a_row_without_a_time(bundle, install):
-    install(Peer("a library", peers._in_place(fail)), version=None)
-    entries, runs = peers.prepare(bundle, STEPS)
+    install(Baseline("a library", baselines._in_place(fail)), version=None)
+    entries, runs = baselines.prepare(bundle, STEPS)
     assert runs == {}
-    assert peers.with_times(entries, {}) == [
+    assert baselines.with_times(entries, {}) == [
         {"name": "a library", "version": None, "model_ms": None, "bytes": None, "reason": "not installed"}]
 
 
 def test_a_library_that_fails_is_a_row_with_the_first_line_of_its_error(bundle, install):
-    install(Peer("a library", peers._in_place(fail)))
-    entries, runs = peers.prepare(bundle, STEPS)
+    install(Baseline("a library", baselines._in_place(fail)))
+    entries, runs = baselines.prepare(bundle, STEPS)
     assert runs == {}
-    assert peers.with_times(entries, {}) == [
+    assert baselines.with_times(entries, {}) == [
         {"name": "a library", "version": "1.2", "model_ms": None, "bytes": None, "reason": "no kernel for this shape"}]
 
 
 def test_an_error_without_words_is_named(bundle, install):
     def made(*_):
         raise NotImplementedError
-    install(Peer("a library", made))
-    assert peers.prepare(bundle, STEPS)[0][0]["reason"] == "NotImplementedError"
+    install(Baseline("a library", made))
+    assert baselines.prepare(bundle, STEPS)[0][0]["reason"] == "NotImplementedError"
 
 
 def test_a_model_that_fails_only_when_it_runs_leaves_the_bundle_alone(bundle, install):
     def spoil(model):
         model.x_embedder = torch.nn.Identity()
-    install(Peer("a library", peers._in_place(spoil)))
-    entries, runs = peers.prepare(bundle, STEPS)
+    install(Baseline("a library", baselines._in_place(spoil)))
+    entries, runs = baselines.prepare(bundle, STEPS)
     assert runs == {} and entries[0]["reason"]
 
 
 def test_a_working_library_is_timed_in_each_float_type_and_the_faster_one_counts(bundle, install):
     seen = []
-    install(Peer("a library", peers._in_place(lambda model: seen.append(model))))
-    entries, runs = peers.prepare(bundle, STEPS)
+    install(Baseline("a library", baselines._in_place(lambda model: seen.append(model))))
+    entries, runs = baselines.prepare(bundle, STEPS)
     assert list(runs) == [("a library", str(dtype)) for dtype in bench.FLOAT_TYPES]
     assert [next(model.parameters()).dtype for model in seen] == list(bench.FLOAT_TYPES)
     assert all(model is not bundle.transformer for model in seen)
-    us = latency.in_turns(runs, 1, bundle.device)
-    (entry,) = peers.with_times(entries, us)
+    us = latency.interleaved_timing(runs, 1, bundle.device)
+    (entry,) = baselines.with_times(entries, us)
     assert entry["model_ms"] == min(us.values()) / 1000 > 0 and entry["version"] == "1.2" and "reason" not in entry
-    assert peers.with_times(entries, dict(zip(runs, (3000.0, 2000.0))))[0]["model_ms"] == 2.0
+    assert baselines.with_times(entries, dict(zip(runs, (3000.0, 2000.0))))[0]["model_ms"] == 2.0
 
 
 def test_a_library_may_name_its_own_float_types(bundle, install):
-    install(Peer("a library", peers._in_place(leave), (torch.float32,)))
-    entries, runs = peers.prepare(bundle, STEPS)
+    install(Baseline("a library", baselines._in_place(leave), (torch.float32,)))
+    entries, runs = baselines.prepare(bundle, STEPS)
     assert list(runs) == [("a library", "torch.float32")]
     model = bundle.transformer
     assert entries[0]["bytes"] == sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
@@ -116,14 +116,14 @@ class Packed(torch.Tensor):
 
 def test_bytes_of_a_quantized_tensor_are_those_of_its_inner_tensors():
     codes, scale = torch.zeros(6, 10, dtype=torch.int8), torch.ones(6)
-    assert peers.tensor_bytes(codes) == 60 and peers.tensor_bytes(scale.bfloat16()) == 12
-    assert peers.tensor_bytes(Packed(codes, scale)) == 60 + 24
-    assert peers.tensor_bytes(Packed(codes, Packed(torch.zeros(6, dtype=torch.int8), torch.ones(1)))) == 60 + 6 + 4
+    assert baselines.tensor_bytes(codes) == 60 and baselines.tensor_bytes(scale.bfloat16()) == 12
+    assert baselines.tensor_bytes(Packed(codes, scale)) == 60 + 24
+    assert baselines.tensor_bytes(Packed(codes, Packed(torch.zeros(6, dtype=torch.int8), torch.ones(1)))) == 60 + 6 + 4
 
 
 def test_onnx_runtime_refuses_what_it_cannot_do(bundle, monkeypatch):
-    make = PEERS["onnxruntime"].make
-    assert PEERS["onnxruntime"].float_types == (torch.float32,)
+    make = BASELINES["onnxruntime"].make
+    assert BASELINES["onnxruntime"].float_types == (torch.float32,)
     with pytest.raises(ValueError, match="float32"):
         make(bundle, STEPS, torch.bfloat16)
     monkeypatch.setattr(bundle, "parameters", 12_000_000_000)
@@ -137,8 +137,8 @@ def test_onnx_runtime_computes_the_same_transformer_in_8_bits(bundle, monkeypatc
         pytest.importorskip(module, reason=f"{module} is not installed")
     made = []
     monkeypatch.setattr(bench, "generation", _kept(bench.generation, made))
-    monkeypatch.setattr(peers, "PEERS", {"onnxruntime": PEERS["onnxruntime"]})
-    (entry,), runs = peers.prepare(bundle, STEPS)
+    monkeypatch.setattr(baselines, "BASELINES", {"onnxruntime": BASELINES["onnxruntime"]})
+    (entry,), runs = baselines.prepare(bundle, STEPS)
     assert "reason" not in entry and list(runs) == [(entry["name"], "torch.float32")]
     assert 1.0 < entry["bytes"] / bundle.parameters < 1.3, "one byte per weight and little else"
     integrator, conditioning, latent = bundle.integrator(STEPS), bundle.encode(bundle.prompts("showcase")[:1]), bundle.noise([0])

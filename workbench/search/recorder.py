@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from workbench.options import BadInput, OnProgress, Progress
 from workbench.plans import CostTable, ScoredPlan
 from workbench.search.beam import BeamStep
-from workbench.search.ledger import Evaluator, Ledger, Path, Row
+from workbench.search.evaluation_cache import EvaluationCache, Evaluator, Path, Row
 from workbench.search.pareto import non_dominated, plan_point
 from workbench.types import Found, SearchEvent
 
@@ -44,9 +44,9 @@ def extended(found: Found | None, new: Iterable[ScoredPlan]) -> Found:
                  references=(*before.references, *(scored for scored in new if scored.origin not in OWN)))
 
 
-class Log:
-    """Owns the ledger, keeps every measured plan, and reports, each as `scored` makes it. Progress counts model steps of a total known at
-    the start."""
+class SearchRecorder:
+    """Owns the evaluation cache, keeps every measured plan, and reports, each as `scored` makes it. Progress counts model steps of a total
+    known at the start."""
 
     def __init__(self, evaluator: Evaluator, costs: CostTable, *, scored: Callable[[Measured], ScoredPlan], steps: int, summed: bool,
                  question: str, on_progress: OnProgress, checkpoint: Checkpoint | None, resume: tuple[dict, dict[str, bytes]] | None,
@@ -54,8 +54,8 @@ class Log:
         saved, blobs = resume or (None, {})
         if saved is not None and (saved.get("format"), saved.get("question")) != (FORMAT, question):
             raise BadInput("the checkpoint belongs to another model, profile or scoring; repeat its settings or start anew")
-        self.ledger = Ledger(evaluator, summed=summed, on_extend=self._tick, saved=saved and saved["ledger"], blobs=blobs,
-                             active_TL=active_TL)
+        self.cache = EvaluationCache(evaluator, summed=summed, on_extend=self._tick, saved=saved and saved["cache"], blobs=blobs,
+                                     active_TL=active_TL)
         self._active_TL = active_TL
         self.measured: dict[tuple, Measured] = {}
         self.references: list[Measured] = []  # what others than the search propose, also where it proposes the same
@@ -82,7 +82,7 @@ class Log:
             self.measured.setdefault((plan.weight_bits_L, plan.act_bits_TL), plan)
             if plan.origin not in OWN:
                 self.references.append(plan)
-        self.ledger.keep([])
+        self.cache.keep([])
         points = _finite((plan.act_bits_mean, plan.error) for plan in new)
         text = f"error {points[0][1]:.3g} at {points[0][0]:.2f} bits" if len(points) == 1 else f"{len(points)} plans measured"
         self._report(self._steps, points, points, f"{what}: {text}" if points else f"{what}: no finite error",
@@ -90,7 +90,7 @@ class Log:
 
     def beam_step(self, step: BeamStep) -> None:
         """Report one step of the beam; only what can still be extended keeps its state."""
-        self.ledger.keep([*step.survivors, *step.anchors] if step.step + 1 < self._steps else step.candidates)
+        self.cache.keep([*step.survivors, *step.anchors] if step.step + 1 < self._steps else step.candidates)
         self._report(step.step + 1, self._so_far(step.candidates), self._so_far(step.survivors),
                      f"step {step.step + 1} of {self._steps}: {len(step.candidates)} candidates, {len(step.survivors)} kept")
 
@@ -101,19 +101,19 @@ class Log:
 
     def save(self) -> None:
         """Hand a checkpoint to whoever keeps it, unless the last one already has everything."""
-        if self._checkpoint is not None and self.ledger.fresh > self._saved:
-            self._saved = self.ledger.fresh
-            saved = {"format": FORMAT, "question": self._question, "ledger": self.ledger.to_json()}
-            self._checkpoint(saved, self.ledger.blobs())
+        if self._checkpoint is not None and self.cache.fresh > self._saved:
+            self._saved = self.cache.fresh
+            saved = {"format": FORMAT, "question": self._question, "cache": self.cache.to_json()}
+            self._checkpoint(saved, self.cache.blobs())
 
     def _measured(self, path: Path, origin: str) -> Measured:
-        weight_bits_L, act_bits_TL = self.ledger.weights[path.weights], self.ledger.bits_TL(path)
+        weight_bits_L, act_bits_TL = self.cache.weights[path.weights], self.cache.bits_TL(path)
         return Measured(weight_bits_L=weight_bits_L, act_bits_TL=act_bits_TL, weight_bytes=self._costs.total_bytes(weight_bits_L),
-                        act_bits_mean=path.bits / self._counted(path.step), error=self.ledger.error(path), origin=origin)
+                        act_bits_mean=path.bits / self._counted(path.step), error=self.cache.error(path), origin=origin)
 
     def _counted(self, steps: int) -> int:
         """Active cells of the first steps."""
-        return steps * len(self.ledger.rows[0]) if self._active_TL is None else int(self._active_TL[:steps].sum())
+        return steps * len(self.cache.rows[0]) if self._active_TL is None else int(self._active_TL[:steps].sum())
 
     def _so_far(self, paths: Iterable[Path]) -> tuple[tuple[float, float], ...]:
         return _finite((path.bits / self._counted(path.step), path.score) for path in paths)
@@ -124,7 +124,7 @@ class Log:
 
     def _report(self, step: int, candidates, survivors, message: str, plans: tuple[ScoredPlan, ...] = ()) -> None:
         event = SearchEvent(step=step, steps=self._steps, candidates=candidates, survivors=survivors,
-                            evaluations=self.ledger.evaluations, seconds=self.seconds,
+                            evaluations=self.cache.evaluations, seconds=self.seconds,
                             front=tuple(plan.point for plan in self.front()), message=message)
         self.events.append(event)
         self.save()

@@ -26,7 +26,7 @@ LARGEST = 1_000_000_000  # parameters that are exported: in float32 that is 4 GB
 
 
 def _in_place(quantize: Callable[[nn.Module], None]):
-    """A peer that quantizes a torch module where it stands."""
+    """A library that quantizes a torch module where it stands."""
     def made(bundle: Bundle, steps: int, dtype: torch.dtype) -> tuple[Callable[[], None], int]:
         model = copy.deepcopy(bundle.transformer).to(dtype)
         quantize(model)
@@ -104,7 +104,7 @@ def _onnxruntime(bundle: Bundle, steps: int, dtype: torch.dtype) -> tuple[Callab
     return run, exported.bytes
 
 
-class Peer(NamedTuple):
+class Baseline(NamedTuple):
     """make: (run of one image's transformer calls, bytes of the model's tensors) of a bundle, a number of steps and a float type."""
 
     label: str
@@ -112,19 +112,19 @@ class Peer(NamedTuple):
     float_types: tuple[torch.dtype, ...] = bench.FLOAT_TYPES
 
 
-PEERS: dict[str, Peer] = {  # by distribution
-    "torchao": Peer("torchao int8 dynamic", _in_place(_torchao)),
-    "optimum-quanto": Peer("optimum-quanto int8 weights", _in_place(_quanto)),
-    "onnxruntime": Peer("ONNX Runtime int8 dynamic", _onnxruntime, (torch.float32,)),
+BASELINES: dict[str, Baseline] = {  # by distribution
+    "torchao": Baseline("torchao int8 dynamic", _in_place(_torchao)),
+    "optimum-quanto": Baseline("optimum-quanto int8 weights", _in_place(_quanto)),
+    "onnxruntime": Baseline("ONNX Runtime int8 dynamic", _onnxruntime, (torch.float32,)),
 }
 
 
 def prepare(bundle: Bundle, steps: int, *, on_progress: OnProgress = ignore_progress) -> tuple[list[dict], dict[tuple[str, str], Callable]]:
-    """(an entry per peer: name, version, bytes of its tensors and model_ms None, or a reason; runs of one image's transformer calls
-    by (peer, float type)). Each run has been tried once."""
+    """(an entry per library: name, version, bytes of its tensors and model_ms None, or a reason; runs of one image's transformer calls
+    by (library, float type)). Each run has been tried once."""
     found, runs = [], {}
-    for distribution, (label, make, float_types) in PEERS.items():
-        on_progress(Progress(stage="bench peers", done=len(found), total=len(PEERS), message=label))
+    for distribution, (label, make, float_types) in BASELINES.items():
+        on_progress(Progress(stage="bench baselines", done=len(found), total=len(BASELINES), message=label))
         entry = {"name": label, "version": None, "model_ms": None, "bytes": None}
         found.append(entry)
         try:
@@ -141,7 +141,7 @@ def prepare(bundle: Bundle, steps: int, *, on_progress: OnProgress = ignore_prog
 
 
 def with_times(entries: list[dict], us: dict[tuple[str, str], float]) -> list[dict]:
-    """The entries with the milliseconds of each peer's faster float type."""
+    """The entries with the milliseconds of each library's faster float type."""
     times = {entry["name"]: [value / 1000 for (label, _), value in us.items() if label == entry["name"]] for entry in entries}
     return [{**entry, "model_ms": min(times[entry["name"]], default=None)} for entry in entries]
 

@@ -29,7 +29,7 @@ def memory(*tensors: Tensor | None) -> tuple[UntypedStorage, ...]:
     return tuple(t.untyped_storage() for t in tensors if t is not None)
 
 
-class Kept:
+class TensorCache:
     """What is remembered on a tensor, with what it was made from. It holds addresses, so a copy or pickle of the tensor comes without."""
 
     __slots__ = ("asked", "made")
@@ -38,10 +38,10 @@ class Kept:
         self.asked, self.made = asked, made
 
     def __reduce__(self):
-        return Kept, ()
+        return TensorCache, ()
 
 
-class LastInput:
+class LastInputCache:
     """One slot for each thread: two models that run side by side share their transforms, and would drive each other's result out."""
 
     def __init__(self):

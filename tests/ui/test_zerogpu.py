@@ -17,10 +17,10 @@ import torch
 from tests.ui import forking_spaces
 from tests.ui.fakes import FakeBundle, FakePipeline
 from tests.ui.test_actions import SEARCH_SETTINGS, profile
-from workbench import space
+from workbench import zerogpu
 from workbench.options import BadInput, Progress
-from workbench.space import stages
 from workbench.ui.actions import search
+from workbench.zerogpu import stages
 
 WAIT_S = 20
 
@@ -69,13 +69,13 @@ def pipeline(monkeypatch, tmp_path):
 
 @pytest.fixture
 def zero_gpu(pipeline, monkeypatch):
-    """`workbench.space` as it is imported on a ZeroGPU Space."""
+    """`workbench.zerogpu` as it is imported on a ZeroGPU Space."""
     monkeypatch.setitem(sys.modules, "spaces", forking_spaces)
     monkeypatch.setenv("SPACES_ZERO_GPU", "true")
     forking_spaces.durations.clear()
-    yield importlib.reload(space)
+    yield importlib.reload(zerogpu)
     monkeypatch.undo()
-    importlib.reload(space)
+    importlib.reload(zerogpu)
 
 
 def ignore(_):
@@ -86,13 +86,13 @@ def test_without_spaces_nothing_changes(pipeline):
     def function():
         pass
 
-    assert space.gpu(10)(function) is function
+    assert zerogpu.gpu(10)(function) is function
     assert stages() is pipeline
 
 
 def test_two_functions_ask_for_a_gpu(zero_gpu):
-    assert forking_spaces.durations == [space.PLAN_S, space.DRAW_S]
-    assert {function for function, _ in space.STAGES.values()} == {space.plan_on_gpu, space.draw_on_gpu}
+    assert forking_spaces.durations == [zerogpu.PLAN_S, zerogpu.DRAW_S]
+    assert {function for function, _ in zerogpu.STAGES.values()} == {zerogpu.plan_on_gpu, zerogpu.draw_on_gpu}
 
 
 def test_what_lay_on_the_workers_device_comes_as_the_apps_and_goes_back(zero_gpu):
@@ -126,7 +126,7 @@ def test_a_visit_with_the_real_package(root):
 
 
 def test_every_stage_that_needs_a_gpu_is_a_function_of_its_module():
-    for stage, (_, module) in space.STAGES.items():
+    for stage, (_, module) in zerogpu.STAGES.items():
         text = (importlib.resources.files("workbench") / (module.removeprefix("workbench.").replace(".", "/") + ".py")).read_text()
         assert f"\ndef {stage}(bundle: Bundle" in text
 
@@ -228,12 +228,12 @@ def test_a_quantized_model_crosses_and_draws_the_same_image(bundle):
     integrator, quant = bundle.integrator(2), QuantConfig()
     plan = uniform_plan(bundle, quant, integrator.sigma_T1[:-1].tolist(), 4, 4)
     model = build(bundle, round_bank(bundle, quant, plan.weight_bits_L), plan)
-    copy = space.loads(space.dumps(model, bundle), bundle)
+    copy = zerogpu.loads(zerogpu.dumps(model, bundle), bundle)
     model.modules  # noqa: B018 (made, but not sent: it holds the float model)
-    sent = space.dumps(model, bundle)
+    sent = zerogpu.dumps(model, bundle)
     assert len(sent) < 2 * model.weight_bytes
-    copy = space.loads(sent, bundle)
-    assert copy.bundle is bundle and all(each.cursor in (None, copy.state) for each in copy.layers.values())
+    copy = zerogpu.loads(sent, bundle)
+    assert copy.bundle is bundle and all(each.step_state in (None, copy.state) for each in copy.layers.values())
     first, second = (generate.run(bundle, ["a"], [1], integrator, quantized=each).latent_ST for each in (model, copy))
     assert copy is not model and torch.equal(first, second)
     assert not torch.equal(first, generate.run(bundle, ["a"], [1], integrator).latent_ST)

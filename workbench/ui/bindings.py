@@ -22,7 +22,7 @@ log = logging.getLogger("workbench.ui")
 
 
 @dataclass(frozen=True)
-class Live:
+class Binding:
     """A component drawn from the session whenever one of the named values changed."""
 
     component: Any
@@ -68,11 +68,11 @@ class Page:
         self.seen = gr.State({})
         self.timer = gr.Timer(TICK_S, active=True)
         self.on_open: Callable[[Session, str], None] = lambda session, link: None  # `link` is what follows ?plan=
-        self.lives: list[Live] = []
+        self.bindings: list[Binding] = []
         self.listeners: list[Listener] = []
 
     def show(self, component, depends: Sequence[str], draw: Callable[[Session], Any]):
-        self.lives.append(Live(component, tuple(depends), draw))
+        self.bindings.append(Binding(component, tuple(depends), draw))
         return component
 
     def on(self, event: Callable, action: Callable, inputs: Sequence = (), *, tab: str, with_payload: bool = False, **options) -> None:
@@ -80,7 +80,7 @@ class Page:
         self.listeners.append(Listener(event, action, tuple(inputs), tab, with_payload, options))
 
     def bind(self, demo: gr.Blocks, kept_id: gr.BrowserState) -> None:
-        outputs = [self.session_id, self.seen, *(live.component for live in self.lives)]
+        outputs = [self.session_id, self.seen, *(binding.component for binding in self.bindings)]
         # One event at a time: a tick that was drawn before a click must not arrive after it. Each takes milliseconds; what takes
         # longer is a job, or goes off the request with `Session.soon`.
         # Gradio's page writes an event's status into every output, and copies its value to do so, which takes longer than drawing. Here
@@ -107,8 +107,8 @@ class Page:
     def _handler(self, listener: Listener) -> Callable:
         def act(session_id, seen, *values):
             session = self.store.open(session_id)
-            session.say(listener.tab)
-            with tuning.alone():
+            session.notify(listener.tab)
+            with tuning.single_threaded():
                 self._told(session, listener.tab, listener.action, *values)
             return self.refresh(session, seen)
 
@@ -123,15 +123,16 @@ class Page:
         try:
             action(session, *values)
         except BadInput as error:
-            session.say(tab, str(error))
+            session.notify(tab, str(error))
         except Exception as error:
             log.exception("%s failed", getattr(action, "__name__", "an action"))
-            session.say(tab, f"{type(error).__name__}: {first_line(error)}")
+            session.notify(tab, f"{type(error).__name__}: {first_line(error)}")
 
     def refresh(self, session: Session, seen: dict) -> list:
         """The session's id, the new `seen`, then one value per component: its picture if it changed, else nothing."""
-        with session.lock, tuning.alone():
+        with session.lock, tuning.single_threaded():
             session.sync()
-            keys = {number: (session.id, *live.key(session)) for number, live in enumerate(self.lives)}
-            values = [gr.skip() if seen.get(number) == keys[number] else live.draw(session) for number, live in enumerate(self.lives)]
+            keys = {number: (session.id, *binding.key(session)) for number, binding in enumerate(self.bindings)}
+            values = [gr.skip() if seen.get(number) == keys[number] else binding.draw(session)
+                      for number, binding in enumerate(self.bindings)]
         return [session.id, keys if keys != seen else gr.skip(), *values]

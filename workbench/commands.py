@@ -1,6 +1,6 @@
-"""The stages as shell verbs: each takes parsed flags and a progress listener and returns (JSON object, what to print).
+"""The stages as shell commands: each takes parsed flags and a progress listener and returns (JSON object, what to print).
 
-Heavy imports happen inside the verbs, so that help is instant and bad flags are refused at once.
+Heavy imports happen inside the commands, so that help is instant and bad flags are refused at once.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Limits(Frozen):
                              "max_weight_bytes": None if self.budget_mb is None else int(self.budget_mb * MEGABYTE)}, "budget")
 
 
-# The verbs.
+# The commands.
 
 def models(args, _listener):
     """List the embedded models, or one model's layers."""
@@ -94,13 +94,13 @@ def search(args, listener):
     budget = limits.budget()
     config, quant = flags.read(args, SearchConfig), flags.read(args, QuantConfig)
     from workbench import costs, latency, pipeline
-    from workbench.search import picks
+    from workbench.search import selection
 
     steps, target = flags.read(args, TraceConfig).steps, flags.read(args, LatencyConfig).target
     bundle = pipeline.load(args.model, args.device, on_progress=listener)
     times = latency.tabulate(bundle, quant, target, on_progress=listener) if limits.budget_ms else None
-    reachable = picks.feasible(costs.tabulate(bundle, quant, steps, latency=times), ACT_BITS, steps)
-    if blamed := picks.blame(budget, reachable):  # before a minute is spent on a profile
+    reachable = selection.feasible(costs.tabulate(bundle, quant, steps, latency=times), ACT_BITS, steps)
+    if blamed := selection.blame(budget, reachable):  # before a minute is spent on a profile
         raise BadInput("the budget is not feasible: " + "; ".join(blamed))
     bundle, found = _profiled(args, listener, quant)
     try:
@@ -139,11 +139,11 @@ def search_json(result, picked) -> dict:
 
 def picked_from(result, budget, pick: str):
     """The plan that was asked for: the search's choice, the knee, or the cheapest above a floor in dB."""
-    from workbench.search import picks
+    from workbench.search import selection
 
     if pick == "best":
         return result.chosen
-    return picks.pick_knee(result.front, budget) if pick == "knee" else picks.pick_cheapest(result.front, float(pick))
+    return selection.pick_knee(result.front, budget) if pick == "knee" else selection.pick_cheapest(result.front, float(pick))
 
 
 def _written_plan(args, plan) -> Path:
@@ -241,7 +241,7 @@ def serve(args, _listener):
     return {}, []
 
 
-# What the verbs share.
+# What the commands share.
 
 def _profiled(args, listener, quant: QuantConfig):
     """(bundle, profile); options are read before the model is loaded."""

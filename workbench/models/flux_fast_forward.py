@@ -35,7 +35,7 @@ class _Shared:
     sin_SC: Tensor
 
 
-class LeanFlux:
+class FastForward:
     """The lean forward for one batch of prompts and one schedule. `modulation_input(steps)` gives what the modulation linears read at
     those steps, (T, B, D)."""
 
@@ -115,8 +115,8 @@ def _together(layers: tuple[nn.Module, ...], x: Tensor, *, gelu_last: bool = Fal
     if not _hooked(layers):
         if all(_is_plain(layer) and (layer.bias is None) == (layers[0].bias is None) for layer in layers):
             return _float_together(layers, x, gelu_last)
-        joint = getattr(layers[0], "together", None)
-        made = None if joint is None else joint(layers[1:], (x,), gelu_last=gelu_last)
+        fused_linears = getattr(layers[0], "run_fused", None)
+        made = None if fused_linears is None else fused_linears(layers[1:], (x,), gelu_last=gelu_last)
         if made is not None:
             return made
     made = [layer(x) for layer in (layers[:-1] if gelu_last else layers)]
@@ -128,8 +128,8 @@ def _together(layers: tuple[nn.Module, ...], x: Tensor, *, gelu_last: bool = Fal
 
 def _gated(layer: nn.Module, parts: Sequence[Tensor], residual_BSD: Tensor, gate_BD: Tensor) -> Tensor:
     """residual + gate layer(parts side by side)."""
-    joint = None if _hooked((layer,)) else getattr(layer, "together", None)
-    made = None if joint is None else joint((), parts, residual=residual_BSD, gate_BN=gate_BD)
+    fused_linears = None if _hooked((layer,)) else getattr(layer, "run_fused", None)
+    made = None if fused_linears is None else fused_linears((), parts, residual=residual_BSD, gate_BN=gate_BD)
     if made is not None:
         return made[0]
     return torch.addcmul(residual_BSD, gate_BD[:, None], layer(parts[0] if len(parts) == 1 else torch.cat(tuple(parts), 2)))
@@ -145,11 +145,11 @@ def _is_plain(layer: nn.Module) -> bool:
 
 
 def _float_together(layers: tuple[nn.Linear, ...], x: Tensor, gelu_last: bool) -> list[Tensor]:
-    joined = _joined(layers) if len(layers) > 1 else None
-    if joined is None:
+    fused = _fused(layers) if len(layers) > 1 else None
+    if fused is None:
         made = [layer(x) for layer in layers]
     else:
-        made = list(F.linear(x, *joined).split([layer.out_features for layer in layers], -1))
+        made = list(F.linear(x, *fused).split([layer.out_features for layer in layers], -1))
     if gelu_last:
         made[-1] = F.gelu(made[-1], approximate="tanh")
     return made
@@ -160,13 +160,13 @@ def join(model: nn.Module) -> None:
     twice. To be done before a model is shared: no other thread may be reading the weights. All trees of the model share the result."""
     for block in model.transformer_blocks:
         attn = block.attn
-        _join((attn.to_q, attn.to_k, attn.to_v))
-        _join((attn.add_q_proj, attn.add_k_proj, attn.add_v_proj))
+        _fuse((attn.to_q, attn.to_k, attn.to_v))
+        _fuse((attn.add_q_proj, attn.add_k_proj, attn.add_v_proj))
     for block in model.single_transformer_blocks:
-        _join((block.attn.to_q, block.attn.to_k, block.attn.to_v, block.proj_mlp))
+        _fuse((block.attn.to_q, block.attn.to_k, block.attn.to_v, block.proj_mlp))
 
 
-def _join(layers: tuple[nn.Linear, ...]) -> None:
+def _fuse(layers: tuple[nn.Linear, ...]) -> None:
     if not all(_is_plain(layer) and (layer.bias is None) == (layers[0].bias is None) for layer in layers):
         return
     whole = [None if parts[0] is None else torch.cat([part.data for part in parts])
@@ -181,7 +181,7 @@ def _join(layers: tuple[nn.Linear, ...]) -> None:
     layers[0].weight.joined_rows = tuple(whole), [part.data_ptr() for part in _parameters(layers)]
 
 
-def _joined(layers: tuple[nn.Linear, ...]) -> tuple[Tensor, Tensor | None] | None:
+def _fused(layers: tuple[nn.Linear, ...]) -> tuple[Tensor, Tensor | None] | None:
     """(weight, bias) of joined layers; None where they are not, or no longer."""
     kept = getattr(layers[0].weight, "joined_rows", None)
     if kept is None or len(kept[1]) != len(_parameters(layers)):

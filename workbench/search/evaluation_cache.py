@@ -1,5 +1,5 @@
 """Every measurement of a search, made once. Paths that share a prefix share its state; a resumed search reads its
-measurements from the ledger instead of running the model, so it ends exactly where the uninterrupted one does.
+measurements from the cache instead of running the model, so it ends exactly where the uninterrupted one does.
 
 Dimension letters as in `types.py`: T steps, L layers.
 """
@@ -68,7 +68,7 @@ class Path:
         return len(self.rows)
 
 
-class Ledger:
+class EvaluationCache:
     """An evaluator that remembers. `on_extend` is called before each step the model runs (or would have run). active_TL: the cells whose
     bits count, by default all."""
 

@@ -1,12 +1,12 @@
-"""The shell verbs that judge: methods against each other, and the quantized model against float and other libraries."""
+"""The shell commands that judge: methods against each other, and the quantized model against float and other libraries."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from workbench import flags, terminal
+from workbench.commands import megabytes, prompts_of, read_plan, run_of
 from workbench.options import BenchConfig, ContestConfig, EvolutionConfig, Frozen, QuantConfig, SearchConfig, TraceConfig, setting
-from workbench.verbs import megabytes, prompts_of, read_plan, run_of
 
 
 class Contest(Frozen):
@@ -18,7 +18,7 @@ class Contest(Frozen):
 
 def compare(args, listener):
     """Judge methods by the same prompts and seeds against the float model."""
-    entry, terms = flags.read(args, Contest), flags.read(args, ContestConfig)
+    entry, contest_config = flags.read(args, Contest), flags.read(args, ContestConfig)
     images = flags.read(args, TraceConfig, prompts=prompts_of(args))
     search, evolution = flags.read(args, SearchConfig), flags.read(args, EvolutionConfig)
     names = tuple(name.strip().replace("-", "_") for name in entry.methods.split(",") if name.strip())
@@ -28,10 +28,10 @@ def compare(args, listener):
 
     names = contest.chosen(names)
     bundle = pipeline.load(args.model, args.device, on_progress=listener)
-    settings = Settings(terms=terms, trace=TraceConfig(steps=images.steps), search=search, evolution=evolution)
-    float_run, entrants, result = contest.hold(bundle, names, settings, prompts=images.prompts, seed=images.seed, run=run_of(args),
-                                               reference=entry.reference, on_progress=listener)
-    _write_comparison(args, float_run, entrants, result)
+    settings = Settings(contest_config=contest_config, trace=TraceConfig(steps=images.steps), search=search, evolution=evolution)
+    float_run, results, result = contest.run_comparison(bundle, names, settings, prompts=images.prompts, seed=images.seed, run=run_of(args),
+                                                        reference=entry.reference, on_progress=listener)
+    _write_comparison(args, float_run, results, result)
     shown = [name for name in QUALITY if any(name in row for row in result["results"])]
     rows = [(r["method"], *(cell(r, name) for name in (*NUMBERS, *shown)), r["compute"]) for r in result["results"]]
     title = (f"{result['model']}, {result['steps']} steps, {len(float_run.made.prompts)} prompts; float: "
@@ -40,7 +40,7 @@ def compare(args, listener):
     return result, [terminal.table(title, columns, rows)]
 
 
-def _write_comparison(args, float_run, entrants, result) -> None:
+def _write_comparison(args, float_run, results, result) -> None:
     """--csv, --markdown and --grid."""
     from workbench import contest
 
@@ -50,7 +50,7 @@ def _write_comparison(args, float_run, entrants, result) -> None:
     if args.grid:
         from PIL import Image
 
-        Image.fromarray(contest.image_grid(float_run, entrants)).save(args.grid, format="PNG")
+        Image.fromarray(contest.image_grid(float_run, results)).save(args.grid, format="PNG")
 
 
 def bench(args, listener):
@@ -69,8 +69,8 @@ def bench(args, listener):
     whole = [("float", made["float_type"], f"{made['float_ms']:.1f}", megabytes(made["float_bytes"])),
              ("quantized", made["quantized_type"], f"{made['quantized_ms']:.1f}", megabytes(made["quantized_bytes"])),
              ("quantized, predicted", "", f"{made['predicted_ms']:.1f}", megabytes(plan.weight_bytes)),
-             *((f"{peer['name']} {peer['version'] or ''}", peer.get("reason", ""), f"{peer['model_ms']:.1f}" if peer["model_ms"] else "",
-                megabytes(peer["bytes"]) if peer["bytes"] else "") for peer in result["peers"])]
+             *((f"{each['name']} {each['version'] or ''}", each.get("reason", ""), f"{each['model_ms']:.1f}" if each["model_ms"] else "",
+                megabytes(each["bytes"]) if each["bytes"] else "") for each in result["baselines"])]
     return result, [terminal.table(f"layers, one image ({where})", ("M x N x K", "choice", "runs on", "us", "float us", "times faster"),
                                    rows),
                     terminal.table(f"one image, {len(plan.sigma_T)} steps ({where})", ("model", "float type", "ms", "bytes"), whole)]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.search.toys import ACT_BITS, TableEvaluator, make_costs, make_layers, make_table
 from workbench.options import BadInput, Budget, QuantConfig, SearchConfig
 from workbench.plans import LatencyTable
-from workbench.search.meters import Meter, bit_meter, latency_us_LC, meters, steering
+from workbench.search.cost_model import BudgetConstraint, bit_constraint, budget_constraints, lagrangian_plans, latency_us_LC
 from workbench.search.search import search
 
 
@@ -23,11 +23,11 @@ def timed(layers=3, seed=0):
                                                act_bits_A=ACT_BITS, us_LWA=us_LWA, fixed_us=10.0))
 
 
-def meter(seed, slack, layers=2, steps=2):
+def constraint(seed, slack, layers=2, steps=2):
     random = np.random.default_rng(seed)
     cost_TLC = np.tile(np.sort(random.uniform(1, 10, (layers, 4)), axis=1), (steps, 1, 1))
     least, most = cost_TLC.min(-1).sum(), cost_TLC.max(-1).sum()
-    return Meter(name="max_latency_ms", unit="us", cost_TLC=cost_TLC, limit=least + slack * (most - least))
+    return BudgetConstraint(name="max_latency_ms", unit="us", cost_TLC=cost_TLC, limit=least + slack * (most - least))
 
 
 def everywhere(steps, layers):
@@ -42,26 +42,26 @@ def columns_of(rows):
 @settings(max_examples=60, deadline=None)
 def test_neither_of_two_limits_is_ever_exceeded(seed, mean, slack):
     table = make_table(seed, steps=2, layers=2)
-    limits = [bit_meter(ACT_BITS, everywhere(2, 2), mean), meter(seed, slack)]
+    limits = [bit_constraint(ACT_BITS, everywhere(2, 2), mean), constraint(seed, slack)]
     columns = [np.reshape(c, (2, 2)) for c in product(range(4), repeat=4)]
     feasible = [c for c in columns if all(limit.total(c) <= limit.limit for limit in limits)]
-    assert feasible  # the cheapest plan of one meter is the cheapest of the other here
-    found = columns_of(steering(table, limits).rows())
+    assert feasible  # the cheapest plan of one constraint is the cheapest of the other here
+    found = columns_of(lagrangian_plans(table, limits).rows())
     assert all(limit.total(found) <= limit.limit for limit in limits)
 
 
 @given(seed=st.integers(0, 1000), slack=st.floats(0.1, 0.9))
 @settings(max_examples=30, deadline=None)
 def test_a_limit_that_does_not_bind_changes_nothing(seed, slack):
-    table, binding = make_table(seed, steps=2, layers=2), meter(seed, slack)
-    loose = bit_meter(ACT_BITS, everywhere(2, 2), 16.0)
-    assert steering(table, [binding, loose]).rows() == steering(table, [binding]).rows()
+    table, binding = make_table(seed, steps=2, layers=2), constraint(seed, slack)
+    loose = bit_constraint(ACT_BITS, everywhere(2, 2), 16.0)
+    assert lagrangian_plans(table, [binding, loose]).rows() == lagrangian_plans(table, [binding]).rows()
 
 
 def test_where_all_widths_take_the_same_time_the_best_is_free():
     table = make_table(0)
-    same = Meter(name="max_latency_ms", unit="us", cost_TLC=np.full((4, 3, 4), 7.0), limit=4 * 3 * 7.0)
-    assert steering(table, [same]).rows() == (((16,) * 3,) * 4)
+    same = BudgetConstraint(name="max_latency_ms", unit="us", cost_TLC=np.full((4, 3, 4), 7.0), limit=4 * 3 * 7.0)
+    assert lagrangian_plans(table, [same]).rows() == (((16,) * 3,) * 4)
 
 
 def test_latencies_are_read_by_weight_width_and_their_absence_is_said():
@@ -70,9 +70,10 @@ def test_latencies_are_read_by_weight_width_and_their_absence_is_said():
     picked = latency_us_LC(costs, (2, 4, 16), ACT_BITS)
     assert (picked == np.stack([costs.latency.us_LWA[i, costs.weight_bits_C.index(bits)] for i, bits in enumerate((2, 4, 16))])).all()
     with pytest.raises(BadInput, match="nothing is known about this machine's latencies"):
-        meters(Budget(max_weight_bytes=10**6, max_latency_ms=1.0), make_costs(), (4, 4, 4), ACT_BITS, everywhere(4, 3))
+        budget_constraints(Budget(max_weight_bytes=10**6, max_latency_ms=1.0), make_costs(), (4, 4, 4), ACT_BITS, everywhere(4, 3))
     with pytest.raises(BadInput, match=r"max_latency_ms: the limit leaves .* us for the layers; the cheapest plan takes"):
-        steering(make_table(0), meters(Budget(max_weight_bytes=10**6, max_latency_ms=0.041), costs, (4, 4, 4), ACT_BITS, everywhere(4, 3)))
+        limits = budget_constraints(Budget(max_weight_bytes=10**6, max_latency_ms=0.041), costs, (4, 4, 4), ACT_BITS, everywhere(4, 3))
+        lagrangian_plans(make_table(0), limits)
 
 
 @pytest.mark.parametrize("with_bits", [True, False])

@@ -13,7 +13,7 @@ import numpy as np
 
 from workbench.options import BadInput, Budget
 from workbench.plans import CostTable, ScoredPlan
-from workbench.search.meters import fixed_us, latency_us_LC
+from workbench.search.cost_model import fixed_us, latency_us_LC
 from workbench.search.pareto import fits, knee
 
 MEGABYTE = 1_000_000

@@ -13,7 +13,7 @@ from gradio.state_holder import SessionState
 
 from workbench.options import BadInput
 from workbench.ui import page
-from workbench.ui.live import Page, Screens
+from workbench.ui.bindings import Page, Screens
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """What a choice of activation bits costs at a step, as a table that the allocators do not look into.
 
-A meter is bits (of which a budget limits the mean) or microseconds (of which it limits the sum over an image), where the cost table
+A constraint is bits (of which a budget limits the mean) or microseconds (of which it limits the sum over an image), where the cost table
 has latencies. Where both are limited, they are mixed at the exchange rate at which the plan meets both.
 
 Letters: T steps, L layers, C choices.
@@ -21,7 +21,7 @@ MIXING_ROUNDS = 24  # halvings of the interval in which the exchange rate lies
 
 
 @dataclass(frozen=True, kw_only=True)
-class Meter:
+class BudgetConstraint:
     """cost_TLC, 0 where a cell has no activation bits; `limit` is of the sum over all steps and layers."""
 
     name: str
@@ -60,28 +60,28 @@ def fixed_us(costs: CostTable) -> float:
     return 0.0 if costs.latency is None else costs.latency.fixed_us
 
 
-def bit_meter(act_bits_C, active_TL: np.ndarray, mean: float) -> Meter:
+def bit_constraint(act_bits_C, active_TL: np.ndarray, mean: float) -> BudgetConstraint:
     """Bits of the active cells (T, L), of which the mean is limited."""
     cost_TLC = active_TL[..., None] * np.asarray(act_bits_C, dtype=np.float64)
-    return Meter(name="max_mean_act_bits", unit="bits", cost_TLC=cost_TLC, limit=largest_sum(mean, int(active_TL.sum())))
+    return BudgetConstraint(name="max_mean_act_bits", unit="bits", cost_TLC=cost_TLC, limit=largest_sum(mean, int(active_TL.sum())))
 
 
-def meters(budget: Budget, costs: CostTable, weight_bits_L, act_bits_C, active_TL: np.ndarray) -> list[Meter]:
-    """One meter per limit on activations that the budget sets."""
+def budget_constraints(budget: Budget, costs: CostTable, weight_bits_L, act_bits_C, active_TL: np.ndarray) -> list[BudgetConstraint]:
+    """One constraint per limit on activations that the budget sets."""
     found, steps = [], len(active_TL)
     if budget.max_mean_act_bits is not None:
-        found.append(bit_meter(act_bits_C, active_TL, budget.max_mean_act_bits))
+        found.append(bit_constraint(act_bits_C, active_TL, budget.max_mean_act_bits))
     if budget.max_latency_ms is not None:
         latency = latency_us_LC(costs, weight_bits_L, act_bits_C)
         if latency is None:
             raise BadInput("max_latency_ms is set, but nothing is known about this machine's latencies; measure them or leave it out")
         left_us = 1000 * budget.max_latency_ms - steps * fixed_us(costs)
-        found.append(Meter(name="max_latency_ms", unit="us", cost_TLC=active_TL[..., None] * latency, limit=left_us))
+        found.append(BudgetConstraint(name="max_latency_ms", unit="us", cost_TLC=active_TL[..., None] * latency, limit=left_us))
     return found
 
 
 @dataclass(frozen=True, kw_only=True)
-class Steering:
+class LagrangianPlans:
     """Lagrangian plans under one price: `target` is what the limits allow in the units of `cost_TLC`."""
 
     hull: ActHull
@@ -103,10 +103,10 @@ class Steering:
         return self.hull.rows_within(max(self.target if total is None else total, self.span[0]))
 
 
-def steering(table: DistortionTable, limits: list[Meter]) -> Steering:
+def lagrangian_plans(table: DistortionTable, limits: list[BudgetConstraint]) -> LagrangianPlans:
     """Lagrangian plans by `table` under one or two limits."""
-    for meter in limits:
-        meter.check()
+    for constraint in limits:
+        constraint.check()
     if len(limits) == 1:
         return _under(table, limits[0].cost_TLC, limits[0].limit)
     first, second = limits
@@ -117,7 +117,7 @@ def steering(table: DistortionTable, limits: list[Meter]) -> Steering:
     return _mixed(table, first, second)
 
 
-def _mixed(table: DistortionTable, first: Meter, second: Meter) -> Steering:
+def _mixed(table: DistortionTable, first: BudgetConstraint, second: BudgetConstraint) -> LagrangianPlans:
     """Both limits bind. A mean of the two costs, each in units of its limit, lies between the two single prices: halve towards the share
     where neither is exceeded, and tighten the sum where rounding to whole choices still exceeds one."""
     low, high, found = 0.0, 1.0, None
@@ -125,7 +125,7 @@ def _mixed(table: DistortionTable, first: Meter, second: Meter) -> Steering:
         share = (low + high) / 2
         cost_TLC = share * first.cost_TLC / first.limit + (1 - share) * second.cost_TLC / second.limit
         mixed = _under(table, cost_TLC, 1.0)
-        over = [meter.total(_columns(mixed)) / meter.limit for meter in (first, second)]
+        over = [constraint.total(_columns(mixed)) / constraint.limit for constraint in (first, second)]
         low, high = (share, high) if over[0] > over[1] else (low, share)
         tight = _tightened(mixed, (first, second), max(over))
         if tight is not None and (found is None or _error(table, tight) < _error(table, found)):
@@ -135,28 +135,28 @@ def _mixed(table: DistortionTable, first: Meter, second: Meter) -> Steering:
     return found
 
 
-def _tightened(mixed: Steering, limits, over: float) -> Steering | None:
+def _tightened(mixed: LagrangianPlans, limits, over: float) -> LagrangianPlans | None:
     """With a target as much smaller as it takes to exceed no limit; None where there is none."""
     tried, least = mixed, mixed.span[0]
     while tried.target >= least:
         tried = replace(tried, target=tried.target / max(over, 1.0))
         if tried.target < least:
             return None
-        over = max(meter.total(_columns(tried)) / meter.limit for meter in limits)
+        over = max(constraint.total(_columns(tried)) / constraint.limit for constraint in limits)
         if over <= 1.0:
             return tried
         over = max(over, 1.001)
     return None
 
 
-def _under(table: DistortionTable, cost_TLC: np.ndarray, target: float) -> Steering:
-    return Steering(hull=activation_hull(table, cost_TLC), cost_TLC=cost_TLC, target=target)
+def _under(table: DistortionTable, cost_TLC: np.ndarray, target: float) -> LagrangianPlans:
+    return LagrangianPlans(hull=activation_hull(table, cost_TLC), cost_TLC=cost_TLC, target=target)
 
 
-def _columns(steering: Steering) -> np.ndarray:
-    return np.searchsorted(steering.hull.act_bits_C, np.asarray(steering.rows()))
+def _columns(plans: LagrangianPlans) -> np.ndarray:
+    return np.searchsorted(plans.hull.act_bits_C, np.asarray(plans.rows()))
 
 
-def _error(table: DistortionTable, steering: Steering) -> float:
-    columns = _columns(steering)
+def _error(table: DistortionTable, plans: LagrangianPlans) -> float:
+    columns = _columns(plans)
     return float(np.take_along_axis(table.error_TLC.double().numpy(), columns[..., None], -1).sum())

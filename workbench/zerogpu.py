@@ -55,9 +55,9 @@ PIPELINE, CONTEST = "workbench.pipeline", "workbench.contest.compare"
 # Every stage: who runs it, and the module whose function stage(bundle, ...) it is.
 STAGES = {"profile": (plan_on_gpu, PIPELINE), "search": (plan_on_gpu, PIPELINE), "quantize": (plan_on_gpu, PIPELINE),
           "evaluate_plan": (plan_on_gpu, PIPELINE),
-          "compare": (draw_on_gpu, PIPELINE), "time_alone": (draw_on_gpu, PIPELINE), "draw": (draw_on_gpu, PIPELINE),
+          "compare": (draw_on_gpu, PIPELINE), "solo_timing": (draw_on_gpu, PIPELINE), "draw": (draw_on_gpu, PIPELINE),
           "preview": (draw_on_gpu, PIPELINE),
-          "inspect": (draw_on_gpu, PIPELINE), "enter": (plan_on_gpu, CONTEST), "float_run": (draw_on_gpu, CONTEST)}
+          "inspect": (draw_on_gpu, PIPELINE), "evaluate_method": (plan_on_gpu, CONTEST), "float_run": (draw_on_gpu, CONTEST)}
 
 OF_A_DEVICE = ("load", "is_loaded")  # functions of a model and a device; a worker's `load` finds the GPU by itself
 

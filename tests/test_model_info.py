@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import huggingface_hub
 import pytest
 
-from workbench import outline
+from workbench import model_info
 from workbench.options import BadInput
 
 
@@ -48,24 +48,24 @@ def hub(monkeypatch, tmp_path):
 
 
 def test_the_hub_tells_size_layers_and_memory_before_anything_is_downloaded(hub):
-    found = outline.on_hub("maker/model")
+    found = model_info.on_hub("maker/model")
     assert (found.family, found.parameters, found.all_parameters) == ("FluxPipeline", 104, 140)
     assert (found.linears, found.blocks, found.disk_bytes) == (3, 2, 300), "copies in half precision and single files are not downloaded"
     assert found.load_bytes == 4 * 140 and found.search_bytes > found.load_bytes
 
 
 def test_a_hub_that_says_nothing_is_no_error(hub, monkeypatch):
-    assert "did not tell its size (OSError)" in outline.on_hub("maker/other").note
+    assert "did not tell its size (OSError)" in model_info.on_hub("maker/other").note
     monkeypatch.setattr(hub, "index", False)
-    assert "does not list it as a diffusers pipeline" in outline.on_hub("maker/model").note
+    assert "does not list it as a diffusers pipeline" in model_info.on_hub("maker/model").note
 
 
 def test_a_hub_model_without_room_is_refused_before_its_download(hub, monkeypatch):
-    monkeypatch.setattr(outline, "free_bytes", lambda: 500)
+    monkeypatch.setattr(model_info, "free_bytes", lambda: 500)
     with pytest.raises(BadInput, match="maker/model needs about"):
-        outline.require_room(outline.on_hub("maker/model"))
+        model_info.require_room(model_info.on_hub("maker/model"))
 
 
 def test_a_folder_tells_the_same_as_its_files():
-    found = outline.of("emoji-flux")
+    found = model_info.of("emoji-flux")
     assert found.kind == "embedded" and found.parameters and found.linears and found.disk_bytes > 0

@@ -17,22 +17,22 @@ import torch
 
 from workbench.options import BadInput, Budget, QuantConfig, SearchConfig
 from workbench.plans import CostTable
+from workbench.search.cost_model import LagrangianPlans, bit_constraint, budget_constraints, fastest_us_LC, fixed_us, lagrangian_plans
+from workbench.search.evaluation_cache import Row
 from workbench.search.knapsack import allocate_weights
 from workbench.search.lagrangian import largest_sum, total
-from workbench.search.ledger import Row
-from workbench.search.meters import Steering, bit_meter, fastest_us_LC, fixed_us, meters, steering
 from workbench.search.ranking import predict
-from workbench.search.rivals import Problem, uniform_rows, uniform_weights
+from workbench.search.rivals import AllocationProblem, uniform_rows, uniform_weights
 from workbench.types import DistortionTable, LayerInfo
 
 Rows = tuple[Row, ...]  # activation bits (T, L)
 
-RUNGS = (3.2, 3.6, 4.0, 4.5, 5.5, 8.0)  # mean activation bits of the Lagrangian plans that seed the beam
+SEED_ACT_BITS = (3.2, 3.6, 4.0, 4.5, 5.5, 8.0)  # mean activation bits of the Lagrangian plans that seed the beam
 LOW, HIGH = 0.85, 1.4  # the beam's configurations steer towards LOW to HIGH times the target
 TYPICAL_ACT_BITS = 4.0  # the target where nothing limits activations
 TIME_SHARES = (1 / 3, 2 / 3, 1.0)  # of the time a budget leaves, for wider weights; the rest is for activations
 TYPICAL_WEIGHT_BITS = 4  # what the beam runs on where no memory limit is set
-COMPANION_BITS = {2: 3.3, 3: 3.3, 4: 4.0, 6: 6.0, 8: 8.0, 16: 8.0}  # mean activation bits that suit weights of a width
+ACT_BITS_WITH = {2: 3.3, 3: 3.3, 4: 4.0, 6: 6.0, 8: 8.0, 16: 8.0}  # mean activation bits that suit weights of a width
 
 
 def pin_weights(pinned_L: tuple[int | None, ...], table: DistortionTable, costs: CostTable) -> tuple[DistortionTable, CostTable]:
@@ -48,17 +48,17 @@ def pin_weights(pinned_L: tuple[int | None, ...], table: DistortionTable, costs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class SearchProblem:
     """What is asked, and the allocations that follow from the tables alone.
 
-    `table` is the additive distortion table that rivals plan by; `guide` is what this search plans by. `prompts` stands for the prompts
+    `table` is the additive distortion table that rivals plan by; `planning_table` is what this search plans by. `prompts` are those
     that measurements are made on. `ranked` are tables of which the result says how well they order what was measured. `pinned_L`: weight
     bits of the layers that are not to be chosen; their rows of both tables and of the costs are the same at every width."""
 
     layers: tuple[LayerInfo, ...]
     sigma_T: tuple[float, ...]
     table: DistortionTable
-    guide: DistortionTable
+    planning_table: DistortionTable
     costs: CostTable
     quant: QuantConfig
     model_hash: str
@@ -97,33 +97,34 @@ class Task:
 
     def check(self) -> None:
         expected = (self.steps, len(self.layers), len(self.table.act_bits_C))
-        for table in (self.table, self.guide):
+        for table in (self.table, self.planning_table):
             if tuple(table.error_TLC.shape) != expected:
                 raise BadInput(f"the distortion table is {tuple(table.error_TLC.shape)}; steps, layers and choices are {expected}")
         limit, least = self.budget.max_mean_act_bits, min(self.table.act_bits_C)
         if limit is not None and limit < least:
             raise BadInput(f"max_mean_act_bits is {limit:g}; the smallest feasible is {least}")
         for weights in self.weight_candidates:
-            self.steer(weights)
+            self.lagrangian_plans(weights)
 
-    def under(self, budget: Budget) -> Task:
+    def under(self, budget: Budget) -> SearchProblem:
         """The same task under another budget."""
         return replace(self, budget=budget)
 
     def in_time(self, weight_bits_L: Row, act_bits_TL: Rows) -> bool:
         """Whether a plan keeps the budget's latency, where it sets one."""
-        limits = meters(self.budget, self.costs, weight_bits_L, self.table.act_bits_C, self.active_TL)
+        limits = budget_constraints(self.budget, self.costs, weight_bits_L, self.table.act_bits_C, self.active_TL)
         columns_TL = np.searchsorted(self.table.act_bits_C, np.asarray(act_bits_TL))
-        return all(meter.total(columns_TL) <= meter.limit for meter in limits if meter.unit == "us")
+        return all(constraint.total(columns_TL) <= constraint.limit for constraint in limits if constraint.unit == "us")
 
-    def steer(self, weight_bits_L: Row, table: DistortionTable | None = None) -> Steering:
+    def lagrangian_plans(self, weight_bits_L: Row, table: DistortionTable | None = None) -> LagrangianPlans:
         """Lagrangian plans under the budget's limits on activations, by the guide unless another table is given."""
-        return steering(table or self.guide, meters(self.act_budget, self.costs, weight_bits_L, self.table.act_bits_C, self.active_TL))
+        limits = budget_constraints(self.act_budget, self.costs, weight_bits_L, self.table.act_bits_C, self.active_TL)
+        return lagrangian_plans(table or self.planning_table, limits)
 
     @cached_property
-    def by_bits(self) -> Steering:
+    def by_bits(self) -> LagrangianPlans:
         """Lagrangian plans priced by bits alone."""
-        return steering(self.guide, [bit_meter(self.table.act_bits_C, self.active_TL, self.target_bits)])
+        return lagrangian_plans(self.planning_table, [bit_constraint(self.table.act_bits_C, self.active_TL, self.target_bits)])
 
     def rows_within(self, mean_bits: float) -> Rows:
         """The Lagrangian plan of activation bits with at most this mean."""
@@ -132,11 +133,11 @@ class Task:
     def rows_uniform(self, act_bits: int) -> Rows:
         return uniform_rows(act_bits, self.active_TL)
 
-    def problem(self, weight_bits_L: Row) -> Problem:
+    def allocation_problem(self, weight_bits_L: Row) -> AllocationProblem:
         """What rivals solve: the additive table under the same limit."""
-        steered = self.steer(weight_bits_L, self.table)
+        relaxed = self.lagrangian_plans(weight_bits_L, self.table)
         error_TLC = self.table.error_TLC.double().numpy()
-        return Problem(error_TLC=error_TLC, cost_TLC=np.broadcast_to(steered.cost_TLC, error_TLC.shape), limit=steered.target)
+        return AllocationProblem(error_TLC=error_TLC, cost_TLC=np.broadcast_to(relaxed.cost_TLC, error_TLC.shape), limit=relaxed.target)
 
     def bits_of(self, columns_TL) -> Rows:
         """A plan of columns as bits; 16 in cells that have none."""
@@ -146,13 +147,13 @@ class Task:
     def weights_within(self, max_bytes: int, error_LC=None, *, in_time: bool = True, share: float = 1.0) -> Row:
         """The best weights by the guide (or by `error_LC`) within the bytes, of which some plan keeps the budget's latency; they take at
         most `share` of what that leaves beyond the fastest weights."""
-        error_LC, bits_C = self.guide.weight_error_LC if error_LC is None else error_LC, self.guide.weight_bits_C
-        beside = self.time_left if in_time else None
-        if beside is not None and share < 1 and (least := float(beside[0].min(1).sum())) <= beside[1]:
-            beside = beside[0], least + share * (beside[1] - least)
-        found = allocate_weights(error_LC, self.costs, max_bytes, bits_C, beside=beside)
+        error_LC, bits_C = self.planning_table.weight_error_LC if error_LC is None else error_LC, self.planning_table.weight_bits_C
+        second_constraint = self.time_left if in_time else None
+        if second_constraint is not None and share < 1 and (least := float(second_constraint[0].min(1).sum())) <= second_constraint[1]:
+            second_constraint = second_constraint[0], least + share * (second_constraint[1] - least)
+        found = allocate_weights(error_LC, self.costs, max_bytes, bits_C, second_constraint=second_constraint)
         if found is None:
-            fastest = allocate_weights(beside[0], self.costs, max_bytes, bits_C)
+            fastest = allocate_weights(second_constraint[0], self.costs, max_bytes, bits_C)
             least_ms = self.steps * (self.fastest_us(fastest) + fixed_us(self.costs)) / 1000
             raise BadInput(f"max_latency_ms is {self.budget.max_latency_ms:g}; the smallest feasible within {max_bytes / 1e6:.2f} MB is "
                            f"{math.ceil(100 * least_ms) / 100:g}")
@@ -162,7 +163,7 @@ class Task:
     def time_left(self) -> tuple[np.ndarray, float] | None:
         """Microseconds of a step's layers at every weight width (L, C), activations at their fastest, and what the budget leaves for
         their sum; None where it sets no latency or none is known."""
-        us_LC = fastest_us_LC(self.costs, self.guide.weight_bits_C, self.table.act_bits_C)
+        us_LC = fastest_us_LC(self.costs, self.planning_table.weight_bits_C, self.table.act_bits_C)
         if self.budget.max_latency_ms is None or us_LC is None:
             return None
         left_us = 1000 * self.budget.max_latency_ms / self.steps - fixed_us(self.costs)
@@ -170,7 +171,7 @@ class Task:
 
     def fastest_us(self, weight_bits_L: Row) -> float:
         """Microseconds of a step's layers with activations at their fastest width."""
-        return total(self.time_left[0], np.array([self.guide.weight_bits_C.index(bits) for bits in weight_bits_L]))
+        return total(self.time_left[0], np.array([self.planning_table.weight_bits_C.index(bits) for bits in weight_bits_L]))
 
     def fast_enough(self, weight_bits_L: Row) -> bool:
         """Whether some plan on these weights keeps the budget's latency."""
@@ -193,13 +194,13 @@ class Task:
         if self.budget.max_latency_ms is None:
             return dict.fromkeys(allocated, self.rows_uniform(16))
         if self.budget.max_weight_bytes is not None:
-            return {weights: self.steer(weights).rows() for weights in allocated}
+            return {weights: self.lagrangian_plans(weights).rows() for weights in allocated}
         found = {}
         for weights in allocated:
             with suppress(BadInput):
-                found[weights] = self.steer(weights).rows()
+                found[weights] = self.lagrangian_plans(weights).rows()
         if not found:
-            self.steer(allocated[0])  # raises the reason
+            self.lagrangian_plans(allocated[0])  # raises the reason
         best = sorted(found, key=lambda weights: self.predicted_error(weights, found[weights]))[:2]
         return {weights: found[weights] for weights in best}
 
@@ -225,33 +226,33 @@ class Task:
             weights = self.weights_within(size, in_time=False)
             if weights in levels or weights in beam_on:
                 continue
-            suited = self.rows_within(max(least, COMPANION_BITS[width]))
+            suited = self.rows_within(max(least, ACT_BITS_WITH[width]))
             # The smallest plan of all makes every feasible budget selectable.
             levels[weights] = [suited] if levels else [self.rows_uniform(least), suited]
         return levels
 
-    def rungs(self, weight_bits_L: Row) -> list[Rows]:
+    def seed_plans(self, weight_bits_L: Row) -> list[Rows]:
         """Lagrangian plans from few bits to many, and the one at the target."""
-        means = [mean for mean in RUNGS if mean >= min(self.table.act_bits_C) and abs(mean - self.target_bits) > 0.2]
+        means = [mean for mean in SEED_ACT_BITS if mean >= min(self.table.act_bits_C) and abs(mean - self.target_bits) > 0.2]
         plans = [self.rows_within(mean) for mean in means]
-        return list(dict.fromkeys(sorted([*plans, self.steer(weight_bits_L).rows()], key=lambda rows: sum(map(sum, rows)))))
+        return list(dict.fromkeys(sorted([*plans, self.lagrangian_plans(weight_bits_L).rows()], key=lambda rows: sum(map(sum, rows)))))
 
-    def configurations(self, steered: Steering, step: int, spent: float) -> list[Row]:
+    def configurations(self, relaxed: LagrangianPlans, step: int, spent: float) -> list[Row]:
         """The rows that extend a path, from low to high: the next row of the Lagrangian plans that would end at, below and above
         the target, given what the path has spent."""
-        least, most = steered.span
-        totals = np.clip(np.linspace(LOW, HIGH, self.config.configs - 1) * steered.target, least, most)
-        wanted = sorted({float(steered.target), *totals.tolist()})
-        return list(dict.fromkeys(steered.hull.row_after(step, total - spent) for total in wanted))
+        least, most = relaxed.span
+        totals = np.clip(np.linspace(LOW, HIGH, self.config.configs - 1) * relaxed.target, least, most)
+        wanted = sorted({float(relaxed.target), *totals.tolist()})
+        return list(dict.fromkeys(relaxed.hull.row_after(step, total - spent) for total in wanted))
 
     def predicted_error(self, weight_bits_L: Row, act_bits_TL: Rows, table: DistortionTable | None = None) -> float:
         """A table's sum over weights and over all (step, layer); by default the guide's."""
-        return predict(table or self.guide, weight_bits_L, act_bits_TL)
+        return predict(table or self.planning_table, weight_bits_L, act_bits_TL)
 
     def scaled(self, act_TLC: np.ndarray, weight_L: np.ndarray) -> DistortionTable:
         """The guide with its errors multiplied."""
-        return replace(self.guide, error_TLC=self.guide.error_TLC.double() * torch.as_tensor(act_TLC),
-                       weight_error_LC=self.guide.weight_error_LC.double() * torch.as_tensor(weight_L)[:, None])
+        return replace(self.planning_table, error_TLC=self.planning_table.error_TLC.double() * torch.as_tensor(act_TLC),
+                       weight_error_LC=self.planning_table.weight_error_LC.double() * torch.as_tensor(weight_L)[:, None])
 
     def fingerprint(self) -> str:
         """Of everything a measurement depends on. The budget and the beam's width are not among it: what one search has measured

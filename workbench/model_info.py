@@ -24,7 +24,7 @@ _BLOCK = re.compile(r"(.*blocks)\.(\d+)\.")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outline:
+class ModelInfo:
     """Sizes are None where they cannot be known yet; parameters and linears are the transformer's."""
 
     source: str
@@ -54,13 +54,13 @@ def embedded() -> dict[str, Path]:
     return {path.parent.name: path.parent for path in sorted(MODELS.glob("*/model_index.json"))}
 
 
-def of(source: str) -> Outline:
-    """The outline of an embedded name, a local folder or a hub id. Never raises for what is merely unknown."""
+def of(source: str) -> ModelInfo:
+    """What is known of an embedded name, a local folder or a hub id. Never raises for what is merely unknown."""
     folder, kind = _folder(source)
     if folder is None:
         unknown = "no embedded model, folder or hub id has this name"
         note = "not downloaded yet; the hub is asked for its size" if kind == "hub id" else unknown
-        return Outline(source=source, kind=kind, note=note)
+        return ModelInfo(source=source, kind=kind, note=note)
     try:
         index = modelfiles.check_index(folder, source)
         with modelfiles.named(source):
@@ -68,14 +68,14 @@ def of(source: str) -> Outline:
             checkpoints = [modelfiles.checkpoint(folder / part, library, variant) for part, (library, _) in modelfiles.parts(index).items()
                            if (folder / part / "config.json").exists() or not (folder / part).is_dir()]
     except BadInput as error:  # a download may be unfinished, and is then completed by a load
-        return Outline(source=source, kind=kind, note=str(error), refused=kind != "hub id")
+        return ModelInfo(source=source, kind=kind, note=str(error), refused=kind != "hub id")
     shapes = {found.folder.name: {name: tensor.shape for name, tensor in found.tensors.items()} for found in checkpoints}
     disk_bytes = sum(path.stat().st_size for found in checkpoints for path in found.files)
-    return _outline(source, kind, modelfiles.shown(index.get("_class_name")), shapes, disk_bytes)
+    return _model_info(source, kind, modelfiles.shown(index.get("_class_name")), shapes, disk_bytes)
 
 
-def on_hub(hub_id: str) -> Outline:
-    """The outline of a model that has not been downloaded, from its model_index.json, the hub's list of files and the headers of those
+def on_hub(hub_id: str) -> ModelInfo:
+    """What is known of a model that has not been downloaded, from its model_index.json, the hub's list of files and the headers of those
     that would be: a few kilobytes each. Never raises: the note says why nothing is known."""
     from huggingface_hub import HfApi, hf_hub_download
 
@@ -84,7 +84,7 @@ def on_hub(hub_id: str) -> Outline:
         info = api.model_info(hub_id, files_metadata=True, timeout=HUB_SECONDS)
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
         if folders.INDEX not in sizes:
-            return Outline(source=hub_id, kind="hub id", note="the hub does not list it as a diffusers pipeline")
+            return ModelInfo(source=hub_id, kind="hub id", note="the hub does not list it as a diffusers pipeline")
         path = Path(hf_hub_download(hub_id, folders.INDEX, revision=info.sha, etag_timeout=HUB_SECONDS))
         index = modelfiles.read_index(path.parent, hub_id)
         weights = [name for name in folders.wanted(sizes, modelfiles.parts(index)) if name.endswith(".safetensors")]
@@ -94,18 +94,18 @@ def on_hub(hub_id: str) -> Outline:
             weightformats.refuse(header.tensors, lambda _name, file=name: file)
             shapes.setdefault(name.split("/")[0], {}).update({key: tensor.shape for key, tensor in header.tensors.items()})
     except BadInput as error:
-        return Outline(source=hub_id, kind="hub id", note=f"{hub_id}: {error}", refused=True)
+        return ModelInfo(source=hub_id, kind="hub id", note=f"{hub_id}: {error}", refused=True)
     except Exception as error:  # no network, no such model, or one that asks for an account
-        return Outline(source=hub_id, kind="hub id", note=f"the hub did not tell its size ({type(error).__name__})")
-    return _outline(hub_id, "hub id", index["_class_name"], shapes, sum(sizes[name] for name in weights))
+        return ModelInfo(source=hub_id, kind="hub id", note=f"the hub did not tell its size ({type(error).__name__})")
+    return _model_info(hub_id, "hub id", index["_class_name"], shapes, sum(sizes[name] for name in weights))
 
 
-def _outline(source: str, kind: str, family: str, shapes: dict[str, dict], disk_bytes: int) -> Outline:
+def _model_info(source: str, kind: str, family: str, shapes: dict[str, dict], disk_bytes: int) -> ModelInfo:
     """From the names and shapes of each part's tensors."""
     counts = {part: sum(math.prod(shape) for shape in tensors.values()) for part, tensors in shapes.items()}
     transformer = shapes.get("transformer", {})
     matrices = [name for name, shape in transformer.items() if name.endswith(".weight") and len(shape) == 2]
-    return Outline(
+    return ModelInfo(
         source=source,
         kind=kind,
         family=family,
@@ -117,19 +117,19 @@ def _outline(source: str, kind: str, family: str, shapes: dict[str, dict], disk_
     )
 
 
-def require_room(outline: Outline) -> None:
+def require_room(model_info: ModelInfo) -> None:
     """Raises BadInput when the model is refused, or would not fit in what memory is free once loaded."""
-    if outline.refused:
-        raise BadInput(outline.note)
-    if outline.load_bytes is None:
+    if model_info.refused:
+        raise BadInput(model_info.note)
+    if model_info.load_bytes is None:
         return
     free = free_bytes()
-    if free is not None and outline.load_bytes > free:
+    if free is not None and model_info.load_bytes > free:
         reclaim()  # of models that have been put down
         free = free_bytes()
-    if free is not None and outline.load_bytes > free:
+    if free is not None and model_info.load_bytes > free:
         raise BadInput(
-            f"{outline.source} needs about {outline.load_bytes / 1e9:.1f} GB to load and {free / 1e9:.1f} GB are free; a model of "
+            f"{model_info.source} needs about {model_info.load_bytes / 1e9:.1f} GB to load and {free / 1e9:.1f} GB are free; a model of "
             f"less than {free / FLOAT_BYTES / 1e9:.1f} billion parameters would fit"
         )
 

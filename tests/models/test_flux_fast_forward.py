@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from workbench.models import flux_lean
+from workbench.models import flux_fast_forward
 from workbench.models.tree import clone_tree, with_modules
 from workbench.options import TraceConfig
 from workbench.quant import calibration
@@ -25,7 +25,7 @@ def full(bundle, latent, integrator, step, conditioning, modules=None):
         return bundle.predictor(integrator, conditioning, modules=modules)(latent, step).detach()
 
 
-def lean(bundle, latent, integrator, step, conditioning, modules=None):
+def fast_forward(bundle, latent, integrator, step, conditioning, modules=None):
     with torch.no_grad():
         return bundle.predictor(integrator, conditioning, modules=modules)(latent, step)
 
@@ -35,7 +35,7 @@ def test_it_errs_no_more_than_twice_as_much_as_diffusers_in_the_same_precision(b
     integrator, conditioning, latent = inputs
     exact = full(bundle.in_dtype(torch.float64), latent, integrator, step, conditioning)
     theirs = (full(bundle, latent, integrator, step, conditioning) - exact).abs().max()
-    mine = (lean(bundle, latent, integrator, step, conditioning) - exact).abs().max()
+    mine = (fast_forward(bundle, latent, integrator, step, conditioning) - exact).abs().max()
     assert mine <= 2 * theirs
 
 
@@ -43,7 +43,7 @@ def test_bfloat16_errs_no_more_than_twice_as_much_as_diffusers_bfloat16(bundle, 
     integrator, conditioning, latent = inputs
     exact, half = full(bundle, latent, integrator, 1, conditioning), bundle.in_dtype(torch.bfloat16)
     theirs = (full(half, latent, integrator, 1, conditioning) - exact).square().mean()
-    mine = (lean(half, latent, integrator, 1, conditioning) - exact).square().mean()
+    mine = (fast_forward(half, latent, integrator, 1, conditioning) - exact).square().mean()
     assert mine <= 4 * theirs  # of squares
 
 
@@ -81,11 +81,11 @@ def test_modulation_is_computed_once_for_all_steps_of_a_batch(bundle, inputs):
         predict = bundle.predictor(integrator, conditioning, modules=modules)
         first = [predict(latent, step) for step in range(4)]
     assert Counted.runs == 1
-    assert torch.equal(first[0], lean(bundle, latent, integrator, 0, conditioning))
-    swapped = lean(bundle, latent, integrator, 0, bundle.encode(PROMPTS[::-1]), modules)
+    assert torch.equal(first[0], fast_forward(bundle, latent, integrator, 0, conditioning))
+    swapped = fast_forward(bundle, latent, integrator, 0, bundle.encode(PROMPTS[::-1]), modules)
     assert Counted.runs == 2 and not torch.allclose(swapped, first[0])
     doubled = {"transformer": with_modules(bundle.transformer, {layer.name: counted(bundle.linear(layer), factor=2)})}
-    changed = lean(bundle, latent, integrator, 0, conditioning, doubled)
+    changed = fast_forward(bundle, latent, integrator, 0, conditioning, doubled)
     torch.testing.assert_close(changed, full(bundle, latent, integrator, 0, conditioning, doubled), rtol=1e-4, atol=1e-4)
     assert not torch.allclose(changed, first[0])
 
@@ -113,10 +113,10 @@ def test_whoever_looks_at_modulation_sees_one_step_at_a_time(bundle):
 
 def test_where_all_steps_do_not_fit_each_is_computed_by_itself(bundle, inputs, monkeypatch):
     integrator, conditioning, latent = inputs
-    together = [lean(bundle, latent, integrator, step, conditioning) for step in (1, 2)]
-    monkeypatch.setattr(flux_lean, "SHARED_BYTES", 0)
+    together = [fast_forward(bundle, latent, integrator, step, conditioning) for step in (1, 2)]
+    monkeypatch.setattr(flux_fast_forward, "SHARED_BYTES", 0)
     for step, expected in zip((1, 2), together):
-        torch.testing.assert_close(lean(bundle, latent, integrator, step, conditioning), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(fast_forward(bundle, latent, integrator, step, conditioning), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_bundle_s_weights_are_joined_before_anybody_runs_it_and_never_moved_again(bundle, inputs):
@@ -125,7 +125,7 @@ def test_a_bundle_s_weights_are_joined_before_anybody_runs_it_and_never_moved_ag
     weight = bundle.transformer.transformer_blocks[0].attn.to_q.weight
     before = weight.joined_rows, [p.data_ptr() for p in bundle.transformer.parameters()]
     for modules in (None, {"transformer": clone_tree(bundle.transformer)}):
-        lean(bundle, latent, integrator, 0, conditioning, modules)
+        fast_forward(bundle, latent, integrator, 0, conditioning, modules)
     assert weight.joined_rows is before[0] and [p.data_ptr() for p in bundle.transformer.parameters()] == before[1]
     assert hasattr(bundle.in_dtype(torch.bfloat16).transformer.transformer_blocks[0].attn.to_q.weight, "joined_rows")
 
@@ -135,24 +135,24 @@ def test_joined_layers_hold_nothing_twice_and_follow_a_change_of_their_weights()
     layers, x = tuple(nn.Linear(8, n) for n in (4, 4, 6)), torch.randn(3, 8, generator=generator)
     with torch.no_grad():
         apart = [layer(x) for layer in layers]
-        flux_lean._join(layers)
-        assert flux_lean._joined(layers) is not None
-        for made, expected in zip(flux_lean._together(layers, x), apart, strict=True):
+        flux_fast_forward._fuse(layers)
+        assert flux_fast_forward._fused(layers) is not None
+        for made, expected in zip(flux_fast_forward._together(layers, x), apart, strict=True):
             torch.testing.assert_close(made, expected)
         storages = {part.untyped_storage().data_ptr() for layer in layers for part in layer.parameters()}
         assert len(storages) == 2  # one of weights, one of biases
         layers[1].weight.mul_(2)
-        assert flux_lean._joined(layers) is not None
-        torch.testing.assert_close(flux_lean._together(layers, x)[1], layers[1](x))
+        assert flux_fast_forward._fused(layers) is not None
+        torch.testing.assert_close(flux_fast_forward._together(layers, x)[1], layers[1](x))
         layers[2].weight = nn.Parameter(torch.randn(6, 8, generator=generator))
-        assert flux_lean._joined(layers) is None
-        for made, layer in zip(flux_lean._together(layers, x), layers, strict=True):
+        assert flux_fast_forward._fused(layers) is None
+        for made, layer in zip(flux_fast_forward._together(layers, x), layers, strict=True):
             torch.testing.assert_close(made, layer(x))
 
 
-def test_hooks_see_layers_that_would_be_joined():
+def test_hooks_see_layers_that_would_be_fused():
     layers, seen = (nn.Linear(4, 4), nn.Linear(4, 4)), []
     layers[1].register_forward_hook(lambda *_: seen.append(1))
     with torch.no_grad():
-        flux_lean._together(layers, torch.ones(2, 4))
+        flux_fast_forward._together(layers, torch.ones(2, 4))
     assert seen == [1]

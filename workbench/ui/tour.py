@@ -80,8 +80,8 @@ def view(session: Session) -> str:
             f'<i aria-hidden="true">{mark}</i>{escape(words)}</button></li>'
         )
     note = f"<p>{escape(WORDS)}</p>" if now < len(STOPS) and not any(reached) else ""
-    said = notice(*session.notices.get("guide", ("", "")))
-    return f'<nav class="guide" aria-label="guided visit"><ol>{"".join(items)}</ol>{note}{said}</nav>'
+    problem = notice(*session.notices.get("tour", ("", "")))
+    return f'<nav class="tour" aria-label="guided visit"><ol>{"".join(items)}</ol>{note}{problem}</nav>'
 
 
 def glossary() -> str:
@@ -110,8 +110,8 @@ def _profile(session: Session) -> None:
         TOUR_STEPS,
         session.seed,
         "\n".join(prompts),
-        *(getattr(TOUR_SENSITIVITY, name) for name in sensitivity.SENSITIVITY_FORM),
-        *(getattr(QuantConfig(), name) for name in sensitivity.QUANT_FORM),
+        *(getattr(TOUR_SENSITIVITY, name) for name in sensitivity.SENSITIVITY_INPUTS),
+        *(getattr(QuantConfig(), name) for name in sensitivity.QUANT_INPUTS),
         LatencyConfig().target,
     )
     session.prompts, session.steps = kept
@@ -119,7 +119,7 @@ def _profile(session: Session) -> None:
 
 def _search(session: Session) -> None:
     limits = [session.budget.get(axis.field) for axis in budgets.AXES]
-    search.search(session, *limits, *(getattr(TOUR_SEARCH, name) for name in search.SEARCH_FORM))
+    search.search(session, *limits, *(getattr(TOUR_SEARCH, name) for name in search.SEARCH_INPUTS))
 
 
 def _compare(session: Session) -> None:
