@@ -98,6 +98,20 @@ class ModelSpec(Frozen):
     device: str = setting("auto", "auto, cpu or cuda", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
 
 
+class GenerationConfig(Frozen):
+    """What is generated, beside the prompt and the seed. Empty: what the model's own pipeline would use."""
+
+    height: int | None = setting(None, "height in pixels; empty: the model's own", ge=16, le=8192, step=16)
+    width: int | None = setting(None, "width in pixels; empty: the model's own", ge=16, le=8192, step=16)
+    frames: int | None = setting(None, "frames of a clip; empty: the model's own", ge=1, le=1025, step=4)
+    guidance: float | None = setting(None, "guidance scale; empty: the model's own", ge=0, le=100, step=0.5)
+    true_guidance: float | None = setting(None, "guidance by a negative prompt, of a model that has its own guidance distilled; empty: off",
+                                          ge=0, le=100, step=0.5)
+    guidance_2: float | None = setting(None, "guidance scale of the second transformer; empty: that of the first", ge=0, le=100, step=0.5)
+    text_tokens: int | None = setting(None, "longest prompt in tokens; empty: the model's own", ge=1, le=4096, step=16)
+    negative_prompt: str = setting("", "what to steer away from, where guidance is on", max_length=5000)
+
+
 class TraceConfig(Frozen):
     """What to record: prompts, one seed each (seed, seed + 1, ...), steps."""
 

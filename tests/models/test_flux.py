@@ -30,8 +30,8 @@ def test_denoising_loop_gives_the_pipelines_own_image(bundle):
     recorded = record(bundle, TraceConfig(prompts=PROMPTS, steps=3, seed=11))
     mine = bundle.decode(recorded.latent_ST[:, -1]).images
     for index, prompt in enumerate(PROMPTS):
-        theirs = bundle.pipeline(prompt, num_inference_steps=3, generator=torch.Generator().manual_seed(11 + index), height=bundle.size,
-                                 width=bundle.size, max_sequence_length=bundle.text_tokens, output_type="np").images[0]
+        theirs = bundle.pipeline(prompt, num_inference_steps=3, generator=torch.Generator().manual_seed(11 + index), height=bundle.height,
+                                 width=bundle.width, max_sequence_length=bundle.text_tokens, output_type="np").images[0]
         assert np.abs((theirs * 255).round().astype(int) - mine[index].astype(int)).max() <= 1  # batch of 1 against batch of 2
 
 

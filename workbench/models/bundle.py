@@ -20,11 +20,13 @@ from workbench.models.denoiser import Denoiser, Predictor, StepState
 from workbench.models.discover import Rule, discover
 from workbench.models.integrator import Integrator
 from workbench.models.media import Media
-from workbench.options import BadInput
+from workbench.options import BadInput, GenerationConfig
 from workbench.resources import resource_folder
 from workbench.types import Conditioning, LayerInfo
 
 ASSETS = resource_folder("assets")
+DEFAULTS = GenerationConfig()
+TREES = ("transformer", "transformer_2")  # where a pipeline keeps its denoisers
 PROMPT_KINDS = ("calibration", "held_out", "showcase")
 
 
@@ -38,16 +40,15 @@ class Bundle(abc.ABC):
     rules: ClassVar[Sequence[Rule]]
     blocks: ClassVar[Mapping[str, str]]
 
-    def __init__(self, *, name: str, source: str, pipeline, model_hash: str, device: torch.device):
+    def __init__(self, *, name: str, source: str, pipeline, model_hash: str, device: torch.device,
+                 generation: GenerationConfig = DEFAULTS):
         self.name, self.source, self.pipeline, self.model_hash, self.device = name, source, pipeline, model_hash, device
-        self.modules: dict[str, nn.Module] = {"transformer": pipeline.transformer}
+        self.modules: dict[str, nn.Module] = {each: module for each in TREES if (module := getattr(pipeline, each, None)) is not None}
         self.dtype = next(self.transformer.parameters()).dtype
         self.parameters = sum(p.numel() for module in self.modules.values() for p in module.parameters())
         self.renew_locks()
         self.prepare()
-        found = self._discover()
-        self.layers: tuple[LayerInfo, ...] = found.layers
-        self.protected: dict[str, str] = found.kept_float
+        self._settle(generation)
 
     # --- what a family defines ---
 
@@ -79,6 +80,11 @@ class Bundle(abc.ABC):
     def decode(self, latent: Tensor) -> Media:
         """What the latents (S, *shape) show."""
 
+    def settle(self, asked: GenerationConfig) -> None:
+        """Sets what is generated (sizes in pixels, lengths in tokens, guidance) from what is asked, and from the pipeline where nothing
+        is. Raises BadInput with one line for what the pipeline does not take: by default anything."""
+        self.refuse(asked, *GenerationConfig.model_fields)
+
     def prepare(self) -> None:
         """What is done to the transformers before anybody else sees them. A family may move their weights here, and never later."""
         for module in self.modules.values():
@@ -89,6 +95,27 @@ class Bundle(abc.ABC):
         raise BadInput(f"{self.name}: its modulation cannot be cached; store it instead")
 
     # --- shared ---
+
+    def at(self, generation: GenerationConfig) -> Bundle:
+        """This model, set to generate something else: other sizes, guidance or text length. The modules are shared."""
+        if generation == self.generation:
+            return self
+        other = copy.copy(self)
+        other._settle(generation)
+        return other
+
+    def _settle(self, generation: GenerationConfig) -> None:
+        self.generation = generation
+        self.settle(generation)
+        found = self._discover()
+        self.layers: tuple[LayerInfo, ...] = found.layers
+        self.protected: dict[str, str] = found.kept_float
+
+    def refuse(self, asked: GenerationConfig, *names: str) -> None:
+        """Raises BadInput where something is asked for that this pipeline does not have."""
+        for name in names:
+            if getattr(asked, name) not in (None, ""):
+                raise BadInput(f"{name.replace('_', ' ')}: a {type(self.pipeline).__name__} has none; leave it empty")
 
     @property
     def transformer(self) -> nn.Module:
