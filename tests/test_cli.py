@@ -297,6 +297,29 @@ def test_intervals_without_bounds_become_null():
     assert json.loads(json.dumps(terminal.finite(value), allow_nan=False)) == {"a": [None, [None, 1.5]], "b": None, "c": 2}
 
 
+def test_size_and_text_length_are_flags_that_a_plan_remembers(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    asked = ["--height", "32", "--width", "48", "--text-tokens", "6"]
+    search = ["--budget-mb", "9", "--beam", "1", "--samples", "1", "--finalists", "1", "--probes", "1", "--refine", "0"]
+    assert cli.main(["search", "emoji-flux", *FEW, *asked, *search, "--plan-out", "wide.json"]) == 0
+    assert read("wide.json")["generation"] | {"height": 32, "width": 48, "text_tokens": 6} == read("wide.json")["generation"]
+    assert cli.main(["generate", "emoji-flux", *FEW, "--probes", "1", "--plan", "wide.json", "--to", "wide"]) == 0
+    assert {Image.open(path).size for path in Path("wide").glob("*.png")} == {(48, 32)}
+    assert cli.main(["export", "emoji-flux", *FEW, "--probes", "1", "--plan", "wide.json", "--to", "wide-checkpoint"]) == 0
+    assert cli.main(["generate", "wide-checkpoint", *FEW, "--to", "wide-again"]) == 0
+    first, again = (sorted(Path(name).glob("*.png")) for name in ("wide", "wide-again"))
+    assert all(np.array_equal(Image.open(a), Image.open(b)) for a, b in zip(first, again, strict=True)) and len(first) == len(CAPTIONS)
+
+
+@pytest.mark.parametrize(("flags", "words"), [(["--height", "50"], "divisible by"), (["--frames", "5"], "has none"),
+                                              (["--guidance", "3"], "has none"), (["--width", "8"], "--width 8")])
+def test_what_a_model_cannot_generate_is_one_line(folder, monkeypatch, capsys, flags, words):
+    monkeypatch.chdir(folder)
+    assert cli.main(["generate", "emoji-flux", *FEW, *flags, "--to", "never"]) == cli.BAD_INPUT
+    told = capsys.readouterr().err
+    assert words in told and told.count("\n") == 1 and not Path("never").exists()
+
+
 LOUD = """
 import ctypes, os, subprocess, sys
 from workbench import cli, commands

@@ -26,7 +26,7 @@ def test_each_format_gives_the_same_prompts(tmp_path, name, text):
     ("a.json", b"[]", "no prompt found"),
     ("a.txt", b"x" * (prompts.MAX_FILE_BYTES + 1), "larger than 1 MB"),
     ("a.txt", b"x\n" * 257, "257 prompts; at most 256"),
-    ("a.txt", b"y\n" + b"x" * 501, "prompt 2 has 501 characters; at most 500"),
+    ("a.txt", b"y\n" + b"x" * 5001, "prompt 2 has 5001 characters; at most 5,000"),
     ("a.txt", b"\xff\xfe\x00", "not UTF-8"),
     ("a.txt", b"a\x00b", "control characters"),
     ("a.json", b'{"prompt": "x"}', "list of strings"),
@@ -52,4 +52,4 @@ def test_a_missing_file_or_a_folder_is_refused(tmp_path):
 
 
 def test_limits_are_inclusive():
-    assert len(prompts.check(["x" * 500] * 256)) == 256
+    assert len(prompts.check(["x" * 5000] * 256)) == 256

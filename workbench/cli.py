@@ -14,6 +14,7 @@ from workbench.options import (
     Cancelled,
     ContestConfig,
     EvolutionConfig,
+    GenerationConfig,
     LatencyConfig,
     ModelSpec,
     QuantConfig,
@@ -23,18 +24,19 @@ from workbench.options import (
 )
 
 BAD_INPUT, INTERRUPTED = 2, 130
-PROFILE = (TraceConfig, SensitivityConfig)
+PROFILE = (TraceConfig, GenerationConfig, SensitivityConfig)
 
 # verb: (function, MODEL needed, options that become flags, its own flags)
 VERBS = {
-    "models": (commands.models, "?", (), ()),
+    "models": (commands.models, "?", (GenerationConfig,), ()),
     "profile": (commands.profile, None, (*PROFILE, QuantConfig), ("prompts",)),
     "search": (commands.search, None, (commands.Limits, LatencyConfig, *PROFILE, QuantConfig, SearchConfig), ("prompts", "plan-out")),
     "quantize": (commands.quantize, None, PROFILE, ("plan", "prompts")),
     "generate": (commands.generate, None, PROFILE, ("to", "plan", "prompts")),
-    "compare": (commands_judging.compare, None, (commands_judging.Contest, ContestConfig, TraceConfig, SearchConfig, EvolutionConfig),
+    "compare": (commands_judging.compare, None, (
+        commands_judging.Contest, ContestConfig, TraceConfig, GenerationConfig, SearchConfig, EvolutionConfig),
                 ("prompts", "csv", "markdown", "grid")),
-    "bench": (commands_judging.bench, None, (BenchConfig, QuantConfig), ("plan",)),
+    "bench": (commands_judging.bench, None, (BenchConfig, GenerationConfig, QuantConfig), ("plan",)),
     "export": (commands.export, None, PROFILE, ("plan", "to", "prompts")),
     "serve": (commands.serve, "", (), ("port", "host")),
 }

@@ -14,10 +14,12 @@ from pathlib import Path
 from workbench import flags, prompts, terminal
 from workbench.options import (
     ACT_BITS,
+    PIPELINES_OWN,
     BadInput,
     Budget,
     Cancelled,
     Frozen,
+    GenerationConfig,
     LatencyConfig,
     QuantConfig,
     SearchConfig,
@@ -46,14 +48,12 @@ class Limits(Frozen):
 
 # The commands.
 
-def models(args, _listener):
+def models(args, listener):
     """List the embedded models, or one model's layers."""
     from workbench.models import sources
 
     if args.model:
-        from workbench import pipeline
-
-        bundle = pipeline.load(args.model, args.device)
+        bundle = loaded(args, listener)
         rows = [(layer.name, layer.n_out, layer.k_in, layer.tokens, layer.macs_per_step) for layer in bundle.layers]
         result = {"name": bundle.name, "model_hash": bundle.model_hash, "parameters": bundle.parameters,
                   "float_bytes": bundle.float_bytes, "protected": bundle.protected,
@@ -97,7 +97,7 @@ def search(args, listener):
     from workbench.search import selection
 
     steps, target = flags.read(args, TraceConfig).steps, flags.read(args, LatencyConfig).target
-    bundle = pipeline.load(args.model, args.device, on_progress=listener)
+    bundle = loaded(args, listener)
     times = latency.tabulate(bundle, quant, target, on_progress=listener) if limits.budget_ms else None
     reachable = selection.feasible(costs.tabulate(bundle, quant, steps, latency=times), ACT_BITS, steps)
     if blamed := selection.blame(budget, reachable):  # before a minute is spent on a profile
@@ -198,7 +198,7 @@ def generate(args, listener):
     elif args.plan:
         bundle, quantized = _quantized(args, listener)
     else:
-        bundle, quantized = pipeline.load(args.model, args.device, on_progress=listener), None
+        bundle, quantized = loaded(args, listener), None
     texts, seeds = stage.sample(options.prompts or bundle.prompts("showcase")[:stage.BATCH], options.seed, options.steps)
     made = stage.run(bundle, texts, seeds, bundle.integrator(options.steps), quantized=quantized, on_progress=listener)
     folder.mkdir(parents=True, exist_ok=True)
@@ -243,6 +243,14 @@ def serve(args, _listener):
 
 # What the commands share.
 
+def loaded(args, listener, otherwise: GenerationConfig = PIPELINES_OWN):
+    """The model of the flags, set to generate what they ask for; `otherwise` where they ask for nothing."""
+    asked = flags.read(args, GenerationConfig).over(otherwise)
+    from workbench import pipeline
+
+    return pipeline.load(args.model, args.device, on_progress=listener).at(asked)
+
+
 def _profiled(args, listener, quant: QuantConfig):
     """(bundle, profile); options are read before the model is loaded."""
     trace_config = flags.read(args, TraceConfig, prompts=prompts_of(args))
@@ -250,7 +258,7 @@ def _profiled(args, listener, quant: QuantConfig):
     run = run_of(args)
     from workbench import pipeline
 
-    bundle = pipeline.load(args.model, args.device, on_progress=listener)
+    bundle = loaded(args, listener)
     target = flags.read(args, LatencyConfig).target
     return bundle, pipeline.profile(bundle, trace_config, sensitivity_config, quant, target=target, run=run, on_progress=listener)
 
@@ -262,9 +270,11 @@ def _quantized(args, listener):
     text, trace_config = read_plan(args.plan), flags.read(args, TraceConfig, prompts=prompts_of(args))
     sensitivity_config, run = flags.read(args, SensitivityConfig), run_of(args)
     from workbench import pipeline
+    from workbench.plans import BitPlan
 
-    bundle = pipeline.load(args.model, args.device, on_progress=listener)
-    plan = pipeline.validate_plan(bundle, text)
+    plan = BitPlan.parse(text, "plan")
+    bundle = loaded(args, listener, plan.generation)
+    plan = pipeline.validate_plan(bundle, plan)
     return bundle, pipeline.quantize_plan(bundle, plan, trace_config, sensitivity_config, run=run, on_progress=listener)
 
 

@@ -5,8 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from workbench import flags, terminal
-from workbench.commands import megabytes, prompts_of, read_plan, run_of
-from workbench.options import BenchConfig, ContestConfig, EvolutionConfig, Frozen, QuantConfig, SearchConfig, TraceConfig, setting
+from workbench.commands import loaded, megabytes, prompts_of, read_plan, run_of
+from workbench.options import (
+    PIPELINES_OWN,
+    BenchConfig,
+    ContestConfig,
+    EvolutionConfig,
+    Frozen,
+    QuantConfig,
+    SearchConfig,
+    TraceConfig,
+    setting,
+)
 
 
 class Contest(Frozen):
@@ -22,12 +32,12 @@ def compare(args, listener):
     images = flags.read(args, TraceConfig, prompts=prompts_of(args))
     search, evolution = flags.read(args, SearchConfig), flags.read(args, EvolutionConfig)
     names = tuple(name.strip().replace("-", "_") for name in entry.methods.split(",") if name.strip())
-    from workbench import contest, pipeline
+    from workbench import contest
     from workbench.contest.compare import Settings
     from workbench.contest.table import NUMBERS, QUALITY, cell
 
     names = contest.chosen(names)
-    bundle = pipeline.load(args.model, args.device, on_progress=listener)
+    bundle = loaded(args, listener)
     settings = Settings(contest_config=contest_config, trace=TraceConfig(steps=images.steps), search=search, evolution=evolution)
     float_run, results, result = contest.run_comparison(bundle, names, settings, prompts=images.prompts, seed=images.seed, run=run_of(args),
                                                         reference=entry.reference, on_progress=listener)
@@ -58,10 +68,12 @@ def bench(args, listener):
     config, quant = flags.read(args, BenchConfig), flags.read(args, QuantConfig)
     text = read_plan(args.plan) if args.plan else None
     from workbench import pipeline
+    from workbench.plans import BitPlan
 
-    bundle = pipeline.load(args.model, args.device, on_progress=listener)
+    given = BitPlan.parse(text, "plan") if text else None
+    bundle = loaded(args, listener, given.generation if given else PIPELINES_OWN)
     sigma_T = bundle.integrator(TraceConfig().steps).sigma_T1[:-1].tolist()
-    plan = pipeline.validate_plan(bundle, text) if text else pipeline.uniform_plan(bundle, quant, sigma_T, 4, 4)
+    plan = pipeline.validate_plan(bundle, given) if given else pipeline.uniform_plan(bundle, quant, sigma_T, 4, 4)
     result = pipeline.bench(bundle, plan, config, on_progress=listener)
     made, where = result["model"], f"{result['device']}, medians"
     rows = [(f"{r['m']} x {r['n']} x {r['k']}", r["choice"], r["backend"], f"{r['us']:.0f}", f"{r['float_us']:.0f}", f"{r['speedup']:.2f}")

@@ -26,7 +26,8 @@ def tabulate(bundle: Bundle, quant: QuantConfig, steps: int = 0, group_size_L: S
     fixed_bytes = bundle.float_bytes - in_float + sizes.shared_bytes(layers, quant) + sizes.cached_bytes(layers, quant, steps)
     return CostTable(weight_bits_C=WEIGHT_BITS, weight_bytes_LC=torch.tensor(rows, dtype=torch.int64), fixed_bytes=fixed_bytes,
                      macs_L=torch.tensor([layer.macs_per_step for layer in layers], dtype=torch.int64), latency=latency,
-                     usual_bits_L=tuple(None if layer.has_act_bits else usual_bits(quant) for layer in layers))
+                     usual_bits_L=tuple(None if layer.has_act_bits else usual_bits(quant) for layer in layers),
+                     generation=bundle.generation)
 
 
 def sized(choice: BitChoice, layer: LayerInfo, group_size: int | None) -> BitChoice:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from workbench import modelfiles
 from workbench.models import Bundle, checks, sources
 from workbench.models.denoiser import StepState
-from workbench.options import BadInput, Frozen, ModelSpec
+from workbench.options import BadInput, Frozen, GenerationConfig, ModelSpec
 from workbench.plans import BitChoice, BitPlan
 from workbench.quant import transforms
 from workbench.quant.activations import format_of
@@ -69,7 +69,7 @@ def load_quantized(folder: str | Path, device: str = "auto") -> tuple[Bundle, Qu
     packed = {name: {key: tensors.pop(f"{name}.{key}") for key in layer_format.shapes() if f"{name}.{key}" in tensors}
               for name, layer_format in layer_formats.items()}
     shared = {name: tensors.pop(name).to(device) for name in list(tensors) if name.endswith(BESIDE)}
-    bundle = _open_bundle(folder, manifest, layer_formats, tensors, device)
+    bundle = _open_bundle(folder, manifest, plan.generation, layer_formats, tensors, device)
     plan = _check_plan(folder, bundle, plan, layer_formats, manifest)
     state, layers = StepState(plan), {}
     place = {layer.name: layer.index if layer.has_act_bits else None for layer in bundle.layers}
@@ -139,7 +139,8 @@ class NoFloatWeight(nn.Linear):
         raise BadInput("an exported checkpoint has no float weights; load the original model to run or profile it in float")
 
 
-def _open_bundle(folder: Path, manifest: Manifest, layer_formats: Mapping[str, LayerFormat], tensors: dict[str, Tensor], device) -> Bundle:
+def _open_bundle(folder: Path, manifest: Manifest, generation: GenerationConfig, layer_formats: Mapping[str, LayerFormat],
+                 tensors: dict[str, Tensor], device) -> Bundle:
     family = sources.check_folder(folder)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     with modelfiles.named(folder.name):
@@ -156,7 +157,7 @@ def _open_bundle(folder: Path, manifest: Manifest, layer_formats: Mapping[str, L
     pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)
     return sources.FAMILIES[family](name=manifest.model, source=str(folder), pipeline=pipeline, device=device,
-                                    model_hash=manifest.model_hash)
+                                    model_hash=manifest.model_hash, generation=generation)
 
 
 def _fill(transformer: nn.Module, tensors: Mapping[str, Tensor]) -> None:

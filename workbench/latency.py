@@ -167,7 +167,9 @@ def _form(quant: QuantConfig) -> tuple:
 
 
 def _image_cell(bundle: Bundle, quant: QuantConfig) -> tuple:
-    return "image", bundle.model_hash, *_form(quant), quant.branch_bits, quant.modulation, quant.modulation_bits
+    asked = bundle.generation.model_dump_json(exclude_defaults=True)
+    return ("image", bundle.model_hash, *_form(quant), quant.branch_bits, quant.modulation, quant.modulation_bits,
+            *([] if asked == "{}" else [asked]))
 
 
 def interleaved_timing(runs: Mapping[Hashable, Callable[[], object]], rounds: int, device: torch.device, *, calls: int = 1,

@@ -16,6 +16,7 @@ from workbench.resources import resource_folder
 ACT_BITS = (3, 4, 6, 8, 16)
 WEIGHT_BITS = (2, 3, 4, 6, 8, 16)
 GROUP_SIZES = (32, 64, 128)
+MAX_PROMPT_CHARACTERS = 5000  # of one prompt; what a model reads of it is a matter of its text length
 LATENCY_TABLES = resource_folder("assets") / "latency"  # measured on other machines, one file each
 MEASURED_TARGETS = tuple(sorted(path.stem for path in LATENCY_TABLES.glob("*.json")))
 MODELLED_TARGETS = ("a100", "h100", "rtx4090", "rtx5090", "b200")
@@ -109,7 +110,20 @@ class GenerationConfig(Frozen):
                                           ge=0, le=100, step=0.5)
     guidance_2: float | None = setting(None, "guidance scale of the second transformer; empty: that of the first", ge=0, le=100, step=0.5)
     text_tokens: int | None = setting(None, "longest prompt in tokens; empty: the model's own", ge=1, le=4096, step=16)
-    negative_prompt: str = setting("", "what to steer away from, where guidance is on", max_length=5000)
+    negative_prompt: str = setting("", "what to steer away from, where guidance is on", max_length=MAX_PROMPT_CHARACTERS)
+
+    @property
+    def words(self) -> str:
+        """In one line."""
+        asked = self.model_dump(exclude_defaults=True)
+        return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in asked.items()) or "the pipeline's own sizes"
+
+    def over(self, other: GenerationConfig) -> GenerationConfig:
+        """What is asked for here, and where nothing is, what `other` asks for."""
+        return other.model_copy(update=self.model_dump(exclude_defaults=True))
+
+
+PIPELINES_OWN = GenerationConfig()
 
 
 class TraceConfig(Frozen):
@@ -125,8 +139,8 @@ class TraceConfig(Frozen):
         for number, prompt in enumerate(prompts, 1):
             if not prompt.strip():
                 raise ValueError(f"prompt {number} is empty; remove the line or write a caption")
-            if len(prompt) > 500:
-                raise ValueError(f"prompt {number} has {len(prompt)} characters; at most 500 are allowed")
+            if len(prompt) > MAX_PROMPT_CHARACTERS:
+                raise ValueError(f"prompt {number} has {len(prompt)} characters; at most {MAX_PROMPT_CHARACTERS:,} are allowed")
         return prompts
 
 

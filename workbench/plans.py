@@ -16,7 +16,7 @@ import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
-from workbench.options import ACT_BITS, WEIGHT_BITS, Frozen, QuantConfig
+from workbench.options import ACT_BITS, PIPELINES_OWN, WEIGHT_BITS, Frozen, GenerationConfig, QuantConfig
 
 MODULATION_GROUP = 64  # weights of an adaLN linear that share a scale
 
@@ -87,7 +87,8 @@ class LatencyTable:
 class CostTable:
     """Exact bytes of each layer's weight per width, and of everything that is not chosen by a plan; latency where it is known.
 
-    usual_bits_L: the width of a layer in a plan of one width, None where it is that one (modulation has a width of its own)."""
+    usual_bits_L: the width of a layer in a plan of one width, None where it is that one (modulation has a width of its own).
+    generation: the sizes and lengths that `macs_L` and the latency are for."""
 
     weight_bits_C: tuple[int, ...]
     weight_bytes_LC: Tensor  # int64
@@ -95,6 +96,7 @@ class CostTable:
     macs_L: Tensor  # int64, per image and step
     latency: LatencyTable | None = None
     usual_bits_L: tuple[int | None, ...] = ()
+    generation: GenerationConfig = PIPELINES_OWN
 
     def total_bytes(self, weight_bits_L) -> int:
         """Resident bytes of the transformer for one width per layer."""
@@ -152,6 +154,7 @@ class BitPlan(Frozen):
     weight_choice_L: tuple[BitChoice, ...]
     act_bits_TL: tuple[tuple[int | None, ...], ...]
     quant: QuantConfig = QuantConfig()
+    generation: GenerationConfig = PIPELINES_OWN
     weight_bytes: int = Field(ge=0)
     act_bits_mean: float
     act_bits_macs: float
@@ -186,7 +189,8 @@ class BitPlan(Frozen):
     @property
     def plan_id(self) -> str:
         """Short content hash of what the plan decides."""
-        decided = self.model_dump(include={"model_hash", "layer_names", "sigma_T", "weight_choice_L", "act_bits_TL", "quant"})
+        also = {"generation"} if self.generation != PIPELINES_OWN else set()
+        decided = self.model_dump(include={"model_hash", "layer_names", "sigma_T", "weight_choice_L", "act_bits_TL", "quant"} | also)
         return hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()[:12]
 
     def act_bits_at(self, sigma: float) -> tuple[int | None, ...]:
@@ -222,7 +226,7 @@ def make_plan(*, layers, sigma_T, weight_choice_L, act_bits_TL, costs: CostTable
     return BitPlan(
         model_hash=model_hash, method=method, layer_names=tuple(layer.name for layer in layers),
         sigma_T=tuple(float(s) for s in sigma_T), weight_choice_L=tuple(weight_choice_L), act_bits_TL=rows,
-        quant=quant, weight_bytes=costs.total_bytes(weight_bits_L), act_bits_mean=mean_act_bits(rows),
+        quant=quant, generation=costs.generation, weight_bytes=costs.total_bytes(weight_bits_L), act_bits_mean=mean_act_bits(rows),
         act_bits_macs=mean_act_bits_macs(rows, costs.macs_L), bit_ops=bit_operations(weight_bits_L, rows, costs.macs_L),
         latency_ms=costs.latency and costs.latency.plan_ms(weight_bits_L, rows), latency_target=costs.latency and costs.latency.target,
         predicted_error=predicted_error)

@@ -6,11 +6,10 @@ import json
 from pathlib import Path
 
 from workbench import csvtable
-from workbench.options import BadInput
+from workbench.options import MAX_PROMPT_CHARACTERS, BadInput
 
 MAX_FILE_BYTES = 1_000_000
 MAX_PROMPTS = 256
-MAX_CHARACTERS = 500
 
 
 def read(path: str | Path) -> tuple[str, ...]:
@@ -51,8 +50,8 @@ def check(prompts, label: str = "prompts") -> tuple[str, ...]:
     for number, prompt in enumerate(prompts, 1):
         if not prompt.strip():
             raise BadInput(f"{label}: prompt {number} is empty")
-        if len(prompt) > MAX_CHARACTERS:
-            raise BadInput(f"{label}: prompt {number} has {len(prompt)} characters; at most {MAX_CHARACTERS} are allowed")
+        if len(prompt) > MAX_PROMPT_CHARACTERS:
+            raise BadInput(f"{label}: prompt {number} has {len(prompt)} characters; at most {MAX_PROMPT_CHARACTERS:,} are allowed")
         if not prompt.isprintable():
             raise BadInput(f"{label}: prompt {number} contains control characters; prompts are plain text")
     return prompts

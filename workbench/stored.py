@@ -19,7 +19,7 @@ from workbench.types import SensitivityMap
 
 def record(bundle: Bundle, config: TraceConfig, *, run: Run | None = None, on_progress: OnProgress = ignore_progress) -> Trace:
     """The float trajectories; read from `run` where it holds them."""
-    made_from = (bundle.model_hash, config, config.prompts or bundle.prompts("calibration"))
+    made_from = (bundle.model_hash, bundle.generation, config, config.prompts or bundle.prompts("calibration"))
     return kept(run, Trace, "trace", made_from, lambda: trace.record(bundle, config, on_progress=on_progress))
 
 

@@ -85,7 +85,8 @@ def stages(module: str = PIPELINE):
 def ask(stage: str, bundle, *args, on_progress: OnProgress | None = None, **kwargs):
     """Run a stage in a worker. Raises BadInput as the stage does, RuntimeError where the worker failed, and whatever
     `on_progress` raises, after telling the worker to stop."""
-    stream = STAGES[stage][0](pickle.dumps((stage, bundle.source, on_progress is not None, dumps((args, kwargs), bundle))))
+    named = bundle.source, bundle.generation
+    stream = STAGES[stage][0](pickle.dumps((stage, named, on_progress is not None, dumps((args, kwargs), bundle))))
     kind, value = "failed", "the GPU worker ended without a result"
     try:
         for message in stream:
@@ -104,7 +105,7 @@ def ask(stage: str, bundle, *args, on_progress: OnProgress | None = None, **kwar
 def answer(message: bytes) -> Iterator[bytes]:
     """In the worker: run the stage, yield ("progress", report) while it runs and in the end ("result", value), ("refused", line) for bad
     input or ("failed", line). The stage has a thread of its own, because it calls back where a generator must yield."""
-    stage, source, reports_progress, arguments = pickle.loads(message)
+    stage, (source, generation), reports_progress, arguments = pickle.loads(message)
     sent: queue.SimpleQueue[tuple[str, bytes]] = queue.SimpleQueue()
     closed = threading.Event()
 
@@ -120,7 +121,7 @@ def answer(message: bytes) -> Iterator[bytes]:
             send("progress", progress)
 
         try:
-            bundle = importlib.import_module(PIPELINE).load(source)
+            bundle = importlib.import_module(PIPELINE).load(source).at(generation)
             bundle.renew_locks()  # one may have been held, at the fork, by a thread that is not here
             args, kwargs = loads(arguments, bundle)
             run = getattr(importlib.import_module(STAGES[stage][1]), stage)

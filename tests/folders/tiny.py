@@ -17,7 +17,8 @@ WEIGHTS = {"transformer": "transformer/diffusion_pytorch_model.safetensors", "va
 INDEX = "transformer/diffusion_pytorch_model.safetensors.index.json"
 
 
-def tiny_pipeline():
+def tiny_pipeline(**transformer):
+    """`transformer`: settings of it that differ, such as guidance_embeds."""
     tokenizers = sources.EMBEDDED["emoji-flux"]
     torch.manual_seed(0)
     clip = transformers.CLIPTextConfig(vocab_size=3252, hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2,
@@ -31,7 +32,7 @@ def tiny_pipeline():
         text_encoder_2=transformers.T5EncoderModel(t5), tokenizer_2=transformers.T5Tokenizer.from_pretrained(tokenizers / "tokenizer_2"),
         transformer=diffusers.FluxTransformer2DModel(in_channels=16, num_layers=1, num_single_layers=2, attention_head_dim=8,
                                                      num_attention_heads=2, joint_attention_dim=8, pooled_projection_dim=8,
-                                                     axes_dims_rope=(2, 2, 4)),
+                                                     axes_dims_rope=(2, 2, 4), **transformer),
         vae=diffusers.AutoencoderKL(block_out_channels=(4, 4), down_block_types=("DownEncoderBlock2D",) * 2, norm_num_groups=2,
                                     up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4, sample_size=32, shift_factor=0.1),
     )

@@ -12,7 +12,7 @@ import torch
 
 from workbench.generate import Drafts
 from workbench.inspection import BINS, LayerStep
-from workbench.options import BadInput, Budget, Progress, SensitivityConfig, ignore_progress
+from workbench.options import PIPELINES_OWN, BadInput, Budget, GenerationConfig, Progress, SensitivityConfig, ignore_progress
 from workbench.plans import BitChoice, BitPlan, CostTable, ScoredPlan, make_plan
 from workbench.types import (
     Comparison,
@@ -46,6 +46,8 @@ class FakeBundle:
     float_type: str = "float32 arithmetic on cpu"
     layers: tuple = make_layers()
     modulation: tuple = ()
+    generation: GenerationConfig = PIPELINES_OWN
+    tokens: int = 64
     parameters: int = 30 * 65_536
 
     @property
@@ -64,6 +66,9 @@ class FakeBundle:
 
     def renew_locks(self):
         pass  # it has none
+
+    def at(self, generation):
+        return self if generation == self.generation else replace(self, generation=generation)
 
 
 def make_levels(steps):

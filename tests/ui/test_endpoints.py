@@ -165,7 +165,7 @@ def test_settings_reach_the_stages_they_belong_to(client, pipeline, monkeypatch)
     ("profile", {"steps": "many"}, "steps"),
     ("profile", {"prompts": "one text"}, "prompts"),
     ("profile", {"prompts": ["a\x00b"]}, "control characters"),
-    ("profile", {"prompts": ["x" * 501]}, "501 characters"),
+    ("profile", {"prompts": ["x" * 5001]}, "5001 characters"),
     ("profile", {"prompts": ["a"] * 257}, "prompts"),
     ("profile", {"settings": {"magic": 1}}, "'magic' is unknown"),
     ("profile", {"settings": ["probes"]}, "must be an object"),

@@ -92,7 +92,7 @@ def test_a_link_that_does_not_fit_the_model_is_refused(bundle, costs, change, sa
 
 def test_prompts_of_a_link_are_checked_like_typed_ones(bundle, costs):
     values = links.decode(links.encode(plan_of(bundle, costs, [4], [4]), "emoji-flux", (), 0)).model_dump(mode="json")
-    for prompt in ("", "x" * 501, "a\x00b"):
+    for prompt in ("", "x" * 5001, "a\x00b"):
         with pytest.raises(BadInput, match="prompt"):
             links.decode(coded(values | {"prompts": [prompt]}))
 

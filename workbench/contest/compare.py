@@ -97,7 +97,7 @@ def run_comparison(bundle: Bundle, methods: Sequence[str], settings: Settings, *
     prompts, seeds = generate.sample(tuple(prompts) or bundle.prompts("held_out"), seed, steps)
     with contextlib.ExitStack() as stack:
         run = run or Run(stack.enter_context(tempfile.TemporaryDirectory()))
-        made_for = (RECIPE, bundle.model_hash, str(bundle.device), prompts, seeds, steps, lpips.path() is not None)
+        made_for = (RECIPE, bundle.model_hash, bundle.generation, str(bundle.device), prompts, seeds, steps, lpips.path() is not None)
         here = functools.partial(evaluate_method, builder=MethodBuilder(bundle, settings, run))
         stages = stages or SimpleNamespace(float_run=float_run, evaluate_method=here)
         float_side = run.resume(FloatRun, "float", Run.key(*made_for),

@@ -20,12 +20,11 @@ from workbench.models.denoiser import Denoiser, Predictor, StepState
 from workbench.models.discover import Rule, discover
 from workbench.models.integrator import Integrator
 from workbench.models.media import Media
-from workbench.options import BadInput, GenerationConfig
+from workbench.options import PIPELINES_OWN, BadInput, GenerationConfig
 from workbench.resources import resource_folder
 from workbench.types import Conditioning, LayerInfo
 
 ASSETS = resource_folder("assets")
-DEFAULTS = GenerationConfig()
 TREES = ("transformer", "transformer_2")  # where a pipeline keeps its denoisers
 PROMPT_KINDS = ("calibration", "held_out", "showcase")
 
@@ -41,7 +40,7 @@ class Bundle(abc.ABC):
     blocks: ClassVar[Mapping[str, str]]
 
     def __init__(self, *, name: str, source: str, pipeline, model_hash: str, device: torch.device,
-                 generation: GenerationConfig = DEFAULTS):
+                 generation: GenerationConfig = PIPELINES_OWN):
         self.name, self.source, self.pipeline, self.model_hash, self.device = name, source, pipeline, model_hash, device
         self.modules: dict[str, nn.Module] = {each: module for each in TREES if (module := getattr(pipeline, each, None)) is not None}
         self.dtype = next(self.transformer.parameters()).dtype

@@ -16,6 +16,12 @@ from workbench.options import BadInput, ModelSpec
 
 FAMILIES = {"FluxPipeline": FluxBundle}
 EMBEDDED = {path.parent.name: path.parent for path in sorted((ASSETS / "models").glob("*/model_index.json"))}
+NEEDS_MORE = {  # pipelines of known transformers that take more than text
+    "FluxKontextPipeline": "an image to edit", "FluxImg2ImgPipeline": "an image to start from", "FluxFillPipeline": "an image and a mask",
+    "FluxInpaintPipeline": "an image and a mask", "FluxControlPipeline": "a control image", "FluxControlNetPipeline": "a control image",
+    "FluxPriorReduxPipeline": "an image", "WanImageToVideoPipeline": "a first frame", "WanVACEPipeline": "a reference video",
+    "QwenImageEditPipeline": "an image to edit", "QwenImageImg2ImgPipeline": "an image to start from",
+    "ZImageImg2ImgPipeline": "an image to start from"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -56,9 +62,13 @@ def check_folder(folder: Path, name: str = "") -> str:
 
 
 def _known_family(index: dict, name: str) -> str:
-    if index["_class_name"] not in FAMILIES:
-        raise BadInput(f"{name} is a {modelfiles.shown(index['_class_name'])}; supported are {', '.join(FAMILIES)}")
-    return index["_class_name"]
+    family = index["_class_name"]
+    if family in NEEDS_MORE:
+        raise BadInput(f"{name} is a {family}, which needs {NEEDS_MORE[family]}; here a prompt is all that goes in. Supported are "
+                       f"{', '.join(FAMILIES)}")
+    if family not in FAMILIES:
+        raise BadInput(f"{name} is a {modelfiles.shown(family)}; supported are {', '.join(FAMILIES)}")
+    return family
 
 
 def _find(source: str) -> tuple[Path, str]:

@@ -98,8 +98,7 @@ def solve_banks(bundle: Bundle, calibrated: Calibration, quants: Sequence[QuantC
     quant, trace = quants[0], calibrated.trace
     if len({each.model_copy(update={"group_size": None}) for each in quants}) > 1:
         raise BadInput("banks solved together may differ in the group size alone")
-    if bundle.model_hash != trace.model_hash:
-        raise BadInput(f"the trace belongs to model {trace.model_hash}, not to {bundle.model_hash}")
+    trace.check_is_of(bundle)
     wanted = _wanted(bundle, quant, widths)
     every = sorted({bits for asked in wanted.values() for bits in asked})
     reference = calibrated.reference_bits or calibration.reference_bits(every)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from workbench.models import Bundle
-from workbench.options import BadInput, OnProgress, Progress, QuantConfig, ignore_progress
+from workbench.options import OnProgress, Progress, QuantConfig, ignore_progress
 from workbench.plans import BitChoice
 from workbench.quant import activations, grids, smoothing, transforms
 from workbench.quant.solvers import HessianSum
@@ -82,8 +82,7 @@ def reference_bits(widths: Sequence[int]) -> int:
 @torch.no_grad()
 def replay(bundle: Bundle, trace: Trace, groups: list[list[LayerInfo]], see: See, count: Count) -> None:
     """Run the float model along the trace; `see` gets every group's input at every step, call by call."""
-    if bundle.model_hash != trace.model_hash:
-        raise BadInput(f"the trace belongs to model {trace.model_hash}, not to {bundle.model_hash}")
+    trace.check_is_of(bundle)
     now = [0]
     modules = watched(bundle, [group[0] for group in groups], lambda first, x: see(first, now[0], x))
     for batch in trace.batches(tokens=_TOKENS, device=bundle.device):

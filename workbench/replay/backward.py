@@ -21,7 +21,6 @@ from torch import Tensor
 from workbench.models import Bundle
 from workbench.models.denoiser import Predictor
 from workbench.models.integrator import Adjoint
-from workbench.options import BadInput
 from workbench.replay.taps import Taps
 from workbench.replay.trace import Trace
 from workbench.types import LayerInfo
@@ -55,8 +54,7 @@ def backward(bundle: Bundle, trace: Trace, probe: Tensor, visitors: Sequence[Vis
              on_step: Callable[[int, int, int], None] = lambda done, total, step: None) -> None:
     """Replay `trace` with the directions `probe` (R, S, *shape). `on_step(done, total, step)` hears of every step of every batch, with
     done counting from 0 before the first, and may raise to stop."""
-    if trace.model_hash != bundle.model_hash:
-        raise BadInput(f"the trace belongs to model {trace.model_hash}, not to {bundle.model_hash}; record it again")
+    trace.check_is_of(bundle)
     if estimator not in ESTIMATORS:
         raise ValueError(f"unknown estimator {estimator!r}; use one of {ESTIMATORS}")
     batches, taps, groups = list(trace.batches(tokens=TOKENS, device=bundle.device)), Taps(bundle), _siblings(bundle.layers)

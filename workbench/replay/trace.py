@@ -16,7 +16,7 @@ from torch import Tensor
 from workbench.models import Bundle
 from workbench.models.denoiser import denoise
 from workbench.models.integrator import Integrator, State
-from workbench.options import BadInput, OnProgress, Progress, TraceConfig, ignore_progress
+from workbench.options import PIPELINES_OWN, BadInput, GenerationConfig, OnProgress, Progress, TraceConfig, ignore_progress
 from workbench.types import Conditioning
 
 RECORD_TOKENS = 2048  # tokens per forward when trajectories are recorded: one batch for most small models
@@ -46,6 +46,7 @@ class Trace:
     seeds: tuple[int, ...]
     model_hash: str
     tokens: int
+    generation: GenerationConfig = PIPELINES_OWN
 
     def __post_init__(self):
         samples, points = self.latent_ST.shape[:2]
@@ -55,6 +56,14 @@ class Trace:
             raise ValueError(f"{len(self.prompts)} prompts and {len(self.seeds)} seeds for {samples} samples")
         if not bool(torch.isfinite(self.latent_ST).all() and torch.isfinite(self.output_ST).all()):
             raise ValueError("the float model produced NaN or infinity")
+
+    def check_is_of(self, bundle: Bundle) -> None:
+        """Raises BadInput where the trace belongs to another model, or to this one set to generate something else."""
+        if self.model_hash != bundle.model_hash:
+            raise BadInput(f"the trace belongs to model {self.model_hash}, not to {bundle.model_hash}; record it again")
+        if self.generation != bundle.generation:
+            raise BadInput(f"the trace was recorded for {self.generation.words}, the model is set to {bundle.generation.words}; "
+                           "record it again")
 
     @property
     def samples(self) -> int:
@@ -128,4 +137,5 @@ def trajectories(bundle: Bundle, prompts: Sequence[str], seeds: Sequence[int], i
         latents.append(torch.stack(latents_T, 1))
         outputs.append(torch.stack(outputs_T, 1))
     return Trace(integrator=integrator, latent_ST=torch.cat(latents), output_ST=torch.cat(outputs), conditioning=conditioning.to("cpu"),
-                 prompts=tuple(prompts), seeds=tuple(seeds), model_hash=bundle.model_hash, tokens=bundle.tokens)
+                 prompts=tuple(prompts), seeds=tuple(seeds), model_hash=bundle.model_hash, tokens=bundle.tokens,
+                 generation=bundle.generation)

@@ -250,15 +250,15 @@ class SearchProblem:
         return predict(table or self.planning_table, weight_bits_L, act_bits_TL)
 
     def scaled(self, act_TLC: np.ndarray, weight_L: np.ndarray) -> DistortionTable:
-        """The guide with its errors multiplied."""
+        """The planning table with its errors multiplied."""
         return replace(self.planning_table, error_TLC=self.planning_table.error_TLC.double() * torch.as_tensor(act_TLC),
                        weight_error_LC=self.planning_table.weight_error_LC.double() * torch.as_tensor(weight_L)[:, None])
 
     def fingerprint(self) -> str:
         """Of everything a measurement depends on. The budget and the beam's width are not among it: what one search has measured
         serves another. The tables stand for the calibration prompts, which a search does not see."""
-        parts = (self.model_hash, self.sigma_T, [layer.name for layer in self.layers], self.quant, self.config.scoring,
-                 self.config.samples, self.config.seed, self.table.act_bits_C, self.table.weight_bits_C, self.prompts)
+        parts = (self.model_hash, self.costs.generation, self.sigma_T, [layer.name for layer in self.layers], self.quant,
+                 self.config.scoring, self.config.samples, self.config.seed, self.table.act_bits_C, self.table.weight_bits_C, self.prompts)
         digest = hashlib.sha256(repr(parts).encode())
         for tensor in (self.table.error_TLC, self.table.weight_error_LC):
             digest.update(tensor.contiguous().numpy().tobytes())

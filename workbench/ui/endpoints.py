@@ -21,6 +21,7 @@ from workbench.options import (
     ACT_BITS,
     BadInput,
     Frozen,
+    GenerationConfig,
     LatencyConfig,
     OnProgress,
     QuantConfig,
@@ -79,7 +80,8 @@ class Endpoints:
 
         model: an embedded name; on your own machine also the folder of a diffusers pipeline, or a hub id.
         prompts: calibration prompts; left out: the model's own. steps: denoising steps. seed: of the first prompt.
-        settings: fields of SensitivityConfig, QuantConfig and LatencyConfig (probes, transform, group_size, target, ...).
+        settings: fields of SensitivityConfig, QuantConfig, LatencyConfig (probes, transform, group_size, target, ...) and GenerationConfig
+        (height, width, frames, guidance, true_guidance, text_tokens, negative_prompt).
 
         Returns profile_id (a secret: whoever holds it may search in this profile), model, prompts, seed, layers, sigma (one per step),
         fisher, alpha and stderr (rows are steps, columns layers), what any plan can cost (reachable), default_budget, and seconds.
@@ -106,31 +108,31 @@ class Endpoints:
     @one_line
     async def generate(self, request: gr.Request, prompts: list[str] | None = None, seed: int = TraceConfig().seed,
                        steps: int = TraceConfig().steps, model: str | None = None, plan: dict | None = None,
-                       profile_id: str | None = None) -> dict:
+                       profile_id: str | None = None, settings: dict | None = None) -> dict:
         """Draw images with the float model or, when a plan is given, with both models from the same seeds.
 
         prompts: one image each; left out: some of the model's own. seed: of the first image, seed + i of the others.
         steps: denoising steps. model: the embedded one unless a profile_id is given. plan: a plan as JSON, from /search.
         profile_id: whose weights the plan uses; left out: the model is profiled first with its own prompts and the plan's settings,
-        which takes longer.
+        which takes longer. settings: fields of GenerationConfig; left out: those of the profile or the plan.
 
         Returns images: prompt, seed, image (a lossless PNG file) and, with a plan, image_float, latent_nmse, psnr_db and ssim
         against float; metrics (mean, 95 % interval low to high, n), plan_id, profile_id, compute (the kernel or "emulated", and why)
         and bytes.
         """
-        session, work = await asyncio.to_thread(self._generate, prompts, seed, steps, model, plan, profile_id)
+        session, work = await asyncio.to_thread(self._generate, prompts, seed, steps, model, plan, profile_id, settings)
         return await self._answer("generate", session, request, work)
 
     # What each checks at once, and its work.
 
     def _profile(self, model, prompts, steps, seed, settings) -> tuple[Session, Callable]:
         source, trace = source_of(_text(model, "model")), _trace(prompts, steps, seed)
-        sensitivity, quant, latency = _options(settings, SensitivityConfig, QuantConfig, LatencyConfig)
+        sensitivity, quant, latency, asked = _options(settings, SensitivityConfig, QuantConfig, LatencyConfig, GenerationConfig)
         limits.here().check(prompts=len(trace.prompts), steps=trace.steps)
         session = self.store.open("")
 
         def work(on_progress):
-            bundle = _load(source, on_progress)
+            bundle = _load(source, asked, on_progress)
             found = _profiled(session, bundle, trace, sensitivity, quant, latency.target, on_progress)
             used = trace.prompts or bundle.prompts("calibration")
             return {"profile_id": session.id, "model": bundle.name, "prompts": list(used), "seed": trace.seed,
@@ -159,12 +161,15 @@ class Endpoints:
 
         return session, work
 
-    def _generate(self, prompts, seed, steps, model, plan, profile_id) -> tuple[Session, Callable]:
+    def _generate(self, prompts, seed, steps, model, plan, profile_id, settings) -> tuple[Session, Callable]:
         trace, here = _trace(prompts, steps, seed), limits.here()
+        [asked] = _options(settings, GenerationConfig)
         if len(trace.prompts) > here.compared:
             raise BadInput(f"{len(trace.prompts)} prompts to draw; give 1 to {here.compared}")
         here.check(steps=trace.steps)
         known = None if profile_id is None else self._find(profile_id)
+        if known is not None and asked.over(known.bundle.generation) != known.bundle.generation:
+            raise BadInput(f"the profile was made for {known.bundle.generation.words}; leave the settings out, or profile with them")
         source = source_of(_text(model, "model")) if model is not None else known.source if known else EMBEDDED
         if known is not None and source != known.source:
             raise BadInput(f"the profile is of {known.source}, not of {source}; leave one of the two out")
@@ -173,10 +178,11 @@ class Endpoints:
 
             plan = BitPlan.parse(plan, "plan")
             here.check(steps=len(plan.sigma_T))
+            asked = asked.over(plan.generation)
         session = known or self.store.open("")
 
         def work(on_progress):
-            bundle = session.bundle if known else _load(source, on_progress)
+            bundle = session.bundle if known else _load(source, asked, on_progress)
             texts = trace.prompts or tuple(bundle.prompts("showcase")[:SHOWN])
             if plan is None:
                 return {"model": bundle.name, "steps": trace.steps, "plan_id": None,
@@ -248,10 +254,12 @@ def _options(settings, *kinds: type[Frozen]) -> list:
     return [kind.parse({name: value for name, value in given.items() if name in kind.model_fields}, "settings") for kind in kinds]
 
 
-def _load(source: str, on_progress: OnProgress):
+def _load(source: str, asked: GenerationConfig, on_progress: OnProgress):
     if not stages().is_loaded(source):
         model_info.require_room(model_info.of(source))
-    return stages().load(source, on_progress=on_progress)
+    bundle = stages().load(source, on_progress=on_progress).at(asked)
+    limits.here().check(tokens=bundle.tokens)
+    return bundle
 
 
 def _profiled(session: Session, bundle, trace: TraceConfig, sensitivity, quant, target: str, on_progress: OnProgress):

@@ -76,7 +76,7 @@ def _control(options: type[Frozen], name: str, elem_id: str) -> gr.components.Co
         low, high = bounds(options, name)
         high = min(high, limits.here().steps) if name == "steps" else high
         step = (field.json_schema_extra or {}).get("step")
-        if low is not None and high is not None and high - low <= WIDE:
+        if low is not None and high is not None and high - low <= WIDE and field.default is not None:
             return gr.Slider(low, high, value=field.default, step=step, label=label, **shared)
         return gr.Number(value=field.default, precision=0 if int in kinds else None, label=label, **shared)
     return gr.Textbox(value=field.default, label=label, **shared)

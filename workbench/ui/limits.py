@@ -19,15 +19,17 @@ class Limits:
     prompts: int
     steps: int
     compared: int  # prompts of one comparison
+    tokens: int  # that one sample brings to a layer
     upload_mb: int
     models: tuple[str, ...] | None
     idle_minutes: int
     waiting: int  # calls over HTTP that may wait in line, all callers together
     keeps_exports: bool
 
-    def check(self, *, prompts: int = 0, steps: int = 0) -> None:
+    def check(self, *, prompts: int = 0, steps: int = 0, tokens: int = 0) -> None:
         """Raises BadInput when more is asked for than is allowed here."""
-        for asked, allowed, what in ((prompts, self.prompts, "prompts"), (steps, self.steps, "steps")):
+        for asked, allowed, what in ((prompts, self.prompts, "prompts"), (steps, self.steps, "steps"),
+                                     (tokens, self.tokens, "tokens of text and image")):
             if asked > allowed:
                 raise BadInput(
                     f"{asked} {what} are more than the {allowed} allowed here; use fewer, or run the workbench on your own machine"
@@ -42,9 +44,9 @@ class Limits:
             )
 
 
-OWN_MACHINE = Limits(prompts=MAX_PROMPTS, steps=100, compared=16, upload_mb=10, models=None, idle_minutes=24 * 60, waiting=256,
-                     keeps_exports=True)
-ON_A_SPACE = Limits(prompts=24, steps=30, compared=8, upload_mb=2, models=SPACE_MODELS, idle_minutes=45, waiting=32,
+OWN_MACHINE = Limits(prompts=MAX_PROMPTS, steps=100, compared=16, tokens=1_000_000, upload_mb=10, models=None, idle_minutes=24 * 60,
+                     waiting=256, keeps_exports=True)
+ON_A_SPACE = Limits(prompts=24, steps=30, compared=8, tokens=1024, upload_mb=2, models=SPACE_MODELS, idle_minutes=45, waiting=32,
                     keeps_exports=False)
 
 

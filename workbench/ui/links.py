@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import Field, field_validator
 
-from workbench.options import ACT_BITS, WEIGHT_BITS, BadInput, Frozen, QuantConfig
-from workbench.prompts import MAX_CHARACTERS, MAX_PROMPTS
+from workbench.options import ACT_BITS, MAX_PROMPT_CHARACTERS, WEIGHT_BITS, BadInput, Frozen, QuantConfig
+from workbench.prompts import MAX_PROMPTS
 
 if TYPE_CHECKING:  # plans bring torch, and the page is built before that
     from workbench.plans import BitPlan
@@ -46,8 +46,8 @@ class Recipe(Frozen):
     @field_validator("prompts")
     @classmethod
     def _prompts_are_texts(cls, prompts):
-        if any(not p.strip() or len(p) > MAX_CHARACTERS or not p.isprintable() for p in prompts):
-            raise ValueError(f"a prompt is empty, longer than {MAX_CHARACTERS} characters or not plain text")
+        if any(not p.strip() or len(p) > MAX_PROMPT_CHARACTERS or not p.isprintable() for p in prompts):
+            raise ValueError(f"a prompt is empty, longer than {MAX_PROMPT_CHARACTERS} characters or not plain text")
         return prompts
 
 

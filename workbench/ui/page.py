@@ -9,7 +9,7 @@ from collections.abc import Callable
 import gradio as gr
 
 from workbench.jobs import Board
-from workbench.options import Budget
+from workbench.options import PIPELINES_OWN, Budget
 from workbench.ui import budgets, endpoints, limits, style, tables, tour, widget
 from workbench.ui.actions import export as export_actions
 from workbench.ui.actions.common import look_closer
@@ -62,7 +62,8 @@ def _adopted(session) -> None:
     from workbench import examples
 
     bundle = session.bundle
-    found = examples.load(bundle.name, bundle.model_hash) if bundle.source == bundle.name else None
+    shipped = bundle.source == bundle.name and bundle.generation == PIPELINES_OWN
+    found = examples.load(bundle.name, bundle.model_hash) if shipped else None
     if found is not None:
         show_example(session, found)
     export_actions.restore(session)

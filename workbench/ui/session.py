@@ -207,8 +207,9 @@ class Session:
             self.board.cancel(self.job)
 
     def adopt(self, bundle) -> None:
-        """A model has been loaded: start afresh with it. Prompts typed while the first one was loading are kept."""
-        typed = self.prompts if self.bundle is None else ()
+        """A model has been loaded, or set to generate something else: start afresh with it. Prompts typed while the first one was loading,
+        or for the same model, are kept."""
+        typed = self.prompts if self.bundle is None or self.bundle.model_hash == bundle.model_hash else ()
         self.set(source=bundle.source, quantized=None, prompts=typed or bundle.prompts("calibration")[:SHOWN_PROMPTS],
                  compare_form=(bundle.prompts("showcase")[:4], self.seed, self.steps), bundle=bundle, **OF_MODEL)
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from workbench import model_info
-from workbench.options import BadInput, ModelSpec, TraceConfig
+from workbench.options import BadInput, GenerationConfig, ModelSpec, TraceConfig
 from workbench.prompts import check, read
 from workbench.ui import inputs, limits
 from workbench.ui.actions.common import bundle_of, need
@@ -13,6 +13,7 @@ from workbench.ui.session import SHOWN_PROMPTS, Session
 from workbench.zerogpu import stages
 
 SOURCE_LIMIT = 1000
+GENERATION_INPUTS = tuple(GenerationConfig.model_fields)  # the negative prompt last
 
 
 def source_of(source: str | None) -> str:
@@ -50,6 +51,18 @@ def look_at_model(session: Session, source: str | None) -> None:
 
     if _only_on_hub(known):
         session.soon("model", ask)
+
+
+def generate_as(session: Session, *values) -> None:
+    """Set what the model generates: size, guidance, text length. What was found for other sizes is forgotten."""
+    asked = inputs.read(GenerationConfig, GENERATION_INPUTS, [None if value == "" else value for value in values[:-1]] + [values[-1] or ""])
+    session.require_idle()
+    bundle = bundle_of(session)
+    changed = bundle.at(asked)
+    limits.here().check(tokens=changed.tokens)
+    if changed is not bundle:
+        session.adopt(changed)
+    session.notify("model", f"generates with {asked.words}", "info")
 
 
 def _only_on_hub(known: model_info.ModelInfo) -> bool:

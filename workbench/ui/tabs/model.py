@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gradio as gr
 
-from workbench.options import TraceConfig
+from workbench.options import GenerationConfig, TraceConfig
 from workbench.ui import inputs, tables, widget
 from workbench.ui.actions import model as actions
 from workbench.ui.bindings import Page
@@ -24,6 +24,9 @@ def build(page: Page) -> TabInputs:
             load = gr.Button("Load model", elem_id="load")
             notice_line(page, "model")
             tab_inputs = TabInputs(TraceConfig, inputs.build(TraceConfig, "steps", "seed"))
+            with gr.Accordion("What is generated: size, guidance, text length", open=False, elem_id="generation"):
+                generation = inputs.build(GenerationConfig, *actions.GENERATION_INPUTS)
+                generate_as = gr.Button("Use these", size="sm", elem_id="generate-as")
             model_info = gr.HTML(elem_id="model-info")
         with gr.Column(scale=6, min_width=320):
             prompts = _prompt_table()
@@ -34,6 +37,10 @@ def build(page: Page) -> TabInputs:
     page.show(tab_inputs.components["steps"], ["steps"], lambda s: s.steps)
     page.show(tab_inputs.components["seed"], ["seed"], lambda s: s.seed)
     page.show(source, ["source"], lambda s: s.source)
+    for name, component in generation.items():
+        page.show(component, ["bundle"], lambda s, name=name: getattr(s.bundle.generation, name) if s.bundle else None)
+    page.show(generate_as, ["busy", "bundle"], lambda s: gr.Button(interactive=not s.busy and s.bundle is not None))
+    page.on(generate_as.click, actions.generate_as, list(generation.values()), tab="model")
     page.show(load, ["busy"], lambda s: gr.Button(interactive=not s.busy))
     page.on(cards.pick, actions.pick_model, tab="model", with_payload=True)
     page.on(load.click, actions.load_model, [source], tab="model")

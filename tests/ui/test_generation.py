@@ -1,0 +1,75 @@
+"""What is generated, set on the Model screen and over HTTP: it reaches the stages, and nothing found for other sizes stays."""
+
+import pytest
+
+from tests.ui.test_actions import profile
+from tests.ui.test_zerogpu import zero_gpu  # noqa: F401
+from workbench.options import PIPELINES_OWN, BadInput, GenerationConfig
+from workbench.ui import endpoints, inputs, limits
+from workbench.ui.actions import model
+
+
+def values(**asked):
+    """What the browser sends: a number, nothing, or a text."""
+    return [asked.get(name, "" if name == "negative_prompt" else None) for name in model.GENERATION_INPUTS]
+
+
+def test_another_size_starts_afresh_with_the_same_prompts(profiled, finish):
+    profiled.prompts = ("my own",)
+    model.generate_as(profiled, *values(height=96.0, guidance=2.0))
+    assert profiled.bundle.generation == GenerationConfig(height=96, guidance=2)
+    assert profiled.profile is None and profiled.fisher_TL == () and profiled.prompts == ("my own",)
+    assert profiled.notices["model"] == ("generates with height 96, guidance 2.0", "info")
+    profile(profiled)
+    assert finish(profiled).profile is not None
+    model.generate_as(profiled, *values())
+    assert profiled.bundle.generation == PIPELINES_OWN and profiled.profile is None
+
+
+def test_the_same_settings_again_forget_nothing(profiled):
+    model.generate_as(profiled, *values())
+    assert profiled.profile is not None
+
+
+@pytest.mark.parametrize(("asked", "line"), [({"height": 7}, "height"), ({"width": "wide"}, "width"), ({"guidance": -1}, "guidance"),
+                                             ({"negative_prompt": "x" * 5001}, "negative_prompt")])
+def test_what_cannot_be_generated_is_one_line(session, asked, line):
+    with pytest.raises(BadInput, match=line) as error:
+        model.generate_as(session, *values(**asked))
+    assert "\n" not in str(error.value) and session.bundle.generation == PIPELINES_OWN
+
+
+def test_a_space_draws_no_posters(session, monkeypatch):
+    monkeypatch.setattr(limits, "here", lambda: limits.ON_A_SPACE)
+    monkeypatch.setattr(type(session.bundle), "tokens", 5000)
+    with pytest.raises(BadInput, match="5000 tokens of text and image are more than the 1024"):
+        model.generate_as(session, *values(height=4096))
+    assert session.bundle.generation == PIPELINES_OWN
+
+
+def test_a_worker_generates_what_the_page_was_set_to(zero_gpu, session, pipeline, monkeypatch, finish):  # noqa: F811
+    seen, stage = [], pipeline.profile
+    monkeypatch.setattr(pipeline, "profile", lambda bundle, *a, **k: seen.append(bundle.generation) or stage(bundle, *a, **k))
+    model.generate_as(session, *values(width=32))
+    profile(session)
+    assert finish(session).profile is not None and seen == [GenerationConfig(width=32)]
+
+
+def test_a_field_without_a_value_is_a_box_and_no_slider():
+    for name, component in inputs.build(GenerationConfig, *GenerationConfig.model_fields).items():
+        assert type(component).__name__ == ("Textbox" if name == "negative_prompt" else "Number")
+        assert component.value == GenerationConfig.model_fields[name].default
+
+
+def test_a_call_says_what_is_generated(store, pipeline, monkeypatch):
+    calls = endpoints.Endpoints(store)
+    session, work = calls._profile("emoji-flux", ["a"], 4, 0, {"height": 96, "probes": 1})
+    work(lambda progress: None)
+    assert session.bundle.generation == GenerationConfig(height=96)
+    with pytest.raises(BadInput, match="the profile was made for height 96"):
+        calls._generate(["a"], 0, 4, None, None, session.id, {"height": 64})
+    seen, stage = [], pipeline.draw
+    monkeypatch.setattr(pipeline, "draw", lambda bundle, *a, **k: seen.append(bundle.generation) or stage(bundle, *a, **k))
+    for known, settings in ((session.id, None), (session.id, {"height": 96}), (None, {"width": 48})):
+        calls._generate(["a"], 0, 4, None, None, known, settings)[1](lambda progress: None)
+    assert seen == [GenerationConfig(height=96)] * 2 + [GenerationConfig(width=48)]
