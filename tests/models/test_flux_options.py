@@ -22,6 +22,8 @@ TWO = ("noto pizza", "fluent red heart on a table")
 def bundle_of(**transformer):
     pipeline = tiny_pipeline(**transformer)
     pipeline.set_progress_bar_config(disable=True)
+    for part in (pipeline.text_encoder, pipeline.text_encoder_2, pipeline.vae):
+        part.eval()  # as a loaded one is
     return FluxBundle(name="tiny", source="tiny", pipeline=pipeline, model_hash="tiny-flux-hash", device=torch.device("cpu"))
 
 

@@ -164,7 +164,7 @@ def test_another_plan_forgets_what_was_made_of_the_last(searched, finish):
     (lambda s: export.export(s), "profile the model first"),
     (lambda s: model.load_model(s, "   "), "a model is named by"),
     (lambda s: model.load_model(s, "x" * 3000), "not 3000"),
-    (lambda s: profile(s, text="x" * 600), "600 characters"),
+    (lambda s: profile(s, text="x" * 6000), "6000 characters"),
     (lambda s: profile(s, text="a\n" * 300), "at most 256"),
     (lambda s: profile(s, steps=0), "steps"),
     (lambda s: profile(s, steps=float("nan")), "steps"),

@@ -3,7 +3,6 @@
 import pytest
 
 from tests.ui.test_actions import profile
-from tests.ui.test_zerogpu import zero_gpu  # noqa: F401
 from workbench.options import PIPELINES_OWN, BadInput, GenerationConfig
 from workbench.ui import endpoints, inputs, limits
 from workbench.ui.actions import model
@@ -41,18 +40,10 @@ def test_what_cannot_be_generated_is_one_line(session, asked, line):
 
 def test_a_space_draws_no_posters(session, monkeypatch):
     monkeypatch.setattr(limits, "here", lambda: limits.ON_A_SPACE)
-    monkeypatch.setattr(type(session.bundle), "tokens", 5000)
+    monkeypatch.setattr(session.bundle, "tokens", 5000)
     with pytest.raises(BadInput, match="5000 tokens of text and image are more than the 1024"):
         model.generate_as(session, *values(height=4096))
     assert session.bundle.generation == PIPELINES_OWN
-
-
-def test_a_worker_generates_what_the_page_was_set_to(zero_gpu, session, pipeline, monkeypatch, finish):  # noqa: F811
-    seen, stage = [], pipeline.profile
-    monkeypatch.setattr(pipeline, "profile", lambda bundle, *a, **k: seen.append(bundle.generation) or stage(bundle, *a, **k))
-    model.generate_as(session, *values(width=32))
-    profile(session)
-    assert finish(session).profile is not None and seen == [GenerationConfig(width=32)]
 
 
 def test_a_field_without_a_value_is_a_box_and_no_slider():

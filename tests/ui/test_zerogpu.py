@@ -19,7 +19,7 @@ from tests.ui.fakes import FakeBundle, FakePipeline
 from tests.ui.test_actions import SEARCH_SETTINGS, profile
 from workbench import zerogpu
 from workbench.options import BadInput, Progress
-from workbench.ui.actions import search
+from workbench.ui.actions import model, search
 from workbench.zerogpu import stages
 
 WAIT_S = 20
@@ -54,6 +54,7 @@ class WorkerPipeline(FakePipeline):
                 (self.folder / "stopped").write_text(f"{type(error).__name__} {os.getpid()}")
                 raise
         found.seconds = float(os.getpid())
+        (self.folder / "generated").write_text(bundle.generation.words)
         return found
 
     def quantize(self, bundle, found, plan, *, on_progress):
@@ -142,6 +143,12 @@ def test_a_profile_of_the_page_runs_in_a_worker_with_its_progress(zero_gpu, sess
     search.search(session, 1.2, None, 5.0, *SEARCH_SETTINGS)
     finish(session)
     assert session.result.chosen.plan.plan_id == session.chosen.plan.plan_id
+
+
+def test_a_worker_generates_what_the_page_was_set_to(zero_gpu, session, tmp_path, finish):
+    model.generate_as(session, *[32 if name == "width" else None for name in model.GENERATION_INPUTS])
+    profile(session)
+    assert finish(session).profile is not None and (tmp_path / "generated").read_text() == "width 32"
 
 
 def test_cancelling_stops_the_stage_in_the_worker_at_its_next_report(zero_gpu, pipeline, session, tmp_path):
