@@ -1,5 +1,6 @@
 """The Z-Image family against diffusers' own pipeline, tiny and of the real classes."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import diffusers
@@ -10,7 +11,7 @@ import transformers
 
 from tests.models.text import qwen2_tokenizer, qwen3_config
 from tests.quant.toy import final_latent, plan_of, solve
-from workbench import folders, sensitivity
+from workbench import export, exported, folders, sensitivity
 from workbench import pipeline as stages
 from workbench.models import sources
 from workbench.models.denoiser import denoise
@@ -42,12 +43,13 @@ def tiny_pipeline(dtype=torch.float32, **scheduler):
     with torch.no_grad():  # they are empty until trained
         transformer.x_pad_token.normal_()
         transformer.cap_pad_token.normal_()
-    return diffusers.ZImagePipeline(
+    made = diffusers.ZImagePipeline(
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(**{"shift": 3.0, **scheduler}), tokenizer=tokenizer, transformer=transformer,
         text_encoder=transformers.Qwen3Model(qwen3_config(tokenizer)).eval(),
         vae=diffusers.AutoencoderKL(block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, norm_num_groups=2,
                                     up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=8, scaling_factor=0.3611, shift_factor=0.1159,
-                                    sample_size=32)).to(dtype)
+                                    sample_size=32))
+    return made if dtype == torch.float32 else made.to(dtype)
 
 
 def bundle_of(pipeline, generation=GENERATIONS["guided"]):
@@ -305,6 +307,18 @@ def test_a_saved_pipeline_loads_and_draws_the_same(tiny, tmp_path):
     tiny.pipeline.save_pretrained(folder)
     loaded = sources.load(ModelSpec(source=str(folder), device="cpu")).at(tiny.generation)
     assert torch.equal(drawn(loaded, [LONG], [9]), drawn(tiny, [LONG], [9]))
+
+
+def test_an_exported_model_loads_and_draws_the_same(tiny, tmp_path):
+    tiny.pipeline.save_pretrained(tmp_path / "zimage")
+    bundle = sources.load(ModelSpec(source=str(tmp_path / "zimage"), device="cpu")).at(tiny.generation)
+    trace = record(bundle, TraceConfig(prompts=(SHORT, LONG), steps=2))
+    quantized = quantized_at(bundle, trace, 4, QuantConfig(group_size=32, modulation_bits=16))
+    assert export.write(bundle, quantized, tmp_path / "out").weight_bytes == quantized.weight_bytes
+    loaded, again = exported.load_quantized(tmp_path / "out", "cpu")
+    loaded = loaded.at(bundle.generation)
+    assert torch.equal(final_latent(replace(again, bundle=loaded), trace), final_latent(quantized, trace))
+    assert torch.equal(loaded.encode([LONG]).per_sample["cap_feats"][0], bundle.encode([LONG]).per_sample["cap_feats"][0])
 
 
 def test_the_tokenizers_chat_template_is_a_file_of_its_part(tiny, tmp_path):

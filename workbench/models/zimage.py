@@ -33,9 +33,9 @@ class ZImageDenoiser(Denoiser):
         self._bundle, self._integrator = bundle, integrator
 
     def calls(self, x: Tensor, step: int, conditioning: Conditioning) -> tuple[Call, ...]:
-        rows, dtype, texts = self._bundle.rows, self._bundle.dtype, conditioning.per_sample
+        rows, dtype = self._bundle.rows, self._bundle.dtype
         time = told(self._integrator.time_T[step].to(x.device)).expand(rows * len(x))
-        texts = texts[TEXT] if rows == 1 else texts[TEXT] + texts[NEGATIVE_TEXT]
+        texts = conditioning.per_sample[TEXT] + conditioning.per_sample.get(NEGATIVE_TEXT, ())
         return (Call(branch="cond" if rows == 1 else "batched", rows=rows, inputs={
             "x": x.to(dtype).repeat(rows, 1, 1, 1).unsqueeze(2).unbind(), "t": time,
             "cap_feats": tuple(text.to(dtype) for text in texts), "return_dict": False}),)
