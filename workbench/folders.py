@@ -12,7 +12,7 @@ from pathlib import Path
 from workbench.options import BadInput
 
 INDEX = "model_index.json"
-SUFFIXES = (".json", ".txt", ".model", ".safetensors")  # of a part's files
+SUFFIXES = (".json", ".txt", ".jinja", ".model", ".safetensors")  # of a part's files
 ROOT_FILES = ("license*", "notice*", "attribution.md", "readme.md")  # what says whose the model is, in any case of letters
 _PLAIN = re.compile(r"\w[\w.-]*", re.ASCII)
 # model.safetensors, model-00001-of-00002.safetensors, and a copy in another precision: model.fp16.safetensors, its shards, its index

@@ -61,7 +61,8 @@ class Bundle(abc.ABC):
 
     @abc.abstractmethod
     def sigma_of(self, kwargs: Mapping) -> Tensor:
-        """The noise level of a forward of a plain pipeline, as the transformer's own time argument tells it and in its type."""
+        """The noise level of a forward of a plain pipeline, whose arguments are all named here, as the transformer's own time argument
+        tells it and in its type."""
 
     @abc.abstractmethod
     def _encode(self, prompts: Sequence[str]) -> Conditioning:

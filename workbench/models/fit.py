@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from workbench.options import BadInput
 
 SIDES = range(16, 8193)  # of an image in pixels
+POSITIONS = 65_536  # of an axis whose rotary table is made in full
 
 
 def flux(models: Mapping, tokenizers: Mapping) -> None:
@@ -49,4 +50,32 @@ def flux(models: Mapping, tokenizers: Mapping) -> None:
         raise BadInput(f"text_encoder/config.json: eos_token_id is {clip.eos_token_id}; the tokenizer ends a text with {end}")
 
 
-FITS = {"FluxPipeline": flux}
+def zimage(models: Mapping, tokenizers: Mapping) -> None:
+    """A ZImagePipeline: latents in patches of 2 x 2, a language model with a chat template for the text."""
+    config, vae, text = models["transformer"].config, models["vae"].config, models["text_encoder"].config
+    patches, axes = list(zip(config.all_patch_size, config.all_f_patch_size)), config.axes_dims
+    for setting, found, needed, of in (
+        ("in_channels is", config.in_channels, vae.latent_channels, "latent_channels of vae/config.json"),
+        ("all_patch_size and all_f_patch_size are", patches, [(2, 1)], "the only ones of this family"),
+        ("cap_feat_dim is", config.cap_feat_dim, text.hidden_size, "hidden_size of text_encoder"),
+        ("siglip_feat_dim is", config.siglip_feat_dim, None, "ZImagePipeline reads no images"),
+        ("axes_dims sum to", sum(axes), config.dim // config.n_heads, "dim / n_heads"),
+    ):
+        if found != needed:
+            raise BadInput(f"transformer/config.json: {setting} {found}; {needed} is needed ({of})")
+    if len(axes) != 3 or any(axis < 2 or axis % 2 for axis in axes):
+        raise BadInput(f"transformer/config.json: axes_dims is {list(axes)}; three even numbers are needed")
+    if any(not least <= length <= POSITIONS for length, least in zip(config.axes_lens, (34, 1, 1))):
+        raise BadInput(f"transformer/config.json: axes_lens is {list(config.axes_lens)}; at least 34, 1 and 1 positions are needed, and at "
+                       f"most {POSITIONS:,} are possible")
+    for name in ("scaling_factor", "shift_factor"):
+        if not isinstance(vae[name], int | float) or not math.isfinite(vae[name]) or (vae[name] == 0 and name == "scaling_factor"):
+            raise BadInput(f"vae/config.json: {name} is {vae[name]}; a finite number is needed")
+    vocabulary = len(tokenizers["tokenizer"])
+    if vocabulary > text.vocab_size:
+        raise BadInput(f"tokenizer has {vocabulary:,} tokens, text_encoder embeds {text.vocab_size:,}; they must be of one model")
+    if not tokenizers["tokenizer"].chat_template:
+        raise BadInput("tokenizer has no chat template, which this family writes prompts in; use the tokenizer of this model")
+
+
+FITS = {"FluxPipeline": flux, "ZImagePipeline": zimage}

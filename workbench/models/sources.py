@@ -12,9 +12,10 @@ from workbench import folders, modelfiles
 from workbench.models import checks
 from workbench.models.bundle import ASSETS, Bundle
 from workbench.models.flux import FluxBundle
+from workbench.models.zimage import ZImageBundle
 from workbench.options import BadInput, ModelSpec
 
-FAMILIES = {"FluxPipeline": FluxBundle}
+FAMILIES = {"FluxPipeline": FluxBundle, "ZImagePipeline": ZImageBundle}
 EMBEDDED = {path.parent.name: path.parent for path in sorted((ASSETS / "models").glob("*/model_index.json"))}
 NEEDS_MORE = {  # pipelines of known transformers that take more than text
     "FluxKontextPipeline": "an image to edit", "FluxImg2ImgPipeline": "an image to start from", "FluxFillPipeline": "an image and a mask",

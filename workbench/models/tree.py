@@ -41,13 +41,20 @@ def with_modules(module: nn.Module, children: Mapping[str, nn.Module]) -> nn.Mod
 
 
 def on_meta(module: nn.Module) -> nn.Module:
-    """A clone whose parameters and buffers have shapes and no values: a forward costs neither memory nor time."""
+    """A clone whose parameters and buffers have shapes and no values: a forward costs neither memory nor time. What diffusers' models keep
+    in plain objects, such as Z-Image's rotary table, which moves to the device of the latest call, is the clone's own too."""
     own = clone_tree(module)
     for each in own.modules():
+        each.__dict__.update({name: copy.copy(value) for name, value in each.__dict__.items() if _is_plain_part(value)})
         each.__dict__["_parameters"] = {name: None if kept is None else nn.Parameter(kept.detach().to("meta"), requires_grad=False)
                                         for name, kept in each._parameters.items()}
         each.__dict__["_buffers"] = {name: None if kept is None else kept.to("meta") for name, kept in each._buffers.items()}
     return own
+
+
+def _is_plain_part(value) -> bool:
+    """Is it an object of diffusers' model code that is no module?"""
+    return type(value).__module__.startswith("diffusers.models.") and not isinstance(value, nn.Module)
 
 
 def as_dtype(module: nn.Module, dtype: torch.dtype) -> nn.Module:

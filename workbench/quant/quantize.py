@@ -6,6 +6,7 @@ Dimension letters as in `types.py`: T steps, L layers, S samples, N out features
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -78,9 +79,10 @@ class QuantizedModel:
         return {f"{module.input_group}.{key}": tensor for module in self.layers.values() if isinstance(module, QuantLinear | FloatLinear)
                 for key, tensor in module.shared_tensors().items()}
 
-    def _read_step(self, _module, _args, kwargs) -> None:
+    def _read_step(self, module, args, kwargs) -> None:
         if not self.state.driven:
-            self.state.follow(self.bundle.sigma_of(kwargs))
+            given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
+            self.state.follow(self.bundle.sigma_of(given))
 
 
 def build(bundle: Bundle, bank: WeightBank, plan: BitPlan) -> QuantizedModel:
