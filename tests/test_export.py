@@ -95,7 +95,7 @@ def test_an_export_is_opened_on_the_device_that_is_asked_for(exported, tmp_path,
     class Opened(BadInput):
         pass
 
-    def stop(folder, manifest, forms, tensors, device):
+    def stop(folder, manifest, generation, layer_formats, tensors, device):
         found.append(str(device))
         raise Opened("enough is known")
 
