@@ -24,7 +24,7 @@ def build(page: Page) -> TabInputs:
             load = gr.Button("Load model", elem_id="load")
             notice_line(page, "model")
             tab_inputs = TabInputs(TraceConfig, inputs.build(TraceConfig, "steps", "seed"))
-            with gr.Accordion("What is generated: size, guidance, text length", open=False, elem_id="generation"):
+            with gr.Accordion("What is generated: size, guidance, text length", open=False, elem_id="generation", elem_classes="settings"):
                 generation = inputs.build(GenerationConfig, *actions.GENERATION_INPUTS)
                 generate_as = gr.Button("Use these", size="sm", elem_id="generate-as")
             model_info = gr.HTML(elem_id="model-info")
