@@ -53,3 +53,20 @@ def test_a_missing_file_or_a_folder_is_refused(tmp_path):
 
 def test_limits_are_inclusive():
     assert len(prompts.check(["x" * 5000] * 256)) == 256
+
+
+@pytest.mark.parametrize("name", ["emoji-flux", "general"])
+def test_no_prompt_is_in_two_sets_and_each_set_is_large_enough_for_its_stages(root, name):
+    """Weights are solved on 16, signs are added up on the next 16, and the comparison has 64 held out."""
+    sets = json.loads((root / "assets" / "prompts" / f"{name}.json").read_text(encoding="utf-8"))
+    together = [prompt for each in sets.values() for prompt in each]
+    assert len(set(together)) == len(together)
+    assert len(sets["calibration"]) >= 32 and len(sets["held_out"]) >= 64 and len(sets["showcase"]) >= 12
+    assert all(prompts.check(each) == tuple(each) for each in sets.values())
+
+
+def test_the_general_prompts_are_short_and_long(root):
+    sets = json.loads((root / "assets" / "prompts" / "general.json").read_text(encoding="utf-8"))
+    for name in ("calibration", "held_out"):
+        words = [len(prompt.split()) for prompt in sets[name]]
+        assert min(words) == 1 and max(words) > 50 and any('"' in prompt for prompt in sets[name])

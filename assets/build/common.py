@@ -9,6 +9,7 @@ BUILD_FOLDER = Path(__file__).resolve().parent
 CACHE_FOLDER = BUILD_FOLDER / "cache"
 MODEL_FOLDER = BUILD_FOLDER.parent / "models" / "emoji-flux"
 PROMPTS_FILE = BUILD_FOLDER.parent / "prompts" / "emoji-flux.json"
+GENERAL_PROMPTS_FILE = BUILD_FOLDER.parent / "prompts" / "general.json"
 
 STYLES = ("fluent", "noto", "twemoji")
 IMAGE_PX = 128

@@ -35,6 +35,7 @@ from workbench.plans import BitPlan
 from workbench.runs import Run
 
 RECIPE = 3  # counts up when a change of the code changes what a kept result would be
+COMPARED = 64  # held-out prompts, where none are given
 
 
 class SkipMethod(Cancelled):
@@ -94,7 +95,7 @@ def run_comparison(bundle: Bundle, methods: Sequence[str], settings: Settings, *
     for name in names:
         check(METHODS[name], settings.contest_config)
     steps = settings.trace.steps
-    prompts, seeds = generate.sample(tuple(prompts) or bundle.prompts("held_out"), seed, steps)
+    prompts, seeds = generate.sample(tuple(prompts) or bundle.prompts("held_out")[:COMPARED], seed, steps)
     with contextlib.ExitStack() as stack:
         run = run or Run(stack.enter_context(tempfile.TemporaryDirectory()))
         made_for = (RECIPE, bundle.model_hash, bundle.generation, str(bundle.device), prompts, seeds, steps, lpips.path() is not None)
