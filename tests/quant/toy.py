@@ -71,6 +71,9 @@ class ToyBundle(Bundle):
     rules: ClassVar = (Rule(r"time", "float", "time embedder"), Rule(r"blocks\.\d+\.modulation", "modulation"),
                        Rule(r"blocks\..+", "quantize"))
 
+    def settle(self, asked):
+        pass  # it takes nothing
+
     def denoiser(self, integrator):
         return ToyDenoiser(self, integrator.sigma_T1)
 

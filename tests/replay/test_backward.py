@@ -68,6 +68,9 @@ class GuidedBundle(Bundle):
     rules: ClassVar = (Rule(".*", "quantize"),)
     kind, scheduler = "two", staticmethod(lambda: d.FlowMatchEulerDiscreteScheduler(shift=2.0))
 
+    def settle(self, asked):
+        pass  # it takes nothing
+
     def integrator(self, steps):
         return Integrator.of(self.scheduler(), steps)
 

@@ -48,6 +48,7 @@ class FakeBundle:
     modulation: tuple = ()
     generation: GenerationConfig = PIPELINES_OWN
     tokens: int = 64
+    takes: tuple = ("height", "width", "guidance", "negative_prompt")
     parameters: int = 30 * 65_536
 
     @property

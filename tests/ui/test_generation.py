@@ -6,6 +6,7 @@ from tests.ui.test_actions import profile
 from workbench.options import PIPELINES_OWN, BadInput, GenerationConfig
 from workbench.ui import endpoints, inputs, limits
 from workbench.ui.actions import model
+from workbench.ui.tabs.model import _generation_input
 
 
 def values(**asked):
@@ -64,3 +65,12 @@ def test_a_call_says_what_is_generated(store, pipeline, monkeypatch):
     for known, settings in ((session.id, None), (session.id, {"height": 96}), (None, {"width": 48})):
         calls._generate(["a"], 0, 4, None, None, known, settings)[1](lambda progress: None)
     assert seen == [GenerationConfig(height=96)] * 2 + [GenerationConfig(width=48)]
+
+
+def test_the_screen_shows_what_the_model_takes_and_nothing_else(session):
+    shown = {name: _generation_input(session, name) for name in model.GENERATION_INPUTS}
+    assert {name for name, update in shown.items() if update["visible"]} == set(session.bundle.takes)
+    model.generate_as(session, *values(width=32))
+    assert _generation_input(session, "width")["value"] == 32 and _generation_input(session, "height")["value"] is None
+    session.bundle = None
+    assert not any(_generation_input(session, name)["visible"] for name in model.GENERATION_INPUTS)

@@ -80,10 +80,15 @@ class Bundle(abc.ABC):
     def decode(self, latent: Tensor) -> Media:
         """What the latents (S, *shape) show."""
 
+    @abc.abstractmethod
     def settle(self, asked: GenerationConfig) -> None:
         """Sets what is generated (sizes in pixels, lengths in tokens, guidance) from what is asked, and from the pipeline where nothing
-        is. Raises BadInput with one line for what the pipeline does not take: by default anything."""
-        self.refuse(asked, *GenerationConfig.model_fields)
+        is. Raises BadInput with one line for a value that the pipeline does not take."""
+
+    @property
+    def takes(self) -> tuple[str, ...]:
+        """The fields of GenerationConfig that the pipeline has; the others are refused. By default it has none."""
+        return ()
 
     def prepare(self) -> None:
         """What is done to the transformers before anybody else sees them. A family may move their weights here, and never later."""
@@ -105,17 +110,14 @@ class Bundle(abc.ABC):
         return other
 
     def _settle(self, generation: GenerationConfig) -> None:
+        for name in GenerationConfig.model_fields:
+            if name not in self.takes and getattr(generation, name) not in (None, ""):
+                raise BadInput(f"{name.replace('_', ' ')}: a {type(self.pipeline).__name__} has none; leave it empty")
         self.generation = generation
         self.settle(generation)
         found = self._discover()
         self.layers: tuple[LayerInfo, ...] = found.layers
         self.protected: dict[str, str] = found.kept_float
-
-    def refuse(self, asked: GenerationConfig, *names: str) -> None:
-        """Raises BadInput where something is asked for that this pipeline does not have."""
-        for name in names:
-            if getattr(asked, name) not in (None, ""):
-                raise BadInput(f"{name.replace('_', ' ')}: a {type(self.pipeline).__name__} has none; leave it empty")
 
     @property
     def transformer(self) -> nn.Module:

@@ -82,11 +82,13 @@ class FluxBundle(Bundle):
         Rule(r"proj_out", "float", "output projection"),
     )
 
+    @property
+    def takes(self) -> tuple[str, ...]:
+        embedded = ("guidance",) if self.transformer.config.guidance_embeds else ()
+        return ("height", "width", *embedded, "true_guidance", "text_tokens", "negative_prompt")
+
     def settle(self, asked: GenerationConfig) -> None:
-        self.refuse(asked, "frames", "guidance_2")
         embedded, patch = self.transformer.config.guidance_embeds, 2 * self.pipeline.vae_scale_factor
-        if not embedded:
-            self.refuse(asked, "guidance")
         if bool(asked.negative_prompt) != (asked.true_guidance is not None):
             raise BadInput("true guidance and a negative prompt need each other; give both or none")
         size = int(self.pipeline.vae.config.sample_size)

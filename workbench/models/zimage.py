@@ -72,10 +72,11 @@ class ZImageBundle(Bundle):
         Rule(r"all_final_layer\..+\.linear", "float", "output projection"),
     )
 
+    takes: ClassVar = ("height", "width", "guidance", "text_tokens", "negative_prompt")
+
     def settle(self, asked: GenerationConfig) -> None:
         from diffusers.models.transformers.transformer_z_image import SEQ_MULTI_OF
 
-        self.refuse(asked, "frames", "true_guidance", "guidance_2")
         patch, (text_positions, *image_positions) = 2 * self.pipeline.vae_scale_factor, self.transformer.config.axes_lens
         most_height, most_width = (patch * positions for positions in image_positions)
         self.height, self.width = asked.height or min(SIDE, most_height), asked.width or min(SIDE, most_width)

@@ -8,7 +8,7 @@ from workbench.options import GenerationConfig, TraceConfig
 from workbench.ui import inputs, tables, widget
 from workbench.ui.actions import model as actions
 from workbench.ui.bindings import Page
-from workbench.ui.session import EMBEDDED
+from workbench.ui.session import EMBEDDED, Session
 from workbench.ui.tabs import TabInputs, notice_line
 from workbench.ui.views import model as views
 
@@ -38,7 +38,7 @@ def build(page: Page) -> TabInputs:
     page.show(tab_inputs.components["seed"], ["seed"], lambda s: s.seed)
     page.show(source, ["source"], lambda s: s.source)
     for name, component in generation.items():
-        page.show(component, ["bundle"], lambda s, name=name: getattr(s.bundle.generation, name) if s.bundle else None)
+        page.show(component, ["bundle"], lambda s, name=name: _generation_input(s, name))
     page.show(generate_as, ["busy", "bundle"], lambda s: gr.Button(interactive=not s.busy and s.bundle is not None))
     page.on(generate_as.click, actions.generate_as, list(generation.values()), tab="model")
     page.show(load, ["busy"], lambda s: gr.Button(interactive=not s.busy))
@@ -51,6 +51,13 @@ def build(page: Page) -> TabInputs:
     page.on(prompts.input, actions.keep_prompts, [prompts], tab="model")
     tab_inputs.components["prompts"] = prompts
     return tab_inputs
+
+
+def _generation_input(session: Session, name: str) -> dict:
+    """What a component of it shows: nothing where the model has no such setting."""
+    if session.bundle is None:
+        return gr.update(visible=False)
+    return gr.update(value=getattr(session.bundle.generation, name), visible=name in session.bundle.takes)
 
 
 def _prompt_table() -> gr.Dataframe:
